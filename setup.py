@@ -1,0 +1,43 @@
+"""Package metadata: the core needs no vendor package; each accelerator brings its own extra."""
+
+from setuptools import find_namespace_packages, setup
+
+CUDA = ["transformer-engine[pytorch]>=2.0", "flash-attn>=2.7", "triton>=3.1"]
+MUSA = ["torch_musa>=2.7"]
+VIDEO = ["av>=12"]
+DEV = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.11"]
+
+setup(
+    name="megatron-rb",
+    version="0.1.0",
+    description="Hybrid-parallel training of the RoboBrain embodied vision-language models on megatron-core",
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=["megatron_rb", "megatron_rb.*"]),
+    package_data={"megatron_rb.conf": ["**/*.yaml", "*.yaml"], "megatron_rb.launch": ["*.j2"]},
+    install_requires=[
+        "torch>=2.6",
+        "megatron-core>=0.16.1,<0.17",
+        "transformers>=5.0",
+        "tokenizers",
+        "hydra-core>=1.3",
+        "safetensors>=0.4",
+        "numpy",
+        "pillow",
+        "psutil",
+        "typer>=0.12",
+        "rich",
+        "tensorboard",
+        "matplotlib",
+        "sentencepiece",
+        "Jinja2",
+    ],
+    extras_require={"cuda": CUDA, "musa": MUSA, "video": VIDEO, "dev": DEV},
+    entry_points={
+        "console_scripts": ["rb = megatron_rb.cli:main"],
+        "megatron_rb.platforms": [
+            "cpu = megatron_rb.platform.cpu:CpuPlatform",
+            "cuda = megatron_rb.platform.cuda:CudaPlatform",
+            "musa = megatron_rb.platform.musa:MusaPlatform",
+        ],
+    },
+)
