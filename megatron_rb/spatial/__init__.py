@@ -1,0 +1,1 @@
+"""Points, cameras, episodes and the samples built from them, in numpy."""
