@@ -1,0 +1,84 @@
+"""What cuda and musa share: both runtimes are a `torch.<device type>` module with the same functions."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from megatron_rb.platform.base import MemoryStats, Platform, module_exists
+
+
+class AcceleratorPlatform(Platform):
+    """A device whose runtime is the module `torch.<device_type>`."""
+
+    @property
+    def runtime(self) -> ModuleType:
+        """The vendor's module in torch, e.g. `torch.cuda`."""
+        return getattr(torch, self.device_type)
+
+    def current_device(self) -> torch.device:
+        return torch.device(self.device_type, self.runtime.current_device())
+
+    def set_device(self, local_rank: int) -> None:
+        count = self.device_count()
+        if not 0 <= local_rank < count:
+            raise ValueError(
+                f"local rank {local_rank} has no {self.name} device, this process sees {count}; "
+                f"start at most {count} processes here or widen {self.visible_devices_env}"
+            )
+        self.runtime.set_device(local_rank)
+
+    def device_count(self) -> int:
+        return self.runtime.device_count()
+
+    def synchronize(self) -> None:
+        self.runtime.synchronize()
+
+    def seed(self, seed: int) -> None:
+        self.runtime.manual_seed(seed)
+
+    def get_rng_state(self) -> torch.Tensor:
+        return self.runtime.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        expected = self.runtime.get_rng_state().numel()
+        if state.numel() != expected:
+            raise ValueError(
+                f"a {self.name} random state has {expected} bytes, this one has {state.numel()}: seed anew instead"
+            )
+        self.runtime.set_rng_state(state)
+
+    def memory(self) -> MemoryStats:
+        free, total = self.runtime.mem_get_info()
+        return MemoryStats(
+            allocated=self.runtime.memory_allocated(),
+            reserved=self.runtime.memory_reserved(),
+            peak_allocated=self.runtime.max_memory_allocated(),
+            peak_reserved=self.runtime.max_memory_reserved(),
+            free=free,
+            total=total,
+        )
+
+    def reset_peak_memory(self) -> None:
+        self.runtime.reset_peak_memory_stats()
+
+    def empty_cache(self) -> None:
+        self.runtime.empty_cache()
+
+    def info(self) -> dict[str, Any]:
+        capability = self.runtime.get_device_capability()
+        return {
+            "platform": self.name,
+            "device": self.runtime.get_device_name(),
+            "devices": self.device_count(),
+            "capability": f"{capability[0]}.{capability[1]}",
+            "memory_bytes": self.runtime.mem_get_info()[1],
+            "torch": torch.__version__,
+        }
+
+
+def nvidia_apex_exists() -> bool:
+    """NVIDIA's apex, told by its CUDA extension: the package of that name on PyPI is another project."""
+    return module_exists("amp_C") and module_exists("apex.optimizers")

@@ -1,0 +1,72 @@
+"""The CPU platform: gloo collectives, host memory, no streams."""
+
+from __future__ import annotations
+
+import os
+import platform as host
+from typing import Any
+
+import psutil
+import torch
+
+from megatron_rb.platform.base import MemoryStats, Platform, ProbeResult
+
+
+class CpuPlatform(Platform):
+    name = "cpu"
+    device_type = "cpu"
+    collective_backend = "gloo"
+
+    def probe(self) -> ProbeResult:
+        return ProbeResult(True, "always present")
+
+    def current_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def set_device(self, local_rank: int) -> None:
+        pass
+
+    def device_count(self) -> int:
+        return 1
+
+    def synchronize(self) -> None:
+        pass
+
+    def seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def get_rng_state(self) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        expected = torch.get_rng_state().numel()
+        if state.numel() != expected:
+            raise ValueError(
+                f"a CPU random state has {expected} bytes, this one has {state.numel()}: seed anew instead"
+            )
+        torch.set_rng_state(state)
+
+    def memory(self) -> MemoryStats:
+        resident = psutil.Process().memory_info().rss
+        machine = psutil.virtual_memory()
+        return MemoryStats(allocated=resident, free=machine.available, total=machine.total)
+
+    def reset_peak_memory(self) -> None:
+        pass
+
+    def empty_cache(self) -> None:
+        pass
+
+    def supports(self, dtype: torch.dtype) -> bool:
+        return dtype in (torch.float32, torch.float64, torch.bfloat16)
+
+    def _offers(self, capability: str) -> bool:
+        return False
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "platform": self.name,
+            "device": host.processor() or host.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+        }
