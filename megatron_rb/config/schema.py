@@ -115,8 +115,11 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     """Not applied to biases, norms and one-dimensional parameters."""
     beta1: float = 0.9
+    """Decay of the running mean of the gradient."""
     beta2: float = 0.999
+    """Decay of the running mean of the squared gradient."""
     eps: float = 1e-8
+    """Added to the denominator of the update."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 = no clipping."""
 
@@ -140,8 +143,8 @@ class CheckpointConfig:
     dir: str = ""
     """Folder of the checkpoints; empty = `<run_dir>/checkpoints`."""
     init: str = ""
-    """What a new run starts from: a checkpoint made by `rb convert import`, or a Hugging Face folder; empty = `model.hf_path`.
-    `random` draws fresh weights, and must be asked for by name."""
+    """What a new run starts from: a checkpoint made by `rb convert import`, or a Hugging Face folder;
+    empty = `model.hf_path`. `random` draws fresh weights, and must be asked for by name."""
     resume: bool = True
     """Continue from the newest complete checkpoint of the run, when there is one."""
     save_every: int = 500
@@ -175,9 +178,11 @@ class ClusterConfig:
     name: str = "local"
     """Where the processes start: `local`."""
     num_nodes: int = 1
+    """Machines of the run; `rb launch` starts the processes of one."""
     processes_per_node: int = 0
     """0 = what the parallel sizes need (`world_size`)."""
     master_addr: str = "127.0.0.1"
+    """Address at which rank 0 meets the others."""
     master_port: int = 0
     """0 = a free port."""
     env: dict[str, str] = field(default_factory=dict)

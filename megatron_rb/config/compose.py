@@ -1,0 +1,237 @@
+"""From recipe names and `key=value` overrides to one strict, typed `Config`; nobody else sees a DictConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from megatron_rb.config.rules import check_values
+from megatron_rb.config.schema import Config
+
+CONF_MODULE = "megatron_rb.conf"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One `key=value` of the command line: the choice of a file, or a value."""
+
+    key: str
+    value: Any
+    picks_file: bool
+
+
+def load_config(overrides: Sequence[str]) -> Config:
+    """Compose `conf/config.yaml`, the chosen group files and the `key=value` overrides.
+
+    Raises:
+        ValueError: an unknown key, group choice or a value of the wrong type, in one sentence.
+    """
+    settings = [_parse(text) for text in overrides]
+    tree = OmegaConf.to_container(_compose_files([item for item in settings if item.picks_file]), resolve=False)
+    assert isinstance(tree, dict)
+    config = _merge(tree, origin="conf/")
+    for item in settings:
+        if not item.picks_file:
+            _apply(config, item)
+    return _finish(config)
+
+
+def config_from_file(path: str | Path) -> Config:
+    """Read a config that `save_config` wrote; as strict as `load_config`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no config file {path}")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold settings as `key: value`")
+    return _finish(_merge(tree, origin=str(path)))
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write every setting, with all references resolved, so that `config_from_file` gives the same config back."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(_escape(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def group_choices(group: str) -> list[str]:
+    """Names that `group=name` accepts, e.g. the recipes for group `experiment`."""
+    folder = resources.files(CONF_MODULE) / group
+    if not folder.is_dir():
+        return []
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def known_keys(schema: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every key of the schema, sections included, as `section.field`."""
+    hints = typing.get_type_hints(schema)
+    for item in dataclasses.fields(schema):
+        yield prefix + item.name
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from known_keys(typing.cast(type, hints[item.name]), f"{prefix}{item.name}.")
+
+
+def _parse(text: str) -> Setting:
+    key, equals, raw = text.partition("=")
+    key = key.strip().lstrip("+")
+    if not equals or not key or key.startswith("~"):
+        raise ValueError(f"'{text}' is not a setting; write key=value, e.g. experiment=demo or parallel.tp_size=2")
+    picks_file = bool(group_choices(key))
+    if not picks_file:
+        _check_key(key)
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={raw}")
+    except HydraException as error:
+        if not picks_file and _type_of(key) is str:  # e.g. the bars of a layout, which Hydra's grammar refuses bare
+            return Setting(key, raw, False)
+        raise ValueError(
+            f"cannot read the value of '{text}' ({_one_line(error)}); put quotes around values with special characters"
+        ) from error
+    if override.is_sweep_override():
+        if not picks_file and _type_of(key) is str:
+            return Setting(key, raw, False)
+        raise ValueError(f"'{text}' is a sweep; a run takes one value (a list is written [a,b])")
+    value = override.value()
+    if picks_file:
+        _check_choice(key, value)
+    return Setting(key, value, picks_file)
+
+
+def _check_choice(group: str, name: Any) -> None:
+    choices = group_choices(group)
+    if name not in choices:
+        hint = _did_you_mean(str(name), choices) or ";"
+        raise ValueError(f"{group} has no choice '{name}'{hint} there are {', '.join(choices)}")
+
+
+def _check_key(key: str) -> None:
+    keys = list(known_keys())
+    parent = key.rsplit(".", 1)[0]
+    if key not in keys and parent not in _free_form_keys():
+        raise ValueError(f"there is no setting '{key}'{_did_you_mean(key, keys)}")
+
+
+def _free_form_keys() -> set[str]:
+    """Keys whose value is a mapping with names of the user's choice."""
+    return {key for key in known_keys() if typing.get_origin(_type_of(key)) is dict}
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Close matches by the whole key, or by its last part in any section."""
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.75)
+    last = word.rsplit(".", 1)[-1]
+    by_name = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}
+    for name in difflib.get_close_matches(last, list(by_name), n=2, cutoff=0.7):
+        if by_name[name] not in close:
+            close.append(by_name[name])
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _compose_files(choices: Sequence[Setting]) -> DictConfig:
+    try:
+        with initialize_config_module(CONF_MODULE, version_base="1.3"):
+            return compose("config", overrides=[f"{item.key}={item.value}" for item in choices])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(f"the files in conf/ do not fit together: {_one_line(error)}") from error
+
+
+def _merge(tree: Mapping[Any, Any], origin: str) -> DictConfig:
+    """The schema's defaults with the values of `tree`, each checked."""
+    config = OmegaConf.structured(Config)
+    for key, value in _leaves(tree):
+        try:
+            _check_key(key)
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from error
+        _set(config, key, value)
+    return config
+
+
+def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    sections = {key for key in known_keys() if dataclasses.is_dataclass(_type_of(key))}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if key in sections and isinstance(value, Mapping):
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _apply(config: DictConfig, item: Setting) -> None:
+    if dataclasses.is_dataclass(_type_of(item.key)) and isinstance(item.value, Mapping):
+        for key, leaf in _leaves(item.value, f"{item.key}."):
+            _check_key(key)
+            _set(config, key, leaf)
+    else:
+        _set(config, item.key, item.value)
+
+
+def _set(config: DictConfig, key: str, value: Any) -> None:
+    try:
+        OmegaConf.update(config, key, value, merge=isinstance(value, Mapping))
+    except ValidationError as error:
+        raise ValueError(f"{key} must be {_kind(_type_of(key))}, got {value!r}") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{key}: {_one_line(error)}") from error
+
+
+def _type_of(key: str) -> Any:
+    """Declared type of a key; of the values when the key lies inside a mapping."""
+    current: Any = Config
+    for name in key.split("."):
+        if dataclasses.is_dataclass(current):
+            current = typing.get_type_hints(current).get(name, str)
+        else:
+            current = typing.get_args(current)[-1] if typing.get_args(current) else str
+    return current
+
+
+def _kind(declared: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if declared in names:
+        return names[declared]
+    if typing.get_origin(declared) is list:
+        return "a list, e.g. [a,b]"
+    return "a mapping, e.g. {NAME: value}" if typing.get_origin(declared) is dict else "a section of settings"
+
+
+def _finish(config: DictConfig) -> Config:
+    try:
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{getattr(error, 'full_key', None) or 'config'}: {_one_line(error)}") from error
+    assert isinstance(result, Config)
+    check_values(result)
+    return result
+
+
+def _escape(value: Any) -> Any:
+    # A literal "${" in a resolved value must not be taken for a reference when the file is read again.
+    if isinstance(value, dict):
+        return {key: _escape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escape(item) for item in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n", 1)[0].split())

@@ -1,0 +1,199 @@
+"""All values that follow from settings, model sizes and number of processes, computed and checked in one pass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from megatron_rb.config.rules import either
+from megatron_rb.config.schema import Config, DataConfig, ParallelConfig, ScheduleConfig
+from megatron_rb.layout import PipelineLayout, parse_layout
+
+
+class VisionSizes(Protocol):
+    """What `derive` reads of a ViT."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+
+
+class TextSizes(Protocol):
+    """What `derive` reads of a language model."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_query_groups(self) -> int: ...
+    @property
+    def ffn_hidden_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+
+class ModelSizes(Protocol):
+    """What `derive` reads of a model; a `RoboBrainShape` is one."""
+
+    @property
+    def vision(self) -> VisionSizes: ...
+    @property
+    def text(self) -> TextSizes: ...
+
+
+@dataclass(frozen=True)
+class Derived:
+    """Values that other rooms would otherwise compute a second time."""
+
+    world_size: int
+    tp_size: int
+    pp_size: int
+    dp_size: int
+    processes_per_node: int
+    layout: PipelineLayout | None
+    """The layout the user wrote; None = to be balanced by cost."""
+    micro_batch_multiple: int
+    """The number of micro-batches of a data-parallel rank is a multiple of this (interleaved 1F1B needs pp_size)."""
+    sequence_parallel: bool
+    """False at tp_size 1, where there is nothing to split."""
+    run_dir: Path
+    checkpoint_dir: Path
+    init: str
+    """Where the weights of a new run come from: a folder, or `random`."""
+    tokenizer: str
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How long the run is, in optimizer steps."""
+
+    train: int
+    warmup: int
+
+
+def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
+    """Compute everything that depends on more than one setting.
+
+    Args:
+        world_size: processes that really run (as torchrun or srun say); 0 = what the config asks for.
+
+    Raises:
+        ValueError: settings, model and processes do not fit together.
+    """
+    parallel = config.parallel
+    check_tp_size(parallel.tp_size, shape)
+    layout = _layout(parallel, shape)
+    world_size = _world_size(config, world_size)
+    dp_size = world_size // (parallel.tp_size * parallel.pp_size)
+    sequence_parallel = parallel.sequence_parallel and parallel.tp_size > 1
+    _check_data(config.data, dp_size, parallel.tp_size if sequence_parallel else 1)
+    run_dir = Path(config.run_dir)
+    return Derived(
+        world_size=world_size,
+        tp_size=parallel.tp_size,
+        pp_size=parallel.pp_size,
+        dp_size=dp_size,
+        processes_per_node=_processes_per_node(config, world_size),
+        layout=layout,
+        micro_batch_multiple=parallel.pp_size if layout is not None and layout.vpp_size > 1 else 1,
+        sequence_parallel=sequence_parallel,
+        run_dir=run_dir,
+        checkpoint_dir=Path(config.checkpoint.dir) if config.checkpoint.dir else run_dir / "checkpoints",
+        init=config.checkpoint.init or config.model.hf_path,
+        tokenizer=config.data.tokenizer or config.model.hf_path,
+    )
+
+
+def derive_steps(schedule: ScheduleConfig, global_batch_size: int, num_samples: int) -> Steps:
+    """Length of the run; a step may cross the end of an epoch, so only the last step of the run is rounded up.
+
+    Raises:
+        ValueError: the run would have no step, since there is no sample.
+    """
+    if num_samples < 1:
+        raise ValueError("there is no usable training sample; check data.train and the ledger of skipped samples")
+    train = schedule.train_steps or math.ceil(schedule.epochs * num_samples / global_batch_size)
+    return Steps(train, min(train, round(schedule.warmup_ratio * train)))
+
+
+def check_tp_size(tp_size: int, shape: ModelSizes) -> None:
+    """Every size that tensor parallelism cuts must be a multiple of tp_size; the ViT's ffn need not, it is padded.
+
+    Raises:
+        ValueError: names the first size that is not, and the degrees that this model allows.
+    """
+    sizes = {
+        "num_query_groups": shape.text.num_query_groups,
+        "num_attention_heads": shape.text.num_heads,
+        "vision num_heads": shape.vision.num_heads,
+        "text ffn_hidden_size": shape.text.ffn_hidden_size,
+        "vocab_size": shape.text.vocab_size,
+    }
+    common = math.gcd(*sizes.values())
+    for name, size in sizes.items():
+        if size % tp_size:
+            allowed = [str(n) for n in range(1, common + 1) if common % n == 0]
+            raise ValueError(f"tp_size {tp_size} does not divide {name} {size}; use {either(allowed)}")
+
+
+def _layout(parallel: ParallelConfig, shape: ModelSizes) -> PipelineLayout | None:
+    num_blocks = shape.vision.num_layers + shape.text.num_layers + 4
+    if parallel.pp_size > num_blocks:
+        raise ValueError(
+            f"pp_size {parallel.pp_size} is more than the {num_blocks} blocks of the model; use a smaller pp_size"
+        )
+    if not parallel.layout.strip():
+        return None
+    return parse_layout(parallel.layout, shape.vision.num_layers, shape.text.num_layers, parallel.pp_size)
+
+
+def _world_size(config: Config, world_size: int) -> int:
+    tp_size, pp_size = config.parallel.tp_size, config.parallel.pp_size
+    cell = tp_size * pp_size
+    wanted = config.world_size or config.cluster.num_nodes * config.cluster.processes_per_node
+    if world_size and config.world_size and world_size != config.world_size:
+        raise ValueError(
+            f"{world_size} processes were started, the config asks for world_size {config.world_size}; "
+            f"start {config.world_size}, or set world_size=0"
+        )
+    result = world_size or wanted or cell
+    if result % cell:
+        below = result // cell * cell
+        sizes = f"{below} or {below + cell}" if below else str(cell)
+        raise ValueError(
+            f"world_size {result} is not a multiple of tp_size {tp_size} x pp_size {pp_size} = {cell}; "
+            f"use {sizes} processes, or other degrees"
+        )
+    return result
+
+
+def _processes_per_node(config: Config, world_size: int) -> int:
+    num_nodes, given = config.cluster.num_nodes, config.cluster.processes_per_node
+    if given and given * num_nodes != world_size:
+        raise ValueError(
+            f"num_nodes {num_nodes} x processes_per_node {given} is {num_nodes * given}, the world has {world_size} "
+            f"processes; set processes_per_node=0 to have it computed"
+        )
+    if world_size % num_nodes:
+        raise ValueError(f"{world_size} processes cannot be spread evenly over {num_nodes} nodes; change world_size")
+    return world_size // num_nodes
+
+
+def _check_data(data: DataConfig, dp_size: int, seq_multiple: int) -> None:
+    if data.global_batch_size < dp_size:
+        raise ValueError(
+            f"global_batch_size {data.global_batch_size} leaves some of the {dp_size} data-parallel ranks without a "
+            f"sample; use at least {dp_size}"
+        )
+    if data.seq_length % seq_multiple:
+        nearest = max(1, data.seq_length // seq_multiple) * seq_multiple
+        raise ValueError(
+            f"seq_length {data.seq_length} is not a multiple of tp_size {seq_multiple}, as sequence_parallel needs; "
+            f"use {nearest}"
+        )
+    if data.max_pixels and data.min_pixels > data.max_pixels:
+        raise ValueError(f"min_pixels {data.min_pixels} is above max_pixels {data.max_pixels}")

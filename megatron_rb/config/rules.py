@@ -1,0 +1,89 @@
+"""What each setting may be on its own; rules between settings, model and cluster are in `derive`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+
+from megatron_rb.config.schema import Config
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model.dtype": ("bf16", "fp32"),
+    "model.layers": ("auto", "local", "transformer_engine"),
+    "data.verify": ("header", "decode"),
+    "schedule.decay": ("cosine", "linear", "constant"),
+    "cluster.name": ("local",),
+}
+
+# Smallest allowed value.
+LEAST: dict[str, float] = {
+    "world_size": 0,
+    "model.recompute.vision": -1,
+    "model.recompute.language": -1,
+    "parallel.tp_size": 1,
+    "parallel.pp_size": 1,
+    "platform.threads_per_rank": 0,
+    "data.seq_length": 1,
+    "data.max_patches": 1,
+    "data.global_batch_size": 1,
+    "data.min_pixels": 0,
+    "data.max_pixels": 0,
+    "data.max_video_frames": 1,
+    "data.prefetch_steps": 0,
+    "data.decode_threads": 1,
+    "optimizer.lr": 0,
+    "optimizer.min_lr": 0,
+    "optimizer.vision_lr_ratio": 0,
+    "optimizer.merger_lr_ratio": 0,
+    "optimizer.weight_decay": 0,
+    "optimizer.clip_grad": 0,
+    "schedule.train_steps": 0,
+    "schedule.eval_every": 0,
+    "checkpoint.save_every": 0,
+    "checkpoint.keep_last": 0,
+    "metrics.log_every": 1,
+    "cluster.num_nodes": 1,
+    "cluster.processes_per_node": 0,
+    "cluster.grace_seconds": 0,
+}
+
+ABOVE_ZERO = ("parallel.timeout_minutes", "data.video_fps", "optimizer.eps", "schedule.epochs")
+"""Quantities that make no sense at zero."""
+
+# Lowest and highest allowed value.
+RANGES: dict[str, tuple[float, float]] = {
+    "optimizer.beta1": (0, 1),
+    "optimizer.beta2": (0, 1),
+    "schedule.warmup_ratio": (0, 1),
+    "cluster.master_port": (0, 65535),
+}
+
+
+def check_values(config: Config) -> None:
+    """Check every setting on its own.
+
+    Raises:
+        ValueError: the first setting with a value that cannot be meant.
+    """
+    for key, names in CHOICES.items():
+        value = attrgetter(key)(config)
+        if value not in names:
+            raise ValueError(f"{key} '{value}' is not known; use {either(names)}")
+    # "not >=" rather than "<", so that a NaN is refused too.
+    for key, least in LEAST.items():
+        value = attrgetter(key)(config)
+        if not value >= least:
+            raise ValueError(f"{key} is {value}; it must be at least {least:g}")
+    for key in ABOVE_ZERO:
+        value = attrgetter(key)(config)
+        if not value > 0:
+            raise ValueError(f"{key} is {value}; it must be above 0")
+    for key, (low, high) in RANGES.items():
+        value = attrgetter(key)(config)
+        if not low <= value <= high:
+            raise ValueError(f"{key} is {value}; it must lie between {low:g} and {high:g}")
+
+
+def either(names: Sequence[str]) -> str:
+    """`a`, or `a, b or c`, for a sentence that offers a choice."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
