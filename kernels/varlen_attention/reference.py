@@ -1,0 +1,38 @@
+"""Attention within the segments of a packed sequence, in plain torch: the definition, and the path on CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+
+def varlen_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: Sequence[int], causal: bool
+) -> torch.Tensor:
+    """Scaled dot-product attention that never crosses a segment border.
+
+    Args:
+        q: `[tokens, heads, head_dim]`; k, v: `[tokens, groups, head_dim]`, heads a multiple of groups.
+        cu_seqlens: borders of the segments, from 0 to `tokens`.
+        causal: a token sees itself and earlier tokens of its segment only.
+
+    Returns:
+        `[tokens, heads, head_dim]`
+    """
+    lengths = [stop - start for start, stop in zip(cu_seqlens, cu_seqlens[1:], strict=False)]
+    if len(set(lengths)) == 1:
+        return _equal_segments(q, k, v, lengths[0], causal)
+    parts = [
+        _equal_segments(a, b, c, a.shape[0], causal)
+        for a, b, c in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
+        if a.shape[0]
+    ]
+    return torch.cat(parts)
+
+
+def _equal_segments(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int, causal: bool) -> torch.Tensor:
+    batched = [x.view(-1, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
+    out = F.scaled_dot_product_attention(*batched, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2).reshape(q.shape)

@@ -1,0 +1,217 @@
+"""The layer implementations a model is built from: megatron-core's own with torch, or Transformer Engine's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_rb.parallel.sharding import ShardSpec, with_shape
+
+
+@dataclass(frozen=True)
+class LayerProvider:
+    """The classes one implementation offers; all keep the parameter names `weight` and `bias`."""
+
+    name: str
+    column_linear: Callable[..., torch.nn.Module]
+    row_linear: Callable[..., torch.nn.Module]
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What every block needs to know to build its slice of the weights."""
+
+    config: TransformerConfig
+    layers: LayerProvider
+    tp_rank: int
+    tp_size: int
+
+    @property
+    def sequence_parallel(self) -> bool:
+        return self.config.sequence_parallel
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.config.params_dtype
+
+    def without_sequence_parallel(self) -> BuildContext:
+        """For layers whose rows every rank needs."""
+        config = copy(self.config)
+        config.sequence_parallel = False
+        return replace(self, config=config)
+
+
+class ColumnLinear(tensor_parallel.ColumnParallelLinear):
+    """megatron-core's column-parallel linear; without communication it is one fused torch call."""
+
+    def _forward_impl(self, input, weight, *args, **kwargs):
+        return _linear(super()._forward_impl, input, weight, *args, **kwargs)
+
+
+class RowLinear(tensor_parallel.RowParallelLinear):
+    """megatron-core's row-parallel linear; without communication it is one fused torch call."""
+
+    def _forward_impl(self, input, weight, *args, **kwargs):
+        return _linear(super()._forward_impl, input, weight, *args, **kwargs)
+
+
+def _linear(general, input, weight, *args, **kwargs):
+    communicates = kwargs.get("allreduce_dgrad") or kwargs.get("sequence_parallel")
+    if communicates or kwargs.get("gradient_accumulation_fusion"):
+        return general(input, weight, *args, **kwargs)
+    return F.linear(input, weight, kwargs.get("bias"))
+
+
+def local_layers() -> LayerProvider:
+    """megatron-core's tensor-parallel layers on torch: every platform has them."""
+    return LayerProvider("local", ColumnLinear, RowLinear)
+
+
+def transformer_engine_layers() -> LayerProvider:
+    """Transformer Engine's layers through megatron-core's wrappers; the package must be installed."""
+    from megatron.core.extensions import transformer_engine as te
+
+    return LayerProvider("transformer_engine", te.TEColumnParallelLinear, te.TERowParallelLinear)
+
+
+def select_layers(choice: str, has_transformer_engine: bool) -> LayerProvider:
+    """The provider for `model.layers`: `local`, `transformer_engine` or `auto`."""
+    if choice not in ("auto", "local", "transformer_engine"):
+        raise ValueError(f"model.layers is '{choice}'; use auto, local or transformer_engine")
+    if choice == "transformer_engine" and not has_transformer_engine:
+        raise ValueError(
+            "model.layers=transformer_engine, but Transformer Engine is not installed here; install it or use model.layers=auto"
+        )
+    return transformer_engine_layers() if has_transformer_engine and choice != "local" else local_layers()
+
+
+def column_linear(
+    ctx: BuildContext, input_size: int, output_size: int, *, bias: bool, stride: int = 1, reduce_input_grad: bool = True
+) -> torch.nn.Module:
+    """A linear whose output features are shared by the tensor-parallel ranks.
+
+    Args:
+        output_size: global and unpadded; `stride` parts of it are fused and each is cut.
+        reduce_input_grad: false when the caller sums the gradient of the input over the ranks itself.
+    """
+    spec = ShardSpec((output_size, input_size), dim=0, stride=stride)
+    padded = spec.local_shape(ctx.tp_size)[0] * ctx.tp_size
+    extra = {} if reduce_input_grad else {"disable_grad_reduce": True}
+    layer = ctx.layers.column_linear(
+        input_size, padded, config=ctx.config, init_method=_no_init, bias=bias, gather_output=False,
+        skip_bias_add=False, is_expert=False, **extra,
+    )  # fmt: skip
+    return _place(layer, spec, with_shape(spec, (output_size,)))
+
+
+def row_linear(ctx: BuildContext, input_size: int, output_size: int, *, bias: bool, scatter_output: bool = True) -> torch.nn.Module:
+    """A linear whose input features are shared by the tensor-parallel ranks.
+
+    Args:
+        input_size: global and unpadded.
+        scatter_output: under sequence parallelism give each rank its rows; false = every rank gets all rows.
+    """
+    config = (ctx if scatter_output else ctx.without_sequence_parallel()).config
+    spec = ShardSpec((output_size, input_size), dim=1)
+    padded = spec.local_shape(ctx.tp_size)[1] * ctx.tp_size
+    layer = ctx.layers.row_linear(
+        padded, output_size, config=config, init_method=_no_init, bias=bias, input_is_parallel=True,
+        skip_bias_add=False, is_expert=False,
+    )  # fmt: skip
+    return _place(layer, spec, ShardSpec((output_size,)))
+
+
+def _place(layer: torch.nn.Module, weight: ShardSpec, bias: ShardSpec) -> torch.nn.Module:
+    layer.weight.shard = weight
+    if getattr(layer, "bias", None) is not None:
+        layer.bias.shard = bias
+    return layer
+
+
+def _no_init(weight: torch.Tensor) -> None:
+    """Weights are drawn or loaded by name after the model is built."""
+
+
+class RMSNorm(torch.nn.Module):
+    """Root-mean-square norm, statistics in fp32, `weight` applied in the type of the input (as transformers does)."""
+
+    def __init__(self, ctx: BuildContext, size: int, eps: float, *, token_parallel: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = _norm_parameter(ctx, size, token_parallel)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _rms_norm(x, self.weight, self.eps)
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    if x.dtype == torch.float32:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return weight * F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype)
+
+
+class LayerNorm(torch.nn.Module):
+    """Layer norm with weight and bias."""
+
+    def __init__(self, ctx: BuildContext, size: int, eps: float, *, token_parallel: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = _norm_parameter(ctx, size, token_parallel)
+        self.bias = _norm_parameter(ctx, size, token_parallel)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+def _norm_parameter(ctx: BuildContext, size: int, token_parallel: bool) -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(torch.empty(size, dtype=ctx.dtype))
+    parameter.shard = ShardSpec((size,))
+    # Each rank sees only its rows of the tokens, so the gradients of all ranks must be summed.
+    parameter.sequence_parallel = ctx.sequence_parallel and token_parallel
+    return parameter
+
+
+def build_norm(ctx: BuildContext, kind: str, size: int, eps: float, *, token_parallel: bool = True) -> torch.nn.Module:
+    """`rmsnorm` or `layernorm`."""
+    norm = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[kind]
+    return norm(ctx, size, eps, token_parallel=token_parallel)
+
+
+def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """An activation by its Hugging Face name."""
+    known = {
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+        "relu": F.relu,
+    }
+    if name not in known:
+        raise ValueError(f"hidden_act '{name}' is not supported; known are {', '.join(known)}")
+    return known[name]
+
+
+class MLP(torch.nn.Module):
+    """Two linears around an activation; gated (`act(gate) * up`) or plain."""
+
+    def __init__(self, ctx: BuildContext, hidden_size: int, ffn_hidden_size: int, *, gated: bool, bias: bool, act: str) -> None:
+        super().__init__()
+        self.gated = gated
+        parts = 2 if gated else 1
+        self.linear_fc1 = column_linear(ctx, hidden_size, parts * ffn_hidden_size, bias=bias, stride=parts)
+        self.linear_fc2 = row_linear(ctx, ffn_hidden_size, hidden_size, bias=bias)
+        self.act = activation(act)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden, _ = self.linear_fc1(x)
+        if self.gated:
+            gate, up = hidden.chunk(2, dim=-1)
+            hidden = self.act(gate) * up
+        else:
+            hidden = self.act(hidden)
+        return self.linear_fc2(hidden)[0]

@@ -1,0 +1,141 @@
+"""`RoboBrainStage`: the model chunk of one pipeline rank and virtual chunk, built from its slice of the layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.transformer.module import MegatronModule
+from torch.utils.checkpoint import checkpoint
+
+from megatron_rb.layout import Kind, PipelineLayout
+from megatron_rb.models.language.blocks import DecoderLayer, Embedding, Head
+from megatron_rb.models.layers import BuildContext
+from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.models.robobrain.flow import Flow, boundary_before, pack, unpack
+from megatron_rb.models.robobrain.inputs import MicroBatch, TextInputs
+from megatron_rb.models.vision.blocks import Merger, PatchEmbed, VisionLayer
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """Layers of a stage, counted from its first, whose activations are recomputed in the backward pass; -1 = all."""
+
+    vision: int = 0
+    language: int = 0
+
+
+class VisionPart(torch.nn.Module):
+    """The vision blocks of a slice, under their global layer numbers."""
+
+    def __init__(self, ctx: BuildContext, shape: RoboBrainShape, part) -> None:
+        super().__init__()
+        vision = shape.vision
+        self.patch_embed = PatchEmbed(ctx, vision) if part.has(Kind.PATCH_EMBED) else None
+        layers = part.layers(Kind.VISION)
+        self.layers = torch.nn.ModuleDict({str(i): VisionLayer(ctx, vision, i) for i in layers})
+        self.taps = {layer: tap for tap, layer in enumerate(sorted(vision.deepstack_layers)) if layer in layers}
+        self.deepstack = torch.nn.ModuleDict(
+            {str(tap): Merger(ctx, vision, norm_after_merge=True) for tap in self.taps.values()}
+        )
+        self.merger = Merger(ctx, vision, norm_after_merge=False) if part.has(Kind.MERGER) else None
+
+
+class LanguagePart(torch.nn.Module):
+    """The language blocks of a slice, under their global layer numbers."""
+
+    def __init__(self, ctx: BuildContext, shape: RoboBrainShape, part) -> None:
+        super().__init__()
+        text = shape.text
+        self.embedding = Embedding(ctx, text) if part.has(Kind.EMBEDDING) else None
+        self.layers = torch.nn.ModuleDict({str(i): DecoderLayer(ctx, text) for i in part.layers(Kind.DECODER)})
+        shares_here = text.tied_embeddings and self.embedding is not None
+        tied_weight = self.embedding.tokens.weight if shares_here else None
+        self.head = Head(ctx, text, tied_weight) if part.has(Kind.HEAD) else None
+
+
+class RoboBrainStage(MegatronModule):
+    """One contiguous slice of a RoboBrain model; its forward reads as if the blocks before it were local."""
+
+    def __init__(
+        self, ctx: BuildContext, shape: RoboBrainShape, layout: PipelineLayout, slice_index: int, recompute: Recompute
+    ) -> None:
+        super().__init__(config=ctx.config)
+        part = layout.slice(slice_index)
+        self.part = part
+        self.shape = shape
+        self.recompute = recompute
+        self.vp_stage = slice_index // layout.pp_size
+        self.pre_process, self.post_process = part.is_first, part.is_last
+        self.share_embeddings_and_output_weights = False  # tied weights are kept equal by TiedEmbedding
+        self.rows_split_over = ctx.tp_size if ctx.sequence_parallel else 1
+        self.boundary = boundary_before(part, shape, layout.num_vision_layers, layout.num_decoder_layers)
+        self.vision = VisionPart(ctx, shape, part)
+        self.language = LanguagePart(ctx, shape, part)
+        self.received: torch.Tensor | None = None
+
+    def set_input_tensor(self, input_tensor) -> None:
+        """Called by the schedule with what the stage before sent (None on the first stage)."""
+        self.received = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
+
+    def forward(self, batch: MicroBatch, all_logits: bool = False) -> torch.Tensor:
+        """
+        Returns:
+            On the last slice logits `[rows, vocab / tp]`: of `batch.text.label_rows`, or of all tokens. On every other
+            slice the packed flow for the next one.
+        """
+        flow = self._run_vision(self._receive(batch), batch)
+        flow = self._run_language(flow, batch)
+        if self.language.head is None:
+            return pack(flow)
+        return self.language.head(flow.stream, None if all_logits else batch.text.label_rows)
+
+    def _receive(self, batch: MicroBatch) -> Flow:
+        if self.part.is_first:
+            return Flow(self.vision.patch_embed(batch.vision), {})
+        assert self.received is not None, "a stage after the first ran before it received its input"
+        return unpack(self.received, self.boundary, batch, self.shape, self.rows_split_over)
+
+    def _run_vision(self, flow: Flow, batch: MicroBatch) -> Flow:
+        stream, deepstack = flow.stream, dict(flow.deepstack)
+        for place, (name, layer) in enumerate(self.vision.layers.items()):
+            stream = _maybe_recompute(layer, place, self.recompute.vision, stream, batch.vision)
+            tap = self.vision.taps.get(int(name))
+            if tap is not None:
+                deepstack[tap] = self.vision.deepstack[str(tap)](stream)
+        if self.vision.merger is not None:
+            stream = self.vision.merger(stream)
+        return Flow(stream, deepstack)
+
+    def _run_language(self, flow: Flow, batch: MicroBatch) -> Flow:
+        stream, deepstack = flow.stream, dict(flow.deepstack)
+        if self.language.embedding is not None:
+            stream = self.language.embedding(batch.text, stream)
+        for place, (name, layer) in enumerate(self.language.layers.items()):
+            stream = _maybe_recompute(layer, place, self.recompute.language, stream, batch.text)
+            if int(name) in deepstack:
+                stream = self._add_deepstack(stream, deepstack.pop(int(name)), batch.text)
+        return Flow(stream, deepstack)
+
+    def _add_deepstack(self, stream: torch.Tensor, feature: torch.Tensor, text: TextInputs) -> torch.Tensor:
+        """Decoder layer k adds the k-th DeepStack feature to the rows of the visual tokens."""
+        if self.rows_split_over > 1:
+            # Every rank uses the rows of its own tokens; the gradients of all ranks make up the feature's.
+            feature = tensor_parallel.copy_to_tensor_model_parallel_region(feature)
+        rows = feature.index_select(0, text.local_visual_rows).to(stream.dtype)
+        return stream.index_add(0, text.local_visual_positions, rows)
+
+
+def _maybe_recompute(layer, place: int, limit: int, stream: torch.Tensor, inputs) -> torch.Tensor:
+    if torch.is_grad_enabled() and (limit < 0 or place < limit):
+        return checkpoint(layer, stream, inputs, use_reentrant=False)
+    return layer(stream, inputs)
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor, tp_size: int) -> torch.Tensor:
+    """Cross entropy of each row in fp32, `[rows]`; the vocabulary may be cut over the tensor-parallel ranks."""
+    if tp_size == 1:
+        return F.cross_entropy(logits.float(), labels, reduction="none")
+    return tensor_parallel.vocab_parallel_cross_entropy(logits.float(), labels)

@@ -1,0 +1,106 @@
+"""The ViT's blocks: patch embedding, vision layers, mergers."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import tensor_parallel
+
+from megatron_rb.kernels.rope.reference import apply_rope
+from megatron_rb.kernels.varlen_attention.reference import varlen_attention
+from megatron_rb.models.layers import MLP, BuildContext, build_norm, column_linear, row_linear
+from megatron_rb.models.robobrain.config import VisionShape
+from megatron_rb.models.robobrain.inputs import VisionInputs
+from megatron_rb.parallel.sharding import ShardSpec
+
+
+class PatchEmbed(torch.nn.Module):
+    """Flattened patches to hidden states; Qwen3-VL adds learned positions interpolated to each image's grid."""
+
+    def __init__(self, ctx: BuildContext, shape: VisionShape) -> None:
+        super().__init__()
+        self.sequence_parallel = ctx.sequence_parallel
+        self.weight = _replicated(ctx, shape.hidden_size, shape.patch_dim)
+        self.bias = _replicated(ctx, shape.hidden_size) if shape.patch_bias else None
+        side = shape.position_grid_side
+        self.position = _replicated(ctx, side * side, shape.hidden_size) if side else None
+
+    def forward(self, inputs: VisionInputs) -> torch.Tensor:
+        """Returns `[patches (/ tp), 1, hidden]`."""
+        assert inputs.pixels is not None, "this rank holds the patch embedding but was given no pixels"
+        hidden = torch.nn.functional.linear(inputs.pixels.to(self.weight.dtype), self.weight, self.bias)
+        if self.position is not None:
+            taps = torch.nn.functional.embedding(inputs.position_taps, self.position)
+            hidden = hidden + (taps * inputs.position_weights.unsqueeze(-1)).sum(1).to(hidden.dtype)
+        hidden = hidden.unsqueeze(1)
+        if self.sequence_parallel:
+            hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
+        return hidden
+
+
+def _replicated(ctx: BuildContext, *shape: int) -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(torch.empty(shape, dtype=ctx.dtype))
+    parameter.shard = ShardSpec(shape)
+    return parameter
+
+
+class VisionAttention(torch.nn.Module):
+    """Bidirectional attention within windows or frames, 2-D rope. QKV rows are ordered head by head: q, k, v."""
+
+    def __init__(self, ctx: BuildContext, shape: VisionShape) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        self.linear_qkv = column_linear(ctx, shape.hidden_size, 3 * shape.hidden_size, bias=True)
+        self.linear_proj = row_linear(ctx, shape.hidden_size, shape.hidden_size, bias=True)
+
+    def forward(self, x: torch.Tensor, inputs: VisionInputs, cu_seqlens: tuple[int, ...]) -> torch.Tensor:
+        qkv, _ = self.linear_qkv(x)
+        qkv = qkv.view(qkv.shape[0], -1, 3, self.head_dim)
+        q = apply_rope(qkv[:, :, 0], inputs.rope_cos, inputs.rope_sin)
+        k = apply_rope(qkv[:, :, 1], inputs.rope_cos, inputs.rope_sin)
+        out = varlen_attention(q, k, qkv[:, :, 2], cu_seqlens, causal=False)
+        return self.linear_proj(out.reshape(out.shape[0], 1, -1))[0]
+
+
+class VisionLayer(torch.nn.Module):
+    """One pre-norm ViT layer."""
+
+    def __init__(self, ctx: BuildContext, shape: VisionShape, index: int) -> None:
+        super().__init__()
+        self.windowed = shape.window_size > 0 and index not in shape.full_attention_layers
+        self.norm1 = build_norm(ctx, shape.norm, shape.hidden_size, shape.norm_eps)
+        self.attention = VisionAttention(ctx, shape)
+        self.norm2 = build_norm(ctx, shape.norm, shape.hidden_size, shape.norm_eps)
+        self.mlp = MLP(
+            ctx, shape.hidden_size, shape.ffn_hidden_size, gated=shape.gated_mlp, bias=True, act=shape.activation
+        )
+
+    def forward(self, x: torch.Tensor, inputs: VisionInputs) -> torch.Tensor:
+        cu_seqlens = inputs.window_cu_seqlens if self.windowed else inputs.frame_cu_seqlens
+        x = x + self.attention(self.norm1(x), inputs, cu_seqlens)
+        return x + self.mlp(self.norm2(x))
+
+
+class Merger(torch.nn.Module):
+    """Joins `spatial_merge_size ** 2` neighbouring patches into one token of the language model's width.
+
+    Args:
+        norm_after_merge: DeepStack mergers normalise the joined vector, the main merger every patch.
+    """
+
+    def __init__(self, ctx: BuildContext, shape: VisionShape, *, norm_after_merge: bool) -> None:
+        super().__init__()
+        self.merged_size = shape.hidden_size * shape.merge_unit
+        self.norm_after_merge = norm_after_merge
+        size = self.merged_size if norm_after_merge else shape.hidden_size
+        self.norm = build_norm(ctx, shape.norm, size, shape.norm_eps)
+        self.linear_fc1 = column_linear(ctx, self.merged_size, self.merged_size, bias=True)
+        self.linear_fc2 = row_linear(ctx, self.merged_size, shape.out_hidden_size, bias=True, scatter_output=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[patches (/ tp), 1, vision hidden]` to `[patches / merge_unit, 1, text hidden]`, all rows on every rank."""
+        if self.norm_after_merge:
+            merged = self.norm(x.reshape(-1, 1, self.merged_size))
+        else:
+            merged = self.norm(x).reshape(-1, 1, self.merged_size)
+        hidden, _ = self.linear_fc1(merged)
+        return self.linear_fc2(torch.nn.functional.gelu(hidden))[0]

@@ -1,0 +1,160 @@
+"""Process groups and this rank's place in them: the only user of megatron-core's parallel state."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from megatron_rb.platform.base import Platform
+
+
+@dataclass(frozen=True)
+class Place:
+    """Degrees of the run and the coordinates of this rank in it."""
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    vpp_size: int
+    dp_rank: int
+    dp_size: int
+
+    @property
+    def name(self) -> str:
+        """How this rank is called in messages: `rank 3 (tp 1, pp 1, dp 0)`."""
+        return f"rank {self.rank} (tp {self.tp_rank}, pp {self.pp_rank}, dp {self.dp_rank})"
+
+
+def world_from_environment() -> tuple[int, int, int]:
+    """(rank, local rank, world size) as torchrun or srun state them; a lone process is rank 0 of 1."""
+    env = os.environ
+    rank = int(env.get("RANK", env.get("SLURM_PROCID", "0")))
+    local_rank = int(env.get("LOCAL_RANK", env.get("SLURM_LOCALID", "0")))
+    world_size = int(env.get("WORLD_SIZE", env.get("SLURM_NTASKS", "1")))
+    return rank, local_rank, world_size
+
+
+def cpu_threads_of_rank(threads_per_rank: int) -> int:
+    """Intra-op threads of this process: as configured, else the machine's cores shared by the ranks on it."""
+    if threads_per_rank > 0:
+        return threads_per_rank
+    env = os.environ
+    ranks_here = int(env.get("LOCAL_WORLD_SIZE", env.get("SLURM_NTASKS_PER_NODE", env.get("WORLD_SIZE", "1"))))
+    return max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // ranks_here)
+
+
+def start_process_group(platform: Platform, timeout_minutes: float) -> None:
+    """Join the world named by the environment; a lone process makes a world of one on a free local port."""
+    if dist.is_initialized():
+        return
+    rank, local_rank, world_size = world_from_environment()
+    platform.set_device(local_rank)
+    timeout = timedelta(minutes=timeout_minutes)
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(platform.collective_backend, rank=rank, world_size=world_size, timeout=timeout)
+        return
+    if world_size > 1:
+        raise ValueError(f"WORLD_SIZE is {world_size} but MASTER_ADDR is not set; start with `rb launch` or torchrun")
+    store = dist.TCPStore("127.0.0.1", 0, 1, True, timeout=timeout)
+    dist.init_process_group(platform.collective_backend, store=store, rank=0, world_size=1, timeout=timeout)
+
+
+def build_groups(tp_size: int, pp_size: int, vpp_size: int, timeout_minutes: float, seed: int) -> Place:
+    """Create the tensor-, pipeline- and data-parallel groups; `start_process_group` must have run.
+
+    Raises:
+        ValueError: the world size is not a multiple of tp_size x pp_size.
+    """
+    world_size = dist.get_world_size()
+    if world_size % (tp_size * pp_size):
+        raise ValueError(
+            f"{world_size} processes cannot be split into tp_size {tp_size} x pp_size {pp_size}; "
+            f"start a multiple of {tp_size * pp_size}"
+        )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tp_size,
+        pipeline_model_parallel_size=pp_size,
+        virtual_pipeline_model_parallel_size=vpp_size if vpp_size > 1 else None,
+        distributed_timeout_minutes=max(1, round(timeout_minutes)),
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    return Place(
+        rank=dist.get_rank(),
+        world_size=world_size,
+        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tp_size=tp_size,
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=pp_size,
+        vpp_size=vpp_size,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=world_size // (tp_size * pp_size),
+    )
+
+
+def destroy_groups() -> None:
+    """Forget the parallel groups, so that another layout can be built in the same processes."""
+    parallel_state.destroy_model_parallel()
+
+
+def tp_group() -> dist.ProcessGroup:
+    return parallel_state.get_tensor_model_parallel_group()
+
+
+def pp_group() -> dist.ProcessGroup:
+    return parallel_state.get_pipeline_model_parallel_group()
+
+
+def dp_group() -> dist.ProcessGroup:
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def dp_group_gloo() -> dist.ProcessGroup:
+    """The data-parallel group for CPU tensors."""
+    return parallel_state.get_data_parallel_group_gloo(with_context_parallel=True)
+
+
+def model_parallel_ranks() -> list[int]:
+    """Global ranks that together hold one copy of the model."""
+    return dist.get_process_group_ranks(parallel_state.get_model_parallel_group())
+
+
+def last_pp_rank() -> int:
+    """Global rank of the last pipeline stage beside this rank."""
+    return parallel_state.get_pipeline_model_parallel_last_rank()
+
+
+def pipeline_pair_group(pp_a: int, pp_b: int) -> dist.ProcessGroup | None:
+    """A group of the two pipeline ranks `pp_a` and `pp_b` of this rank's pipeline; every rank of the world must call this.
+
+    Returns None on ranks that are in no such pair, and when both are the same rank.
+    """
+    if pp_a == pp_b:
+        return None
+    mine = None
+    everyone: list[list[int]] = [None] * dist.get_world_size()  # type: ignore[list-item]
+    dist.all_gather_object(everyone, dist.get_process_group_ranks(pp_group()))
+    seen: set[tuple[int, ...]] = set()
+    for ranks in everyone:
+        if tuple(ranks) in seen:
+            continue
+        seen.add(tuple(ranks))
+        pair = [ranks[pp_a], ranks[pp_b]]
+        group = dist.new_group(pair)
+        if dist.get_rank() in pair:
+            mine = group
+    return mine
+
+
+def gather_over_tp(local: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]:
+    """The same tensor of all tensor-parallel ranks."""
+    shards = [torch.empty_like(local) for _ in range(group.size())]
+    dist.all_gather(shards, local.contiguous(), group=group)
+    return shards
