@@ -5,6 +5,7 @@ A row is a ShareGPT conversation with its ground truth beside it. What cannot be
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_rb.spatial import prompts
-from megatron_rb.spatial.episodes import Episode, Frame, View
+from megatron_rb.spatial.episodes import Episode, Frame, View, read_episodes
 from megatron_rb.spatial.hops import hop_pairs, progress, sample_states
 from megatron_rb.spatial.points import inside, pixel_index, pixels_to_grid
 
@@ -21,11 +22,12 @@ Row = dict[str, object]
 
 OBJECT_NAMES = {"cube": "red cube", "cubeA": "red cube", "cubeB": "green cube"}
 MOST_WAYPOINTS = 8
+DEMO_TASKS = ("pointing", "uvd", "waypoints", "hop")
 
 
 @dataclass(frozen=True)
 class SampleMix:
-    tasks: Sequence[str] = ("pointing", "uvd", "waypoints", "hop")
+    tasks: Sequence[str] = DEMO_TASKS
     """Which kinds of rows to build."""
     views: Sequence[str] = ("side",)
     """Cameras for pointing, uvd and waypoints; one row each."""
@@ -63,6 +65,16 @@ def build_rows(
     ]
     report.rows.update(str(row["task"]) for row in rows)
     return rows, report
+
+
+def write_split(folder: Path, out: Path, media_root: Path, mix: SampleMix, seed: int) -> BuildReport:
+    """Build the rows of all episodes in a folder and write them as jsonl."""
+    rows, report = build_rows(read_episodes(folder), media_root, mix, seed)
+    if not rows:
+        raise ValueError(f"{folder} gives no row of {', '.join(mix.tasks)} with views {', '.join(mix.views)}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return report
 
 
 def visible_point(view: View, name: str, centre: np.ndarray) -> tuple[np.ndarray | None, str]:
