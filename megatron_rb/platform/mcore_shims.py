@@ -57,13 +57,18 @@ DEVICE_MODULES = (
 )
 """Modules of megatron.core on the training path that name CUDA."""
 
+NEEDLESS_WARNINGS = ("full scope is deprecated", r"`torch.distributed.\w+` is deprecated")
+NEEDLESS_WITHOUT_CUDA = (
+    "When using (sequence|tensor) parallelism it is recommended to set the environment variable CUDA_",
+)
+
 
 class ShimHandle:
     """Undo record of an installation."""
 
     def __init__(self, device_type: str) -> None:
         self.device_type = device_type
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], Any]] = []
 
     def set(self, owner: Any, attribute: str, value: Any) -> None:
         """Set an attribute that must already exist, and remember the old value."""
@@ -76,7 +81,7 @@ class ShimHandle:
         setattr(owner, attribute, value)
         self._undo.append(lambda: setattr(owner, attribute, old))
 
-    def add_undo(self, undo: Callable[[], None]) -> None:
+    def add_undo(self, undo: Callable[[], Any]) -> None:
         self._undo.append(undo)
 
     def undo(self) -> None:
@@ -106,6 +111,7 @@ def install_mcore_shims(platform: Platform) -> ShimHandle:
     handle.add_undo(lambda: delattr(core, HANDLE_ATTRIBUTE))
     try:
         _install_group_step_adamw(handle)
+        _install_warning_filters(handle, NEEDLESS_WARNINGS)
         if platform.device_type != "cuda":
             _install_device(handle, platform)
     except BaseException:
@@ -161,6 +167,14 @@ def _without_import_warnings() -> Iterator[None]:
         yield
 
 
+def _install_warning_filters(handle: ShimHandle, messages: tuple[str, ...]) -> None:
+    """Drop the warnings that megatron-core raises in normal use and that a user can do nothing about."""
+    for message in messages:
+        warnings.filterwarnings("ignore", message=message)
+        added = warnings.filters[0]
+        handle.add_undo(lambda added=added: added in warnings.filters and warnings.filters.remove(added))
+
+
 def _install_group_step_adamw(handle: ShimHandle) -> None:
     """Where there is no fused Adam, let megatron-core take GroupStepAdamW for one."""
     optimizers = importlib.import_module("megatron.core.optimizer")
@@ -188,6 +202,7 @@ def _install_device(handle: ShimHandle, platform: Platform) -> None:
             _rewrite_function(handle, function, platform.device_type)
         if isinstance(module.__dict__.get("torch"), types.ModuleType):
             handle.set(module, "torch", facade)
+    _install_warning_filters(handle, NEEDLESS_WITHOUT_CUDA)
     _install_rng(handle, platform)
     _install_type_tuples(handle)
 
