@@ -1,0 +1,109 @@
+"""AdamW over the model chunks of a rank: parameter groups, data parallelism, and what megatron-core needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
+from megatron.core.optimizer_param_scheduler import ParamGroupOverride
+
+from megatron_rb.config.schema import Config, OptimizerConfig, ParallelConfig
+
+ModelPart = Literal["vision", "merger", "language"]
+MODEL_PARTS: tuple[ModelPart, ...] = ("vision", "merger", "language")
+
+
+def part_of(parameter_name: str) -> ModelPart:
+    """The part of the model whose learning rate a parameter follows, from its global name."""
+    name = parameter_name
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    if name.startswith(("vision.merger", "vision.deepstack")):
+        return "merger"
+    return "vision" if name.startswith("vision.") else "language"
+
+
+def lr_ratio(settings: OptimizerConfig, part: ModelPart) -> float:
+    """Factor on the learning rate of the language model."""
+    ratios = {"vision": settings.vision_lr_ratio, "merger": settings.merger_lr_ratio, "language": 1.0}
+    return ratios[part]
+
+
+def ddp_config(config: Config) -> DistributedDataParallelConfig:
+    """Data-parallel settings for every model chunk.
+
+    Parameters are gathered during the next forward pass only when the optimizer is distributed and gradients are
+    reduced during the backward pass: megatron-core has no other combination.
+    """
+    parallel = config.parallel
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=config.model.dtype == "bf16",
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=_overlaps_param_gather(parallel),
+        use_distributed_optimizer=parallel.distributed_optimizer,
+    )
+
+
+def build_optimizer(config: Config, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
+    """The optimizer of this rank; every rank of the world calls it, those without trainable parameters too.
+
+    Raises:
+        ValueError: no rank has a trainable parameter.
+    """
+    settings, parallel = config.optimizer, config.parallel
+    bf16 = config.model.dtype == "bf16"
+    mcore_config = McoreOptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.eps,
+        clip_grad=settings.clip_grad,
+        bf16=bf16,
+        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_param_gather=_overlaps_param_gather(parallel),
+    )
+    optimizer = get_megatron_optimizer(mcore_config, list(chunks), config_overrides=_group_overrides(settings))
+    if not optimizer.param_groups:
+        raise ValueError("every part of the model is frozen, there is nothing to train; unfreeze one in model.freeze")
+    _allocate_moments(optimizer)
+    return optimizer
+
+
+def _overlaps_param_gather(parallel: ParallelConfig) -> bool:
+    return parallel.overlap_param_gather and parallel.overlap_grad_reduce and parallel.distributed_optimizer
+
+
+def _group_overrides(settings: OptimizerConfig) -> dict[ParamKey, ParamGroupOverride]:
+    """Weight decay for matrices only, and one learning rate per model part.
+
+    `lr_mult` carries the ratio as well: megatron-core tells groups apart by it when it loads a checkpoint, not by
+    `max_lr`.
+    """
+    overrides: dict[ParamKey, ParamGroupOverride] = {
+        _named("no_decay", lambda parameter, name: parameter.dim() < 2 or name.endswith(".bias")): {"wd_mult": 0.0}
+    }
+    for part in MODEL_PARTS:
+        ratio = lr_ratio(settings, part)
+        key = _named(f"part_{part}", lambda _, name, part=part: part_of(name) == part)
+        overrides[key] = {"max_lr": settings.lr * ratio, "min_lr": settings.min_lr * ratio, "lr_mult": ratio}
+    return overrides
+
+
+def _named(name: str, matches) -> ParamKey:
+    return ParamKey(with_name_predicate=ParamWithNamePredicate(name=name, fn=matches))
+
+
+def _allocate_moments(optimizer: MegatronOptimizer) -> None:
+    """Allocate Adam's moments now instead of in the first step, so that memory is known and step 0 can be saved."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if part.init_state_fn is not None and not getattr(part, "is_stub_optimizer", False):
+            part.init_state_fn(part.optimizer, part.config)
