@@ -1,0 +1,162 @@
+"""Processes on this machine: each in a session of its own, each with a log file, none outliving the launcher."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import termios
+import threading
+import tty
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from megatron_rb.launch.command import RankCommand
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class RankProcess:
+    """A started rank. Signals go to its whole process group: the rank and whatever it started itself."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    log_start: int
+    """Size of the log before this start; an earlier run's lines come first."""
+    console: threading.Thread | None = None
+    """Copies the output to the console (rank 0)."""
+    exit_code: int | None = field(default=None, init=False)
+    """As `subprocess` has it: negative = died of that signal; None = still running."""
+
+    def poll(self) -> int | None:
+        """The exit code once the rank has ended; what its group still runs is killed then."""
+        if self.exit_code is None:
+            # Looked at without reaping, so that the id of the group cannot belong to anybody else yet.
+            ended = os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None:
+                self._signal_group(signal.SIGKILL)
+                self.exit_code = self.process.wait()
+                if self.console is not None:
+                    self.console.join(timeout=2)
+        return self.exit_code
+
+    def send(self, signum: int) -> None:
+        if self.exit_code is None:
+            self._signal_group(signum)
+
+    def _signal_group(self, signum: int) -> None:
+        try:
+            os.killpg(self.process.pid, signum)
+        except ProcessLookupError:
+            return  # ended by itself
+
+
+def start_ranks(commands: Sequence[RankCommand]) -> list[RankProcess]:
+    """Start all processes; must be called from the main thread, whose end is what the processes watch."""
+    ranks: list[RankProcess] = []
+    outputs: list[tuple[RankProcess, int, BinaryIO]] = []
+    try:
+        for command in commands:
+            command.log.parent.mkdir(parents=True, exist_ok=True)
+            log: BinaryIO = open(command.log, "ab")  # noqa: SIM115 - the copying thread closes it
+            if command.rank == 0:
+                reader, writer = _console_pair()
+                ranks.append(_start(command, writer, log.tell()))
+                os.close(writer)
+                outputs.append((ranks[-1], reader, log))
+            else:
+                with log:
+                    ranks.append(_start(command, log.fileno(), log.tell()))
+    except BaseException:
+        for rank in ranks:
+            rank.send(signal.SIGKILL)
+        raise
+    for rank, reader, log in outputs:  # threads only after the last fork
+        rank.console = threading.Thread(target=_copy, args=(reader, log), daemon=True)
+        rank.console.start()
+    return ranks
+
+
+def free_port(address: str) -> int:
+    """A TCP port that is free on `address` now."""
+    try:
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise ValueError(f"cluster.master_addr {address} is not an address of this machine: {error}") from error
+
+
+def _start(command: RankCommand, output: int, log_start: int) -> RankProcess:
+    process = subprocess.Popen(
+        command.argv,
+        env={**os.environ, **command.env},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        preexec_fn=_follow_parent(),
+    )
+    return RankProcess(command.rank, process, command.log, log_start)
+
+
+def _follow_parent() -> Callable[[], None] | None:
+    """Run in the new process: the kernel shall kill it when the launcher dies, even by SIGKILL (Linux only)."""
+    if sys.platform != "linux":
+        return None
+    prctl, launcher = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
+
+    def follow() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != launcher:  # died before the line above
+            os._exit(1)
+
+    return follow
+
+
+def _console_pair() -> tuple[int, int]:
+    """Both ends of rank 0's output: a terminal when the launcher writes to one (progress bars), else a pipe."""
+    if not sys.stdout.isatty():
+        return os.pipe()
+    reader, writer = pty.openpty()
+    tty.setraw(writer)  # the real terminal does the line ends
+    size = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, b"\0" * 8)
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, size)
+    return reader, writer
+
+
+def _copy(reader: int, log: BinaryIO) -> None:
+    console: BinaryIO | None = sys.stdout.buffer
+    with log:
+        while chunk := _read(reader):
+            log.write(chunk)
+            log.flush()
+            console = _show(console, chunk)
+    os.close(reader)
+
+
+def _read(reader: int) -> bytes:
+    try:
+        return os.read(reader, 65536)
+    except OSError:  # a terminal whose last writer has gone
+        return b""
+
+
+def _show(console: BinaryIO | None, chunk: bytes) -> BinaryIO | None:
+    """Write to the console; None from then on when nobody reads it any more (`rb launch | head`)."""
+    try:
+        if console is not None:
+            console.write(chunk)
+            console.flush()
+    except (OSError, ValueError):
+        return None
+    return console

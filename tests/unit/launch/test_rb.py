@@ -1,0 +1,106 @@
+"""The `rb` command as its user meets it: help without torch, one sentence for wrong input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_rb import cli
+from megatron_rb.launch.main import _own_folder
+
+
+def rb(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.run(
+        [sys.executable, "-m", "megatron_rb.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=env,
+        timeout=60,
+    )
+
+
+def test_every_command_has_a_line_of_help():
+    assert {"launch", "train"} <= set(cli.commands())
+    assert all(text.endswith(".") for text in cli.commands().values())
+
+
+def test_unknown_command_suggests_the_closest(capsys):
+    assert cli.main(["lunch"]) == 2
+    assert "rb has no command 'lunch'; did you mean launch?" in capsys.readouterr().err
+
+
+def test_wrong_setting_is_one_sentence_before_anything_starts(tmp_path: Path):
+    done = rb("launch", "experiment=demo", "parallel.tpp_size=2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "there is no setting 'parallel.tpp_size'; did you mean parallel.tp_size" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path: Path):
+    done = rb("--debug", "launch", "parallel.tpp_size=2", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_missing_model_folder_is_named(tmp_path: Path):
+    done = rb("launch", "model.hf_path=nowhere", cwd=tmp_path)
+    assert (done.returncode, "nowhere/config.json" in done.stderr) == (2, True)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    vision = dict(depth=2, hidden_size=64, num_heads=4, intermediate_size=96, patch_size=14, temporal_patch_size=2)
+    vision |= dict(spatial_merge_size=2, out_hidden_size=64, window_size=112, fullatt_block_indexes=[1])
+    text = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, vocab_size=256)
+    text |= dict(num_key_value_heads=2, rope_scaling={"mrope_section": [2, 3, 3]})
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "vision_config": vision, **text}))
+    return tmp_path / "hf"
+
+
+def test_dry_run_prints_one_command_per_rank_and_starts_nothing(model: Path, tmp_path: Path):
+    done = rb("launch", "--dry-run", f"model.hf_path={model}", "parallel=tp2", "cluster.env.A=b c", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [f"RANK={rank} " in line for rank, line in enumerate(lines)] == [True, True]
+    assert "A='b c'" in lines[0] and "megatron_rb.train.main" in lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_degrees_that_do_not_fit_the_model_are_refused(model: Path, tmp_path: Path):
+    done = rb("launch", f"model.hf_path={model}", "parallel.tp_size=4", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "tp_size 4 does not divide num_query_groups 2; use 1 or 2" in done.stderr
+
+
+def test_run_folder_in_use_is_refused(tmp_path: Path):
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time; from pathlib import Path; from megatron_rb.launch.main import _own_folder\n"
+            "with _own_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)",
+            str(tmp_path / "run"),
+        ],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(ValueError, match=rf"in use by another launch \(process {holder.pid}\)"),
+            _own_folder(tmp_path / "run"),
+        ):
+            raise AssertionError("two launches share a folder")
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.communicate()
+    with _own_folder(tmp_path / "run"):
+        assert (tmp_path / "run/launch.lock").read_text() == str(os.getpid())
