@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_rb.spatial import builders
+from megatron_rb.spatial.answers import parse_points, parse_points_with_depth, parse_score
+from megatron_rb.spatial.builders import SampleMix, build_rows, visible_point
+from megatron_rb.spatial.episodes import read_depth, read_episodes, read_mask
+from megatron_rb.spatial.points import ImageSize, grid_to_pixels, pixel_index
+
+ROOT = Path(__file__).parents[3] / "examples" / "robosim"
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    return read_episodes(ROOT / "heldout")
+
+
+@pytest.fixture(scope="module")
+def built(episodes):
+    return build_rows(episodes, ROOT, SampleMix(), seed=0)
+
+
+def rows_of(built, task):
+    return [row for row in built[0] if row["task"] == task]
+
+
+def test_held_out_episodes_are_not_trained_on(episodes):
+    train = {episode.name for episode in read_episodes(ROOT / "train")}
+    assert not train & {episode.name for episode in episodes}
+
+
+def test_key_frames_are_the_phase_changes(episodes):
+    lift = next(episode for episode in episodes if episode.task == "lift")
+    phases = [lift.frames[i].phase for i in lift.key_frames()]
+    assert phases == ["approach", "descend", "grasp", "lift", "lift"]
+
+
+def test_pointing_answers_lie_on_the_object(built):
+    rows = rows_of(built, "pointing")
+    for row in rows:
+        mask = read_mask(ROOT / row["mask"])
+        size = ImageSize(mask.shape[1], mask.shape[0])
+        answer = parse_points(row["conversations"][1]["value"]).points
+        assert mask[pixel_index(grid_to_pixels(answer, size), size)].all(), row["id"]
+    assert len(rows) > 150
+
+
+def test_depth_of_a_centre_lies_just_behind_the_measured_surface(episodes):
+    gaps = []
+    for frame in next(e for e in episodes if e.name == "lift_003").frames:
+        view = frame.views["side"]
+        point, _ = visible_point(view, "cube", frame.objects["cube"])
+        gaps.append(point[2] - read_depth(view.depth)[pixel_index(point[:2], view.camera.size)])
+    assert 0.0 < np.median(gaps) < 0.04
+
+
+def test_points_with_depth_lead_back_to_the_object(episodes):
+    frame = next(e for e in episodes if e.name == "lift_003").frames[0]
+    rows, _ = build_rows([episodes[0]], ROOT, SampleMix(tasks=("uvd",)), seed=0)
+    camera = frame.views["side"].camera
+    u, v, d = parse_points_with_depth(rows[0]["answer"]).points[0]
+    pixel = grid_to_pixels(np.array([u, v]), camera.size)
+    world = camera.camera_to_world_points(camera.back_project(np.array([*pixel, d])))
+    np.testing.assert_allclose(world, frame.objects["cube"], atol=2e-3)
+
+
+def test_waypoints_run_from_now_to_the_end(built):
+    row = rows_of(built, "waypoints")[0]
+    assert row["points"]["end effector"] == parse_points_with_depth(row["answer"]).points.tolist()
+    assert 2 <= len(row["points"]["end effector"]) <= builders.MOST_WAYPOINTS
+
+
+def test_hop_answers_match_their_label_and_pictures(built):
+    for row in rows_of(built, "hop"):
+        assert parse_score(row["answer"]).hop == pytest.approx(row["hop"], abs=0.00501)
+        assert row["conversations"][0]["value"].count("<image>") == len(row["image"]) == 2
+
+
+def test_references_and_second_view_add_pictures(episodes):
+    mix = SampleMix(tasks=("hop",), hop_views=("front", "side"), hop_references=True, hops_per_episode=2)
+    rows, report = build_rows(episodes, ROOT, mix, seed=0)
+    assert {len(row["image"]) for row in rows} == {8}
+    assert "REF-START front: <image>" in rows[0]["conversations"][0]["value"]
+    assert report.skipped["hop: a state lacks one of the views front, side"] > 0
+
+
+def test_hidden_and_covered_objects_are_counted_not_built(built):
+    _, report = built
+    assert report.skipped["pointing: hidden"] == 2
+    assert report.skipped["pointing: centre covered by something nearer"] == 10
+
+
+def test_same_seed_gives_the_same_rows(episodes, built):
+    again, _ = build_rows(episodes, ROOT, SampleMix(), seed=0)
+    assert json.dumps(again) == json.dumps(built[0])
+
+
+def test_media_root_must_hold_the_pictures(episodes):
+    with pytest.raises(ValueError, match="media root"):
+        build_rows(episodes[:1], ROOT / "train", SampleMix(), seed=0)
+
+
+def test_unknown_task_is_refused(episodes):
+    with pytest.raises(ValueError, match="unknown tasks"):
+        build_rows(episodes, ROOT, SampleMix(tasks=("grasping",)), seed=0)
+
+
+def test_folder_without_episodes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no .jsonl"):
+        read_episodes(tmp_path)
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="a.jsonl:1"):
+        read_episodes(tmp_path)

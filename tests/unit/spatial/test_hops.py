@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from megatron_rb.spatial.hops import hop_label, hop_pairs, progress, sample_states
+
+
+def test_every_sub_task_gives_the_same_number_of_states():
+    # 13 frames, 3 sub-tasks: m = floor(13 / 3) = 4, but the shortest sub-task has 3 frames
+    assert sample_states([0, 3, 8, 12]) == [0, 1, 2, 3, 5, 6, 8, 9, 11, 12]
+
+
+def test_chunk_thins_the_states():
+    # m = floor(floor(21 / 5) / 2) = 2
+    assert sample_states([0, 10, 20], chunk=5) == [0, 5, 10, 15, 20]
+
+
+def test_progress_is_aligned_to_key_frames():
+    states = sample_states([0, 3, 9])
+    assert progress(len(states))[states.index(3)] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "label"),
+    [(0.0, 1.0, 1.0), (0.0, 0.25, 0.25), (0.5, 0.75, 0.5), (0.75, 0.25, -2 / 3), (1.0, 0.0, -1.0), (0.5, 0.5, 0.0)],
+)
+def test_hop_is_relative_to_what_was_left_or_done(before, after, label):
+    assert hop_label(before, after) == pytest.approx(label)
+
+
+def test_hop_stays_in_range_for_every_pair():
+    phi = progress(9)
+    labels = [hop_label(p, q) for p in phi for q in phi if p < 1 or q < 1]
+    assert min(labels) == -1.0 and max(labels) == 1.0
+
+
+def test_no_hop_forward_from_the_goal():
+    with pytest.raises(ValueError, match="goal"):
+        hop_label(1.0, 1.0)
+
+
+def test_pairs_are_distinct_reproducible_and_spread():
+    pairs = hop_pairs(9, 20, np.random.default_rng(3))
+    assert pairs == hop_pairs(9, 20, np.random.default_rng(3))
+    assert len(pairs) == len(set(pairs)) == 20
+    assert sum(label > 0 for *_, label in pairs) in range(7, 14)
+
+
+def test_all_pairs_when_more_are_asked_for():
+    assert len(hop_pairs(3, 100, np.random.default_rng(0))) == 6
+
+
+@pytest.mark.parametrize("keys", [[5], [0, 4, 4], [3, 1]])
+def test_key_frames_must_rise(keys):
+    with pytest.raises(ValueError, match="rising"):
+        sample_states(keys)
