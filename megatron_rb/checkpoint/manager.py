@@ -1,0 +1,246 @@
+"""When checkpoints are written, which are kept, and from which a run continues.
+
+A checkpoint is a folder `step_00000010`. It is written under another name and renamed when all ranks have finished, so
+a folder with that name is always complete, whatever killed the run that wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+
+from megatron_rb.checkpoint.sharded import TrainingState, load_model_only, load_sharded, save_sharded
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST = "checkpoint.json"
+COMPLETE = re.compile(r"step_(\d{8,})$")
+LEFTOVER = re.compile(r"step_\d{8,}\.(writing|deleting)-[0-9a-f]+$")
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `CheckpointManager.load` found."""
+
+    step: int
+    folder: Path
+    same_layout: bool
+    """True: the random states were restored, the run continues bit for bit. False: it was seeded anew for the step."""
+
+
+class CheckpointManager:
+    """Saves, keeps and restores the checkpoints of one run. All methods but `latest` are called by every rank together.
+
+    Args:
+        folder: where the checkpoints of the run lie; made at the first save.
+        keep_last: complete checkpoints that are kept; 0 = all.
+        asynchronous: write in a forked process; `maybe_finalize` then completes the checkpoint.
+        low_memory: gather the optimizer state in the memory of one data-parallel rank instead of all of them.
+    """
+
+    def __init__(
+        self, folder: str | Path, keep_last: int = 2, asynchronous: bool = True, low_memory: bool = True
+    ) -> None:
+        if keep_last < 0:
+            raise ValueError(f"checkpoint.keep_last {keep_last} is negative; 0 keeps all checkpoints")
+        self.folder = Path(folder)
+        self.keep_last = keep_last
+        self.asynchronous = asynchronous
+        self.low_memory = low_memory
+        self._queue = AsyncCallsQueue(persistent=False)
+
+    def save(self, step: int, state: TrainingState) -> None:
+        """Write the checkpoint of `step` (finished optimizer steps); one still being written is completed first.
+
+        A complete checkpoint of the same step is left as it is.
+        """
+        self.maybe_finalize(blocking=True)
+        writing = _on_rank_zero(lambda: self._prepare(step, state))
+        if writing is None:
+            return
+        request = save_sharded(state, Path(writing), self.low_memory, self.asynchronous)
+        if request is None:
+            self._complete(Path(writing))
+            return
+        request.add_finalize_fn(lambda: self._complete(Path(writing)))
+        self._queue.schedule_async_request(request)
+
+    def maybe_finalize(self, blocking: bool = False) -> None:
+        """Complete a checkpoint whose background writers have finished; `blocking` waits for them."""
+        if self._queue.get_num_unfinalized_calls():
+            self._queue.maybe_finalize_async_calls(blocking=blocking)
+
+    def close(self) -> None:
+        """Complete what is still being written."""
+        self.maybe_finalize(blocking=True)
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return max(_complete_steps(self.folder), default=None)
+
+    def load(self, state: TrainingState, step: int | None = None) -> Restored:
+        """Restore the newest complete checkpoint, or the one of `step`.
+
+        Raises:
+            ValueError: there is none, it is of another model, or it does not fit.
+        """
+        folder, manifest = _on_rank_zero(lambda: self._select(step))
+        check_same_model(manifest, state.model, folder)
+        same_layout = manifest["layout"] == _as_json(_layout(state))
+        load_sharded(state, Path(folder), with_rng=same_layout)
+        if not same_layout:
+            state.reseed(manifest["step"])
+            _log_once(f"checkpoint {folder} comes from another layout: random states are seeded anew for its step")
+        return Restored(manifest["step"], Path(folder), same_layout)
+
+    def _prepare(self, step: int, state: TrainingState) -> str | None:
+        if step in _complete_steps(self.folder):
+            logger.info("checkpoint of step %d is complete already", step)
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.iterdir():
+            if LEFTOVER.match(leftover.name):
+                shutil.rmtree(leftover)
+        # The random part keeps apart the writers of a killed run, which may still be alive, and those of this one.
+        writing = self.folder / f"step_{step:08d}.writing-{secrets.token_hex(4)}"
+        writing.mkdir()
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "model": dict(state.model),
+            "layout": _layout(state),
+            "platform": state.platform.info(),
+        }
+        _write_durably(writing / MANIFEST, json.dumps(manifest, indent=2))
+        return str(writing)
+
+    def _complete(self, writing: Path) -> None:
+        def rename_and_retain() -> None:
+            _sync_folder(writing)
+            final = writing.with_name(writing.name.partition(".")[0])
+            writing.rename(final)
+            _sync_folder(self.folder)
+            self._delete_older()
+            logger.info("checkpoint %s is complete", final)
+
+        _on_rank_zero(rename_and_retain)
+
+    def _delete_older(self) -> None:
+        if not self.keep_last:
+            return
+        for step in sorted(_complete_steps(self.folder))[: -self.keep_last]:
+            folder = self.folder / f"step_{step:08d}"
+            deleting = folder.with_name(f"{folder.name}.deleting-{secrets.token_hex(4)}")
+            folder.rename(deleting)
+            shutil.rmtree(deleting)
+
+    def _select(self, step: int | None) -> tuple[str, dict[str, Any]]:
+        steps = _complete_steps(self.folder)
+        if step is None and not steps:
+            raise ValueError(f"there is no complete checkpoint in {self.folder}")
+        chosen = max(steps) if step is None else step
+        if chosen not in steps:
+            found = ", ".join(str(value) for value in sorted(steps)) or "none"
+            raise ValueError(f"there is no complete checkpoint of step {chosen} in {self.folder}; found: {found}")
+        folder = self.folder / f"step_{chosen:08d}"
+        return str(folder), read_manifest(folder)
+
+
+def load_weights(chunks: list[torch.nn.Module], model: dict[str, Any], folder: str | Path) -> None:
+    """Restore only the weights of the checkpoint `folder`; raises ValueError when it does not fit the model."""
+    folder = Path(folder)
+    manifest = _on_rank_zero(lambda: read_manifest(folder))
+    check_same_model(manifest, model, folder)
+    load_model_only(chunks, folder)
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether the folder is a complete training checkpoint."""
+    return (Path(folder) / MANIFEST).is_file() and ".writing-" not in Path(folder).name
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Step, model, layout and platform of a checkpoint folder."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
+    manifest = json.loads(path.read_text())
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"{folder} has checkpoint format {manifest['format']}, this version reads format {FORMAT}")
+    return manifest
+
+
+def check_same_model(manifest: dict[str, Any], model: Any, folder: str | Path) -> None:
+    """Raise ValueError that names what differs when a checkpoint is of another model."""
+    theirs, ours = manifest["model"], _as_json(dict(model))
+    different = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
+    if different:
+        listed = "; ".join(f"{key} is {theirs.get(key)} there and {ours.get(key)} here" for key in different)
+        raise ValueError(f"{folder} is a checkpoint of another model: {listed}")
+
+
+def _layout(state: TrainingState) -> dict[str, Any]:
+    return dict(state.layout) | {"world_size": dist.get_world_size(), "device_type": state.platform.device_type}
+
+
+def _complete_steps(folder: Path) -> set[int]:
+    if not folder.is_dir():
+        return set()
+    matches = (COMPLETE.match(entry.name) for entry in folder.iterdir() if entry.is_dir())
+    return {int(match.group(1)) for match in matches if match}
+
+
+def _as_json(value: Any) -> Any:
+    """The value as it comes back from a JSON file (tuples become lists)."""
+    return json.loads(json.dumps(value))
+
+
+def _on_rank_zero(action: Callable[[], Value]) -> Value:
+    """Run on rank 0 and give every rank its result or its error; also a barrier. The result must be picklable."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = action()
+        except (OSError, ValueError) as error:
+            outcome[1] = error
+    # CPU tensors travel over gloo. The broadcast holds the others until rank 0 is done, the reduction rank 0 for them.
+    dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+    dist.all_reduce(torch.zeros(1))
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def _log_once(message: str) -> None:
+    if dist.get_rank() == 0:
+        logger.warning(message)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
