@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
+from megatron.core.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from torch.utils.checkpoint import checkpoint
 
@@ -68,6 +69,7 @@ class RoboBrainStage(MegatronModule):
         self.shape = shape
         self.recompute = recompute
         self.vp_stage = slice_index // layout.pp_size
+        self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = part.is_first, part.is_last
         self.share_embeddings_and_output_weights = False  # tied weights are kept equal by TiedEmbedding
         self.rows_split_over = ctx.tp_size if ctx.sequence_parallel else 1

@@ -1,0 +1,76 @@
+"""What happens to gradients between the backward pass and the optimizer: reduction, tied embeddings, per-token scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed.finalize_model_grads import _allreduce_non_tensor_model_parallel_grads
+
+from megatron_rb.layout import Kind, PipelineLayout
+from megatron_rb.models.robobrain.stage import RoboBrainStage
+from megatron_rb.parallel import groups
+
+
+@dataclass(frozen=True)
+class TiedEmbedding:
+    """The two copies of a tied embedding: on the rank of the embedding block and on the rank of the head."""
+
+    local: tuple[torch.nn.Parameter, ...]
+    """The copies on this rank: none, one, or both when two chunks of one rank hold them."""
+    group: dist.ProcessGroup | None
+    """The two ranks, when they are two."""
+
+    def sync_gradients(self) -> None:
+        """Give both copies the sum of their gradients."""
+        trained = [weight for weight in self.local if weight.requires_grad]
+        if len(trained) == 2:
+            total = trained[0].main_grad + trained[1].main_grad
+            for weight in trained:
+                weight.main_grad.copy_(total)
+        elif trained and self.group is not None:
+            dist.all_reduce(trained[0].main_grad, group=self.group)
+
+
+def tie_embeddings(stages: Sequence[RoboBrainStage], layout: PipelineLayout, tied: bool) -> TiedEmbedding:
+    """Mark the copies of a tied embedding for megatron-core and connect them; every rank must call this.
+
+    Nothing is to be done when the model is untied or one slice holds both blocks and thus one parameter.
+    """
+    if not tied or layout.slice_of(Kind.EMBEDDING) == layout.slice_of(Kind.HEAD):
+        return TiedEmbedding((), None)
+    local = []
+    for stage in stages:
+        if stage.language.embedding is not None:
+            local.append(stage.language.embedding.tokens.weight)
+        if stage.language.head is not None:
+            head = stage.language.head.output.weight
+            head.shared = True  # counted once in the gradient norm
+            local.append(head)
+    for weight in local:
+        # A bucket of its own: both copies are then cut the same way over the data-parallel ranks.
+        weight.shared_embedding = True
+    group = groups.pipeline_pair_group(layout.pp_rank_of(Kind.EMBEDDING), layout.pp_rank_of(Kind.HEAD))
+    return TiedEmbedding(tuple(local), group if local else None)
+
+
+def gradient_finalizer(tied: TiedEmbedding) -> Callable[..., None]:
+    """The function megatron-core's schedules call after the last backward pass."""
+
+    def finalize(model, num_tokens: torch.Tensor | None = None, pg_collection=None, force_all_reduce: bool = False) -> None:
+        for chunk in model:
+            chunk.finish_grad_sync(force_all_reduce=force_all_reduce)
+        _allreduce_non_tensor_model_parallel_grads(model, model[0].config, groups.tp_group())
+        tied.sync_gradients()
+        if num_tokens is None:
+            return
+        # Labels are counted on the last stage only.
+        dist.broadcast(num_tokens, src=groups.last_pp_rank(), group=groups.pp_group())
+        dist.all_reduce(num_tokens, group=groups.dp_group())
+        for chunk in model:
+            # A step without a single label leaves gradients of zero as they are.
+            chunk.scale_gradients(1.0 / num_tokens.clamp(min=1))
+
+    return finalize

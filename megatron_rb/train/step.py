@@ -1,0 +1,82 @@
+"""One forward and backward pass over the micro-batches of a step, on megatron-core's pipeline schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.models.robobrain.inputs import MicroBatch, to_device
+from megatron_rb.models.robobrain.stage import token_losses
+from megatron_rb.parallel.groups import Place
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What a pass needs beside the batch."""
+
+    chunks: list[torch.nn.Module]
+    """The model chunks of this rank, wrapped for data parallelism when they are trained."""
+    shape: RoboBrainShape
+    place: Place
+    device: torch.device
+
+
+def train_pass(runner: Runner, batches: Sequence[MicroBatch]) -> list[dict[str, torch.Tensor]]:
+    """Forward and backward; gradients end in `main_grad`, summed over the world and divided by its number of labels.
+
+    Returns:
+        On ranks with the head, `{"loss_sum", "num_labels"}` of every micro-batch; else an empty list.
+    """
+    return _run(runner, batches, partial(_loss_step, runner), forward_only=False)
+
+
+def loss_pass(runner: Runner, batches: Sequence[MicroBatch]) -> list[dict[str, torch.Tensor]]:
+    """Like `train_pass` without gradients."""
+    with torch.no_grad():
+        return _run(runner, batches, partial(_loss_step, runner), forward_only=True)
+
+
+def logits_pass(runner: Runner, batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
+    """fp32 logits `[tokens, vocab / tp]` of every micro-batch on ranks with the head."""
+    with torch.no_grad():
+        return _run(runner, batches, partial(_logits_step, runner), forward_only=True, collect_non_loss_data=True)
+
+
+def _run(runner: Runner, batches: Sequence[MicroBatch], step, forward_only: bool, **options) -> list[Any]:
+    function = get_forward_backward_func()
+    # Chunks of one rank run the same micro-batches at different times, so each has its own iterator.
+    iterators = [iter(batches) for _ in runner.chunks]
+    several = len(runner.chunks) > 1
+    return function(
+        forward_step_func=step,
+        data_iterator=iterators if several else iterators[0],
+        model=runner.chunks if several else runner.chunks[0],
+        num_microbatches=len(batches),
+        seq_length=1,  # not read: every boundary states its own shape
+        micro_batch_size=1,
+        forward_only=forward_only,
+        **options,
+    )
+
+
+def _loss_step(runner: Runner, iterator: Iterator[MicroBatch], chunk: torch.nn.Module):
+    batch = to_device(next(iterator), runner.shape, runner.device)
+    return chunk(batch), partial(_loss, batch=batch, tp_size=runner.place.tp_size)
+
+
+def _loss(logits: torch.Tensor, *, batch: MicroBatch, tp_size: int):
+    losses = token_losses(logits, batch.text.labels, tp_size)
+    loss_sum = (losses * batch.text.label_weights).sum()
+    num_labels = batch.text.label_weights.sum()
+    return loss_sum, num_labels.int(), {"loss_sum": loss_sum.detach(), "num_labels": num_labels}
+
+
+def _logits_step(runner: Runner, iterator: Iterator[MicroBatch], chunk: torch.nn.Module):
+    batch = to_device(next(iterator), runner.shape, runner.device)
+    return chunk(batch, all_logits=True), lambda logits, non_loss_data=True: logits.float()

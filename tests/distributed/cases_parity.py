@@ -1,0 +1,54 @@
+"""The stack against transformers in one world of processes: many layouts, one start-up."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+def parity(cases: list[dict], folder: str) -> list[dict]:
+    """Every case: `hf`, `layout`, `tp`, `pp`, `sp`, `packed`. Rank 0 returns what was compared."""
+    torch.set_num_threads(1)
+    from megatron_rb.platform import get_platform
+    from megatron_rb.platform.mcore_shims import install_mcore_shims
+
+    platform = get_platform("cpu")
+    install_mcore_shims(platform)
+    from megatron_rb.evaluation.parity import compare, default_packs, first_parting, merge_traces, run_stack
+    from megatron_rb.evaluation.parity_samples import draw_samples
+    from megatron_rb.layout import parse_layout
+    from megatron_rb.models.robobrain.config import load_shape
+    from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
+
+    start_process_group(platform, 2.0)
+    results = []
+    for case in cases:
+        shape = load_shape(case["hf"])
+        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
+        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, seed=0)
+        samples = draw_samples(shape, seed=7)
+        packs = [samples] if case.get("packed") else default_packs(samples)
+        part = run_stack(
+            case["hf"], shape, layout, place, packs,
+            sequence_parallel=case.get("sp", False), grads=True, device=torch.device("cpu"),
+        )  # fmt: skip
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, part)
+        if dist.get_rank() == 0:
+            reference = pickle.loads((Path(folder) / f"{Path(case['hf']).name}.pickle").read_bytes())
+            rows = compare(merge_traces(parts, layout), reference)
+            failed = [f"{row.name}: {row.max_abs:.3g} (relative {row.relative:.3g})" for row in rows if row.passed is False]
+            parting = first_parting(rows)
+            results.append(
+                {
+                    "case": str(layout), "tp": case["tp"], "sp": case.get("sp", False), "rows": len(rows),
+                    "gradients": sum(row.name.startswith("gradient") for row in rows),
+                    "failed": failed, "first_parting": parting.name if parting else None,
+                    "logits": next(row.max_abs for row in rows if row.name == "logits"),
+                }
+            )  # fmt: skip
+        destroy_groups()
+    return results
