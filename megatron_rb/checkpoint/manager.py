@@ -70,14 +70,22 @@ class CheckpointManager:
         A complete checkpoint of the same step is left as it is.
         """
         self.maybe_finalize(blocking=True)
-        writing = _on_rank_zero(lambda: self._prepare(step, state))
-        if writing is None:
+        name = _on_rank_zero(lambda: self._prepare(step))
+        if name is None:
             return
-        request = save_sharded(state, Path(writing), self.low_memory, self.asynchronous)
+        writing = Path(name)
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "model": dict(state.model),
+            "layout": _layout(state),
+            "platform": state.platform.info(),
+        }
+        request = save_sharded(state, writing, self.low_memory, self.asynchronous)
         if request is None:
-            self._complete(Path(writing))
+            self._complete(writing, manifest)
             return
-        request.add_finalize_fn(lambda: self._complete(Path(writing)))
+        request.add_finalize_fn(lambda: self._complete(writing, manifest))
         self._queue.schedule_async_request(request)
 
     def maybe_finalize(self, blocking: bool = False) -> None:
@@ -108,7 +116,7 @@ class CheckpointManager:
             _log_once(f"checkpoint {folder} comes from another layout: random states are seeded anew for its step")
         return Restored(manifest["step"], Path(folder), same_layout)
 
-    def _prepare(self, step: int, state: TrainingState) -> str | None:
+    def _prepare(self, step: int) -> str | None:
         if step in _complete_steps(self.folder):
             logger.info("checkpoint of step %d is complete already", step)
             return None
@@ -119,18 +127,11 @@ class CheckpointManager:
         # The random part keeps apart the writers of a killed run, which may still be alive, and those of this one.
         writing = self.folder / f"step_{step:08d}.writing-{secrets.token_hex(4)}"
         writing.mkdir()
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "model": dict(state.model),
-            "layout": _layout(state),
-            "platform": state.platform.info(),
-        }
-        _write_durably(writing / MANIFEST, json.dumps(manifest, indent=2))
         return str(writing)
 
-    def _complete(self, writing: Path) -> None:
+    def _complete(self, writing: Path, manifest: dict[str, Any]) -> None:
         def rename_and_retain() -> None:
+            _write_durably(writing / MANIFEST, json.dumps(manifest, indent=2))
             _sync_folder(writing)
             final = writing.with_name(writing.name.partition(".")[0])
             writing.rename(final)

@@ -156,16 +156,16 @@ def _synchronized_parameters(chunks: Sequence[torch.nn.Module]):
 
 
 def _load_strictly(content: ShardedStateDict, folder: Path, ignored: tuple[str, ...]) -> dict[str, Any]:
-    """Load; missing keys are an error, and unexpected ones unless they start with an ignored word."""
+    """Load; keys the checkpoint lacks are an error, and those it has beyond unless they start with an ignored word."""
     try:
-        loaded, missing, unexpected = dist_checkpointing.load(content, str(folder), strict=StrictHandling.RETURN_ALL)
+        # megatron-core calls missing what the checkpoint has and the request lacks, unexpected the reverse.
+        loaded, beyond, lacking = dist_checkpointing.load(content, str(folder), strict=StrictHandling.RETURN_ALL)
     except CheckpointingException as error:
         raise ValueError(f"{folder} does not fit this run: {error}") from error
-    missing = sorted(missing)
-    unexpected = sorted(key for key in unexpected if not key.startswith(ignored))
-    if missing or unexpected:
+    beyond = {key for key in beyond if not key.startswith(ignored)}
+    if lacking or beyond:
         raise ValueError(
-            f"{folder} does not fit this run: it lacks {_listed(missing)} and has beyond it {_listed(unexpected)}; "
+            f"{folder} does not fit this run: it lacks {_listed(lacking)} and has beyond it {_listed(beyond)}; "
             "nothing was restored"
         )
     return loaded

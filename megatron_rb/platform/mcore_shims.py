@@ -57,9 +57,15 @@ DEVICE_MODULES = (
 )
 """Modules of megatron.core on the training path that name CUDA."""
 
-NEEDLESS_WARNINGS = ("full scope is deprecated", r"`torch.distributed.\w+` is deprecated")
+NEEDLESS_WARNINGS = (
+    ("full scope is deprecated", r"megatron\.core"),
+    (r"The \.grad attribute of a Tensor that is not a leaf", r"megatron\.core"),
+    ("`load_state_dict` is deprecated", r"megatron\.core"),
+    (r"`torch\.distributed\.\w+` is deprecated", r"torch\.distributed"),
+)
+"""Message and module, as regular expressions."""
 NEEDLESS_WITHOUT_CUDA = (
-    "When using (sequence|tensor) parallelism it is recommended to set the environment variable CUDA_",
+    (r"When using (sequence|tensor) parallelism it is recommended to set the environment", r"megatron\.core"),
 )
 
 
@@ -167,10 +173,10 @@ def _without_import_warnings() -> Iterator[None]:
         yield
 
 
-def _install_warning_filters(handle: ShimHandle, messages: tuple[str, ...]) -> None:
+def _install_warning_filters(handle: ShimHandle, needless: tuple[tuple[str, str], ...]) -> None:
     """Drop the warnings that megatron-core raises in normal use and that a user can do nothing about."""
-    for message in messages:
-        warnings.filterwarnings("ignore", message=message)
+    for message, module in needless:
+        warnings.filterwarnings("ignore", message=message, module=module)
         added = warnings.filters[0]
         handle.add_undo(lambda added=added: added in warnings.filters and warnings.filters.remove(added))
 

@@ -1,0 +1,345 @@
+"""Cases for test_checkpoint: a toy model with tensor-parallel, fused, replicated and frozen parameters."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_rb.platform import get_platform
+from megatron_rb.platform.mcore_shims import install_mcore_shims
+
+install_mcore_shims(get_platform("cpu"))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from megatron.core.distributed import DistributedDataParallel  # noqa: E402
+from megatron.core.tensor_parallel import (  # noqa: E402
+    copy_to_tensor_model_parallel_region,
+    get_cuda_rng_tracker,
+    model_parallel_cuda_manual_seed,
+    reduce_from_tensor_model_parallel_region,
+)
+from megatron.core.transformer import MegatronModule, TransformerConfig  # noqa: E402
+
+from megatron_rb.checkpoint.manager import CheckpointManager, load_weights  # noqa: E402
+from megatron_rb.checkpoint.sharded import TrainingState  # noqa: E402
+from megatron_rb.config.schema import Config  # noqa: E402
+from megatron_rb.parallel.groups import build_groups, destroy_groups  # noqa: E402
+from megatron_rb.parallel.sharding import ShardSpec, full_to_local, sharded_tensor  # noqa: E402
+from megatron_rb.train.optimizer import build_optimizer, ddp_config  # noqa: E402
+from megatron_rb.train.schedule import LearningRateSchedule  # noqa: E402
+
+HIDDEN, FFN, BATCH = 8, 12, 4
+SPECS = {
+    "vision.patch.weight": ShardSpec((HIDDEN, HIDDEN)),
+    "vision.merger.weight": ShardSpec((HIDDEN, HIDDEN)),
+    "language.fc1.weight": ShardSpec((2 * FFN, HIDDEN), dim=0, stride=2),
+    "language.fc2.weight": ShardSpec((HIDDEN, FFN), dim=1),
+    "language.norm.weight": ShardSpec((HIDDEN,)),
+}
+
+
+class Toy(MegatronModule):
+    """A gated MLP behind a frozen and a trained linear layer; names are global as in the real model."""
+
+    def __init__(self, config: TransformerConfig, place: Any, frozen: tuple[str, ...]) -> None:
+        super().__init__(config)
+        self.place = place
+        generator = torch.Generator().manual_seed(11)
+        for name, spec in SPECS.items():
+            full = torch.randn(spec.full_shape, generator=generator) / HIDDEN**0.5
+            parameter = torch.nn.Parameter(full_to_local(full, spec, place.tp_rank, place.tp_size).clone())
+            parameter.requires_grad = not name.startswith(frozen)
+            parameter.tensor_model_parallel = spec.dim is not None
+            self._owner(name).register_parameter("weight", parameter)
+
+    def _owner(self, name: str) -> torch.nn.Module:
+        owner: torch.nn.Module = self
+        for part in name.split(".")[:-1]:
+            if not hasattr(owner, part):
+                owner.add_module(part, torch.nn.Module())
+            owner = getattr(owner, part)
+        return owner
+
+    def forward(self, x: torch.Tensor, dropout: float) -> torch.Tensor:
+        hidden = x @ self.vision.patch.weight.T @ self.vision.merger.weight.T
+        hidden = copy_to_tensor_model_parallel_region(hidden)
+        gate, up = (hidden @ self.language.fc1.weight.T).chunk(2, dim=-1)
+        hidden = reduce_from_tensor_model_parallel_region((torch.nn.functional.silu(gate) * up) @ self.fc2.T)
+        with get_cuda_rng_tracker().fork():
+            hidden = torch.nn.functional.dropout(hidden, dropout)
+        return (hidden * self.language.norm.weight).float()
+
+    @property
+    def fc2(self) -> torch.Tensor:
+        return self.language.fc2.weight
+
+    def sharded_state_dict(self) -> dict[str, Any]:
+        place = self.place
+        parameters = dict(self.named_parameters())
+        return {
+            name: sharded_tensor(name, parameters[name], spec, place.tp_rank, place.tp_size, place.dp_rank)
+            for name, spec in SPECS.items()
+        }
+
+
+class Counter:
+    """Stands in for the loader: its state decides the next batch."""
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+
+@dataclass
+class Run:
+    place: Any
+    chunk: DistributedDataParallel
+    counter: Counter
+    schedule: LearningRateSchedule
+    state: TrainingState
+    dropout: float
+
+    @property
+    def optimizer(self):
+        return self.state.optimizer
+
+    def train(self, steps: int) -> list[float]:
+        return [self.train_step() for _ in range(steps)]
+
+    def train_step(self) -> float:
+        """One step on the next batch, shared by the data-parallel ranks; returns the loss of the whole batch."""
+        generator = torch.Generator().manual_seed(self.counter.position)
+        x, y = torch.randn(2, BATCH, HIDDEN, generator=generator)
+        rows = slice(self.place.dp_rank * BATCH // self.place.dp_size, None)
+        rows = slice(rows.start, rows.start + BATCH // self.place.dp_size)
+        self.counter.position += 1
+        self.chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        dtype = next(self.chunk.parameters()).dtype
+        loss = (self.chunk(x[rows].to(dtype), self.dropout) - y[rows]).square().mean()
+        loss.backward()
+        self.chunk.finish_grad_sync()
+        self.optimizer.step()
+        self.schedule.step()
+        total = loss.detach() / self.place.dp_size
+        if self.place.dp_size > 1:
+            dist.all_reduce(total)
+        return total.item()
+
+    def moments(self) -> dict[str, list]:
+        inner = self.optimizer.chained_optimizers[0].optimizer
+        return {
+            "step": [group["step"] for group in inner.param_groups],
+            "moments": [
+                [value.tolist() for value in inner.state[parameter].values()]
+                for group in inner.param_groups
+                for parameter in group["params"]
+            ],
+        }
+
+
+def start_run(
+    tp_size: int = 1,
+    dtype: str = "fp32",
+    dropout: float = 0.0,
+    distributed_optimizer: bool = True,
+    frozen: tuple[str, ...] = ("vision.patch",),
+    model: dict[str, Any] | None = None,
+) -> Run:
+    if not dist.is_initialized():
+        dist.init_process_group(get_platform("cpu").collective_backend)
+    destroy_groups()
+    place = build_groups(tp_size, 1, 1, timeout_minutes=1, seed=5)
+    config = Config()
+    config.model.dtype = dtype
+    config.parallel.tp_size = tp_size
+    config.parallel.distributed_optimizer = distributed_optimizer
+    config.optimizer.lr, config.optimizer.min_lr = 3e-2, 3e-3
+    config.optimizer.vision_lr_ratio, config.optimizer.merger_lr_ratio = 0.1, 0.5
+    mcore_config = TransformerConfig(
+        num_layers=1,
+        hidden_size=HIDDEN,
+        num_attention_heads=2,
+        bf16=dtype == "bf16",
+        tensor_model_parallel_size=tp_size,
+    )
+    toy = Toy(mcore_config, place, frozen)
+    if dtype == "bf16":
+        toy = toy.bfloat16()
+    chunk = DistributedDataParallel(mcore_config, ddp_config(config), toy)
+    optimizer = build_optimizer(config, [chunk])
+    schedule = LearningRateSchedule(optimizer, config.optimizer, config.schedule, train_steps=20)
+    counter = Counter()
+    state = TrainingState(
+        chunks=[chunk],
+        optimizer=optimizer,
+        parts={"schedule": schedule, "loader": counter},
+        model=model or {"hidden_size": HIDDEN, "kind": "toy"},
+        layout={"tp_size": tp_size, "pp_size": 1},
+        platform=get_platform("cpu"),
+        reseed=lambda step: model_parallel_cuda_manual_seed(5 + step),
+    )
+    return Run(place, chunk, counter, schedule, state, dropout)
+
+
+def resume_is_exact(folder: str, dtype: str, asynchronous: bool, distributed_optimizer: bool) -> dict[str, Any]:
+    """Save after three steps, go on for three; a fresh run from the checkpoint must do the same."""
+    settings = {"dtype": dtype, "dropout": 0.2, "distributed_optimizer": distributed_optimizer}
+    run = start_run(**settings)
+    run.train(3)
+    manager = CheckpointManager(folder, asynchronous=asynchronous)
+    manager.save(3, run.state)
+    straight = run.train(1)
+    manager.maybe_finalize()
+    straight += run.train(2)
+    draws = [random.random(), np.random.rand(), torch.rand(1).item()]
+    manager.close()
+    final = run.moments()
+    random.seed(99)
+    np.random.seed(99)
+    resumed = start_run(**settings)
+    restored = CheckpointManager(folder).load(resumed.state)
+    losses = resumed.train(3)
+    again = [random.random(), np.random.rand(), torch.rand(1).item()]
+    return {
+        "straight": straight,
+        "resumed": losses,
+        "moments_equal": resumed.moments() == final,
+        "draws_equal": again == draws,
+        "same_layout": restored.same_layout,
+        "steps": final["step"],
+        "learning_rates_equal": resumed.schedule.learning_rates() == run.schedule.learning_rates(),
+    }
+
+
+def reshard(folder: str, dtype: str, distributed_optimizer: bool) -> dict[str, Any]:
+    """Two data-parallel ranks save, two tensor-parallel ranks go on, and the other way round."""
+    settings = {"dtype": dtype, "distributed_optimizer": distributed_optimizer}
+    run = start_run(**settings)
+    run.train(3)
+    manager = CheckpointManager(folder, asynchronous=False)
+    manager.save(3, run.state)
+    straight = run.train(4)
+    tensor_parallel = start_run(tp_size=2, **settings)
+    restored = manager.load(tensor_parallel.state)
+    resharded = tensor_parallel.train(1)
+    manager.save(4, tensor_parallel.state)
+    resharded += tensor_parallel.train(1)
+    back = start_run(**settings)
+    manager.load(back.state, step=4)
+    return {
+        "straight": straight,
+        "resharded": resharded,
+        "back": back.train(3),
+        "same_layout": restored.same_layout,
+    }
+
+
+def refusals(folder: str) -> dict[str, str]:
+    """Messages of loads that must not happen."""
+    run = start_run()
+    run.train(1)
+    manager = CheckpointManager(Path(folder) / "checkpoints", asynchronous=False)
+    messages = {"empty": _error(lambda: manager.load(run.state))}
+    manager.save(1, run.state)
+    messages["absent_step"] = _error(lambda: manager.load(run.state, step=7))
+    other = start_run(model={"hidden_size": 16, "kind": "toy"})
+    messages["other_model"] = _error(lambda: manager.load(other.state))
+    unfrozen = start_run(frozen=("nothing",))
+    messages["newly_trained"] = _error(lambda: manager.load(unfrozen.state))
+    messages["weights_of_other_model"] = _error(
+        lambda: load_weights(list(other.state.chunks), dict(other.state.model), manager.folder / "step_00000001")
+    )
+    load_weights(list(unfrozen.state.chunks), dict(unfrozen.state.model), manager.folder / "step_00000001")
+    trained = dict(run.chunk.module.named_parameters())
+    messages["weights_only"] = str(
+        all(torch.equal(value, trained[name]) for name, value in unfrozen.chunk.module.named_parameters())
+    )
+    blocked = Path(folder) / "a_file"
+    if dist.get_rank() == 0:
+        blocked.write_text("")
+    messages["unwritable"] = _error(lambda: CheckpointManager(blocked / "x").save(1, run.state))
+    return messages
+
+
+def retention(folder: str) -> dict[str, Any]:
+    """Five checkpoints of which two stay; leftovers of killed runs go, foreign files stay."""
+    run = start_run()
+    root = Path(folder)
+    if dist.get_rank() == 0:
+        (root / "step_00000009.writing-0badcafe").mkdir()
+        (root / "step_00000002.deleting-0badcafe").mkdir()
+        (root / "notes").mkdir()
+    manager = CheckpointManager(root, keep_last=2, asynchronous=True)
+    for step in range(1, 6):
+        run.train(1)
+        manager.save(step, run.state)
+    before_close = manager.latest()
+    manager.close()
+    manager.save(5, run.state)
+    return {"names": sorted(entry.name for entry in root.iterdir()), "before": before_close, "latest": manager.latest()}
+
+
+def frozen_everywhere() -> str:
+    return _error(lambda: start_run(frozen=("vision", "language")))
+
+
+def everything(folder: str) -> dict[str, Any]:
+    """All cases in one world: imports and process groups are what costs time."""
+
+    def sub(name: str) -> str:
+        path = Path(folder) / name
+        path.mkdir(exist_ok=True)
+        return str(path)
+
+    results: dict[str, Any] = {}
+    for dtype in ("fp32", "bf16"):
+        for distributed in (True, False):
+            name = f"{dtype}-{'distributed' if distributed else 'replicated'}"
+            results[f"exact-{name}"] = resume_is_exact(sub(f"exact-{name}"), dtype, distributed, distributed)
+            results[f"reshard-{name}"] = reshard(sub(f"reshard-{name}"), dtype, distributed)
+    results["refusals"] = refusals(sub("refusals"))
+    results["retention"] = retention(sub("retention"))
+    results["frozen"] = frozen_everywhere()
+    return results
+
+
+def killed_while_writing(folder: str) -> None:
+    """Complete step 1, then die by SIGKILL with the writers of step 2 at work."""
+    run = start_run()
+    run.train(1)
+    manager = CheckpointManager(folder, asynchronous=True)
+    manager.save(1, run.state)
+    manager.close()
+    run.train(1)
+    manager.save(2, run.state)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def continue_after_kill(folder: str) -> dict[str, Any]:
+    before = sorted(entry.name for entry in Path(folder).iterdir())
+    run = start_run()
+    manager = CheckpointManager(folder, asynchronous=False)
+    restored = manager.load(run.state)
+    run.train(1)
+    manager.save(2, run.state)
+    return {"before": before, "step": restored.step, "after": sorted(entry.name for entry in Path(folder).iterdir())}
+
+
+def _error(action) -> str:
+    try:
+        action()
+    except (ValueError, OSError) as error:
+        return str(error)
+    return "no error"
