@@ -100,8 +100,13 @@ def build_groups(tp_size: int, pp_size: int, vpp_size: int, timeout_minutes: flo
 
 
 def destroy_groups() -> None:
-    """Forget the parallel groups, so that another layout can be built in the same processes."""
+    """End the parallel groups, so that another layout can be built in the same processes; every rank must call this."""
+    dist.barrier()
     parallel_state.destroy_model_parallel()
+    # megatron-core only forgets most of its groups; each keeps threads and sockets until torch destroys it.
+    default = dist.group.WORLD
+    for group in [group for group in dist.distributed_c10d._world.pg_map if group is not default]:
+        dist.destroy_process_group(group)
 
 
 def tp_group() -> dist.ProcessGroup:
@@ -110,6 +115,10 @@ def tp_group() -> dist.ProcessGroup:
 
 def pp_group() -> dist.ProcessGroup:
     return parallel_state.get_pipeline_model_parallel_group()
+
+
+def dp_rank() -> int:
+    return parallel_state.get_data_parallel_rank(with_context_parallel=True)
 
 
 def dp_group() -> dist.ProcessGroup:
@@ -124,6 +133,19 @@ def dp_group_gloo() -> dist.ProcessGroup:
 def model_parallel_ranks() -> list[int]:
     """Global ranks that together hold one copy of the model."""
     return dist.get_process_group_ranks(parallel_state.get_model_parallel_group())
+
+
+def model_parallel_group_gloo() -> dist.ProcessGroup:
+    """A new group for CPU tensors of the ranks that together hold one copy of the model; every rank must call this."""
+    everyone: list[list[int]] = [None] * dist.get_world_size()  # type: ignore[list-item]
+    dist.all_gather_object(everyone, model_parallel_ranks())
+    mine = None
+    for ranks in sorted({tuple(ranks) for ranks in everyone}):
+        group = dist.new_group(list(ranks), backend="gloo")
+        if dist.get_rank() in ranks:
+            mine = group
+    assert mine is not None
+    return mine
 
 
 def last_pp_rank() -> int:

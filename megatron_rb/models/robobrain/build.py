@@ -12,11 +12,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_rb.layout import Kind, PipelineLayout, StageSlice, balanced_layout, block_list
 from megatron_rb.models.layers import BuildContext, LayerProvider
 from megatron_rb.models.robobrain.config import RoboBrainShape
-from megatron_rb.models.robobrain.stage import Recompute, RoboBrainStage
+from megatron_rb.models.robobrain.stage import EMBEDDING_WEIGHT, HEAD_WEIGHT, Recompute, RoboBrainStage
 from megatron_rb.parallel.groups import Place
 from megatron_rb.parallel.sharding import full_to_local
 
-EMBEDDING_WEIGHT, HEAD_WEIGHT = "language.embedding.tokens.weight", "language.head.output.weight"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

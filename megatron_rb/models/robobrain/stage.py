@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +20,10 @@ from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.flow import Flow, boundary_before, pack, unpack
 from megatron_rb.models.robobrain.inputs import MicroBatch, TextInputs
 from megatron_rb.models.vision.blocks import Merger, PatchEmbed, VisionLayer
+from megatron_rb.parallel import groups
+from megatron_rb.parallel.sharding import sharded_tensor
+
+EMBEDDING_WEIGHT, HEAD_WEIGHT = "language.embedding.tokens.weight", "language.head.output.weight"
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class RoboBrainStage(MegatronModule):
         self.share_embeddings_and_output_weights = False  # tied weights are kept equal by TiedEmbedding
         self.rows_split_over = ctx.tp_size if ctx.sequence_parallel else 1
         self.boundary = boundary_before(part, shape, layout.num_vision_layers, layout.num_decoder_layers)
+        self.ranks = (ctx.tp_rank, ctx.tp_size)
         self.vision = VisionPart(ctx, shape, part)
         self.language = LanguagePart(ctx, shape, part)
         self.received: torch.Tensor | None = None
@@ -81,6 +88,18 @@ class RoboBrainStage(MegatronModule):
     def set_input_tensor(self, input_tensor) -> None:
         """Called by the schedule with what the stage before sent (None on the first stage)."""
         self.received = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
+
+    def sharded_state_dict(self, dp_rank: int | None = None) -> dict[str, ShardedTensor | ShardedTensorFactory]:
+        """Parameters by the name they are stored under, as megatron-core's distributed checkpoints take them."""
+        tp_rank, tp_size = self.ranks
+        state = {}
+        for name, parameter in self.named_parameters():
+            tied_copy = self.shape.text.tied_embeddings and name == HEAD_WEIGHT
+            state[name] = sharded_tensor(
+                EMBEDDING_WEIGHT if tied_copy else name, parameter, parameter.shard, tp_rank, tp_size,
+                groups.dp_rank() if dp_rank is None else dp_rank, copy=int(tied_copy),
+            )  # fmt: skip
+        return state
 
     def forward(self, batch: MicroBatch, all_logits: bool = False) -> torch.Tensor:
         """
