@@ -44,46 +44,50 @@ SPECS = {
 }
 
 
+class Weight(torch.nn.Module):
+    """A linear layer, or a scale when the weight is a vector."""
+
+    def __init__(self, weight: torch.nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight if self.weight.dim() == 1 else x @ self.weight.T
+
+
 class Toy(MegatronModule):
     """A gated MLP behind a frozen and a trained linear layer; names are global as in the real model."""
 
     def __init__(self, config: TransformerConfig, place: Any, frozen: tuple[str, ...]) -> None:
         super().__init__(config)
         self.place = place
+        self.prefix = f"stage{place.pp_rank}." if place.pp_size > 1 else ""
         generator = torch.Generator().manual_seed(11)
         for name, spec in SPECS.items():
             full = torch.randn(spec.full_shape, generator=generator) / HIDDEN**0.5
             parameter = torch.nn.Parameter(full_to_local(full, spec, place.tp_rank, place.tp_size).clone())
             parameter.requires_grad = not name.startswith(frozen)
             parameter.tensor_model_parallel = spec.dim is not None
-            self._owner(name).register_parameter("weight", parameter)
-
-    def _owner(self, name: str) -> torch.nn.Module:
-        owner: torch.nn.Module = self
-        for part in name.split(".")[:-1]:
-            if not hasattr(owner, part):
-                owner.add_module(part, torch.nn.Module())
-            owner = getattr(owner, part)
-        return owner
+            tower, part, _ = name.split(".")
+            if not hasattr(self, tower):
+                self.add_module(tower, torch.nn.Module())
+            getattr(self, tower).add_module(part, Weight(parameter))
 
     def forward(self, x: torch.Tensor, dropout: float) -> torch.Tensor:
-        hidden = x @ self.vision.patch.weight.T @ self.vision.merger.weight.T
-        hidden = copy_to_tensor_model_parallel_region(hidden)
-        gate, up = (hidden @ self.language.fc1.weight.T).chunk(2, dim=-1)
-        hidden = reduce_from_tensor_model_parallel_region((torch.nn.functional.silu(gate) * up) @ self.fc2.T)
+        hidden = self.vision.merger(self.vision.patch(x))
+        gate, up = self.language.fc1(copy_to_tensor_model_parallel_region(hidden)).chunk(2, dim=-1)
+        hidden = reduce_from_tensor_model_parallel_region(self.language.fc2(torch.nn.functional.silu(gate) * up))
         with get_cuda_rng_tracker().fork():
             hidden = torch.nn.functional.dropout(hidden, dropout)
-        return (hidden * self.language.norm.weight).float()
-
-    @property
-    def fc2(self) -> torch.Tensor:
-        return self.language.fc2.weight
+        return self.language.norm(hidden).float()
 
     def sharded_state_dict(self) -> dict[str, Any]:
         place = self.place
         parameters = dict(self.named_parameters())
         return {
-            name: sharded_tensor(name, parameters[name], spec, place.tp_rank, place.tp_size, place.dp_rank)
+            self.prefix + name: sharded_tensor(
+                self.prefix + name, parameters[name], spec, place.tp_rank, place.tp_size, place.dp_rank
+            )
             for name, spec in SPECS.items()
         }
 
@@ -128,7 +132,8 @@ class Run:
         self.optimizer.zero_grad()
         dtype = next(self.chunk.parameters()).dtype
         loss = (self.chunk(x[rows].to(dtype), self.dropout) - y[rows]).square().mean()
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
         self.chunk.finish_grad_sync()
         self.optimizer.step()
         self.schedule.step()
@@ -151,6 +156,7 @@ class Run:
 
 def start_run(
     tp_size: int = 1,
+    pp_size: int = 1,
     dtype: str = "fp32",
     dropout: float = 0.0,
     distributed_optimizer: bool = True,
@@ -160,7 +166,7 @@ def start_run(
     if not dist.is_initialized():
         dist.init_process_group(get_platform("cpu").collective_backend)
     destroy_groups()
-    place = build_groups(tp_size, 1, 1, timeout_minutes=1, seed=5)
+    place = build_groups(tp_size, pp_size, 1, timeout_minutes=1, seed=5)
     config = Config()
     config.model.dtype = dtype
     config.parallel.tp_size = tp_size
@@ -186,7 +192,7 @@ def start_run(
         optimizer=optimizer,
         parts={"schedule": schedule, "loader": counter},
         model=model or {"hidden_size": HIDDEN, "kind": "toy"},
-        layout={"tp_size": tp_size, "pp_size": 1},
+        layout={"tp_size": tp_size, "pp_size": pp_size},
         platform=get_platform("cpu"),
         reseed=lambda step: model_parallel_cuda_manual_seed(5 + step),
     )
@@ -295,6 +301,35 @@ def frozen_everywhere() -> str:
     return _error(lambda: start_run(frozen=("vision", "language")))
 
 
+def frozen_stage(folder: str, distributed_optimizer: bool) -> dict[str, Any]:
+    """Pipeline rank 0 has nothing to train, rank 1 has: both step, save and load."""
+    frozen = ("vision", "language") if int(os.environ["RANK"]) == 0 else ("vision.patch",)
+    settings = {"pp_size": 2, "frozen": frozen, "distributed_optimizer": distributed_optimizer}
+    run = start_run(**settings)
+    before = run.chunk.module.language.fc1.weight.detach().clone()
+    run.train(2)
+    manager = CheckpointManager(folder, asynchronous=False)
+    manager.save(2, run.state)
+    straight = run.train(2)
+    resumed = start_run(**settings)
+    manager.load(resumed.state)
+    return {
+        "moved": not torch.equal(before, run.chunk.module.language.fc1.weight),
+        "equal": resumed.train(2) == straight and resumed.moments() == run.moments(),
+    }
+
+
+def parameter_groups() -> list[list[float]]:
+    """[learning rate / language's, weight decay, parameters] of each group, biggest learning rate first."""
+    run = start_run(distributed_optimizer=False)
+    lr = run.schedule.learning_rates()["language"]
+    groups = [
+        [round(group["lr"] / lr, 6), group["weight_decay"], sum(p.numel() for p in group["params"])]
+        for group in run.optimizer.param_groups
+    ]
+    return sorted(groups, reverse=True)
+
+
 def everything(folder: str) -> dict[str, Any]:
     """All cases in one world: imports and process groups are what costs time."""
 
@@ -312,6 +347,9 @@ def everything(folder: str) -> dict[str, Any]:
     results["refusals"] = refusals(sub("refusals"))
     results["retention"] = retention(sub("retention"))
     results["frozen"] = frozen_everywhere()
+    results["groups"] = parameter_groups()
+    for distributed in (True, False):
+        results[f"frozen_stage-{distributed}"] = frozen_stage(sub(f"frozen-{distributed}"), distributed)
     return results
 
 
