@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,13 +82,19 @@ def group_choices(group: str) -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
-def known_keys(schema: type = Config, prefix: str = "") -> Iterator[str]:
-    """Every key of the schema, sections included, as `section.field`."""
-    hints = typing.get_type_hints(schema)
-    for item in dataclasses.fields(schema):
-        yield prefix + item.name
-        if dataclasses.is_dataclass(hints[item.name]):
-            yield from known_keys(typing.cast(type, hints[item.name]), f"{prefix}{item.name}.")
+@functools.cache
+def setting_types() -> dict[str, Any]:
+    """Declared type of every setting by its key `section.field`; sections are listed as well."""
+    return dict(_walk(Config, ""))
+
+
+def _walk(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    hints = typing.get_type_hints(section)
+    for item in dataclasses.fields(section):
+        declared = hints[item.name]
+        yield prefix + item.name, declared
+        if dataclasses.is_dataclass(declared):
+            yield from _walk(typing.cast(type, declared), f"{prefix}{item.name}.")
 
 
 def _parse(text: str) -> Setting:
@@ -124,15 +131,8 @@ def _check_choice(group: str, name: Any) -> None:
 
 
 def _check_key(key: str) -> None:
-    keys = list(known_keys())
-    parent = key.rsplit(".", 1)[0]
-    if key not in keys and parent not in _free_form_keys():
-        raise ValueError(f"there is no setting '{key}'{_did_you_mean(key, keys)}")
-
-
-def _free_form_keys() -> set[str]:
-    """Keys whose value is a mapping with names of the user's choice."""
-    return {key for key in known_keys() if typing.get_origin(_type_of(key)) is dict}
+    if _type_of(key) is None:
+        raise ValueError(f"there is no setting '{key}'{_did_you_mean(key, list(setting_types()))}")
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -167,10 +167,9 @@ def _merge(tree: Mapping[Any, Any], origin: str) -> DictConfig:
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    sections = {key for key in known_keys() if dataclasses.is_dataclass(_type_of(key))}
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if key in sections and isinstance(value, Mapping):
+        if dataclasses.is_dataclass(_type_of(key)) and isinstance(value, Mapping):
             yield from _leaves(value, f"{key}.")
         else:
             yield key, value
@@ -195,14 +194,12 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
 
 
 def _type_of(key: str) -> Any:
-    """Declared type of a key; of the values when the key lies inside a mapping."""
-    current: Any = Config
-    for name in key.split("."):
-        if dataclasses.is_dataclass(current):
-            current = typing.get_type_hints(current).get(name, str)
-        else:
-            current = typing.get_args(current)[-1] if typing.get_args(current) else str
-    return current
+    """Declared type of a key, also of one inside a free-form mapping; None = there is no such setting."""
+    types = setting_types()
+    parent, _, name = key.rpartition(".")
+    if key not in types and name and typing.get_origin(types.get(parent)) is dict:
+        return typing.get_args(types[parent])[1]
+    return types.get(key)
 
 
 def _kind(declared: Any) -> str:

@@ -1,0 +1,52 @@
+# make demo   set up, then train, save, resume, export and check a small model on this machine
+# make test   set up, then the tests; ARGS="-k name" passes on to pytest
+# make bench  set up, then the benchmarks
+# make lint   set up, then ruff and mypy
+#
+# Set-up needs Python 3.11 or newer with venv and makes .venv. PYTHON=... picks the interpreter;
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu (or .../cu126) picks the torch build instead of the default one.
+
+PYTHON ?=
+TORCH_INDEX ?=
+ARGS ?=
+BIN := .venv/bin
+
+# Ranks share the cores; `rb launch` gives each its own share.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test bench lint clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.ready
+	$(BIN)/rb demo
+
+test: .venv/.ready
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: .venv/.ready
+	$(BIN)/rb bench
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy megatron_rb
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/.ready: setup.py pyproject.toml constraints.txt
+	@set -e; chosen=; without_venv=; \
+	for python in $(or $(PYTHON),python3 python3.12 python3.11 python3.13); do \
+	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+	  "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || { without_venv=$$python; continue; }; \
+	  chosen=$$python; break; \
+	done; \
+	if [ -z "$$chosen" ] && [ -n "$$without_venv" ]; then \
+	  echo "$$without_venv has no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; \
+	elif [ -z "$$chosen" ]; then \
+	  echo "no Python 3.11 or newer found; on Debian 12 or newer: apt-get install python3 python3-venv" >&2; exit 1; \
+	fi; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$chosen" -m venv --clear .venv; \
+	echo "setting up .venv with $$($(BIN)/python -V) (minutes the first time)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
