@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rb import cli
+from megatron_rb.config.compose import config_from_file, load_config
 from megatron_rb.launch.main import _own_folder
 
 
@@ -104,3 +105,14 @@ def test_run_folder_in_use_is_refused(tmp_path: Path):
         holder.communicate()
     with _own_folder(tmp_path / "run"):
         assert (tmp_path / "run/launch.lock").read_text() == str(os.getpid())
+
+
+def test_launch_writes_the_config_and_starts_every_rank(model: Path, tmp_path: Path, monkeypatch, capfd):
+    (tmp_path / "dummy_worker.py").write_text("import os, sys; print(os.environ['RANK'], sys.argv[1:])")
+    monkeypatch.setattr("megatron_rb.launch.main.WORKER", "dummy_worker")
+    run_dir = tmp_path / "a run"
+    settings = [f"model.hf_path={model}", "parallel=tp2", f"run_dir={run_dir}", f"cluster.env.PYTHONPATH={tmp_path}"]
+    assert cli.main(["launch", *settings]) == 0
+    assert (run_dir / "logs/rank_1.log").read_text() == f"1 {settings}\n"
+    assert f"0 {settings}" in capfd.readouterr().out
+    assert config_from_file(run_dir / "config.yaml") == load_config(settings)
