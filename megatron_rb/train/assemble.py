@@ -1,0 +1,148 @@
+"""The composition root: from a checked config to a `Run`. The only file that knows every room."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from megatron_rb.checkpoint.convert import copy_side_files
+from megatron_rb.checkpoint.manager import CheckpointManager
+from megatron_rb.checkpoint.sharded import TrainingState
+from megatron_rb.config.derive import Derived, derive, derive_steps
+from megatron_rb.config.schema import Config
+from megatron_rb.data.build import build_dataset
+from megatron_rb.data.dataset import ConversationDataset
+from megatron_rb.data.ledger import Ledger
+from megatron_rb.data.loader import StepLoader
+from megatron_rb.data.packing import Budget
+from megatron_rb.layout import PipelineLayout
+from megatron_rb.metrics.writers import build_writers
+from megatron_rb.models.robobrain.build import default_layout
+from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
+from megatron_rb.parallel.groups import (
+    Place,
+    build_groups,
+    cpu_threads_of_rank,
+    start_process_group,
+    world_from_environment,
+)
+from megatron_rb.platform import Platform
+from megatron_rb.tasks.sft import SupervisedFineTuning
+from megatron_rb.train.build import Trainable, build_trainable
+from megatron_rb.train.run import Run, layout_state, seed_everything
+from megatron_rb.train.schedule import LearningRateSchedule
+from megatron_rb.train.step import Runner
+from megatron_rb.train.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+def assemble(config: Config, platform: Platform) -> Run:
+    """Check everything that can be checked, then build the run and restore its newest checkpoint, if there is one.
+
+    Raises:
+        ValueError: settings, data, weights or checkpoint do not fit.
+    """
+    shape = load_shape(config.model.hf_path)
+    derived = derive(config, shape, world_from_environment()[2])
+    layout = derived.layout or default_layout(shape, derived.pp_size)
+    torch.set_num_threads(cpu_threads_of_rank(config.platform.threads_per_rank))
+    start_process_group(platform, config.parallel.timeout_minutes)
+    timeout = config.parallel.timeout_minutes
+    place = build_groups(derived.tp_size, derived.pp_size, layout.vpp_size, timeout, config.seed)
+    _log_start(config, derived, layout, place, platform)
+    ledger = Ledger(derived.run_dir, place.rank)
+    training, evaluation = _datasets(config, derived, shape, ledger, place)
+    train_steps = derive_steps(config.schedule, config.data.global_batch_size, len(training)).train
+    seed_everything(config.seed, platform)
+    trainable = build_trainable(config, shape, layout, place, platform, derived.init)
+    schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, train_steps)
+    runner = Runner(trainable.chunks, shape, place, platform.current_device())
+    task = _task(config, derived, runner, training, evaluation, ledger)
+    checkpoints = CheckpointManager(
+        derived.checkpoint_dir, config.checkpoint.keep_last, config.checkpoint.asynchronous
+    )
+    state = _training_state(config, shape, layout, place, platform, trainable, schedule, task)
+    first_step = _resume(config, checkpoints, state)
+    if place.rank == 0:
+        copy_side_files(config.model.hf_path, derived.checkpoint_dir / "hf")
+    writer = build_writers(config.metrics, derived.run_dir, train_steps, first_step, place.rank == 0)
+    return Run(
+        config, place, platform, trainable.chunks, trainable.optimizer, schedule, task, checkpoints, writer,
+        train_steps, state, step=first_step, saved_step=first_step if first_step else -1,
+    )  # fmt: skip
+
+
+def _datasets(
+    config: Config, derived: Derived, shape: RoboBrainShape, ledger: Ledger, place: Place
+) -> tuple[ConversationDataset, ConversationDataset | None]:
+    build = partial(
+        build_dataset, config.data, tokenizer_path=derived.tokenizer, hf_path=config.model.hf_path, shape=shape,
+        ledger=ledger if place.rank == 0 else None, show_progress=place.rank == 0 and config.metrics.progress,
+    )  # fmt: skip
+    if not config.data.train:
+        raise ValueError("data.train is empty; name at least one jsonl file of conversations")
+    training = build(config.data.train)
+    return training, build(config.data.evaluation) if config.data.evaluation else None
+
+
+def _task(
+    config: Config, derived: Derived, runner: Runner, training: ConversationDataset,
+    evaluation: ConversationDataset | None, ledger: Ledger,
+) -> Task:  # fmt: skip
+    if config.task.name != "sft":
+        raise ValueError(f"task.name '{config.task.name}' is not known; use sft")
+    data, place = config.data, runner.place
+    needs_pixels = any(chunk.module.part.needs_pixels for chunk in runner.chunks)
+    multiple = runner.place.pp_size if runner.place.vpp_size > 1 else 1
+    loader = StepLoader(
+        training, global_batch_size=data.global_batch_size, seq_length=data.seq_length, max_patches=data.max_patches,
+        dp_rank=place.dp_rank, dp_size=place.dp_size, micro_batch_multiple=multiple, needs_pixels=needs_pixels,
+        seed=config.seed, shuffle=data.shuffle, ledger=ledger, prefetch_steps=data.prefetch_steps,
+        decode_threads=data.decode_threads,
+    )  # fmt: skip
+    return SupervisedFineTuning(
+        runner, loader, evaluation, Budget(data.seq_length, data.max_patches), ledger,
+        needs_pixels=needs_pixels, sequence_parallel=derived.sequence_parallel, micro_batch_multiple=multiple,
+    )  # fmt: skip
+
+
+def _training_state(
+    config: Config, shape: RoboBrainShape, layout: PipelineLayout, place: Place, platform: Platform,
+    trainable: Trainable, schedule: LearningRateSchedule, task: Task,
+) -> TrainingState:  # fmt: skip
+    return TrainingState(
+        chunks=trainable.chunks,
+        optimizer=trainable.optimizer,
+        parts={"schedule": schedule, "data": task},
+        model=model_fingerprint(shape),
+        layout=layout_state(place, str(layout), config.parallel.sequence_parallel),
+        platform=platform,
+        reseed=lambda step: seed_everything(config.seed + step, platform),
+    )
+
+
+def _resume(config: Config, checkpoints: CheckpointManager, state: TrainingState) -> int:
+    """Step the run continues from; 0 for a new run."""
+    newest = checkpoints.latest()
+    if newest is None:
+        return 0
+    if not config.checkpoint.resume:
+        raise ValueError(
+            f"{checkpoints.folder} holds a checkpoint of step {newest} and checkpoint.resume is false; "
+            f"choose another run_dir for a new run, or resume"
+        )
+    return checkpoints.load(state).step
+
+
+def _log_start(config: Config, derived: Derived, layout: PipelineLayout, place: Place, platform: Platform) -> None:
+    if place.rank:
+        return
+    print(
+        f"{config.name}: {platform.name}, {place.world_size} processes = tp {place.tp_size} x pp {place.pp_size} x dp "
+        f"{place.dp_size}, layout {layout}, run folder {Path(derived.run_dir)}",
+        flush=True,
+    )

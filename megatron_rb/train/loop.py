@@ -1,0 +1,43 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from megatron_rb.train.run import Run
+from megatron_rb.train.signals import StopRequest
+
+logger = logging.getLogger(__name__)
+
+
+def train(run: Run) -> bool:
+    """Train until the last step or a stop signal; either way the last step is saved.
+
+    Returns:
+        True when the run has finished, False when it was stopped and can be continued.
+    """
+    config = run.config
+    with StopRequest() as stop:
+        while not run.finished:
+            start = time.perf_counter()
+            data = run.task.next_step()
+            rates = run.schedule.learning_rates()
+            results, grad_norm = run.update(data.micro_batches)
+            run.schedule.step()
+            run.step += 1
+            totals = run.totals(results, data.micro_batches, stop.requested)
+            run.report(data, totals, rates, grad_norm, start)
+            if run.due(config.schedule.eval_every):
+                run.evaluate()
+            if run.due(config.checkpoint.save_every):
+                run.save()
+            run.checkpoints.maybe_finalize()
+            if totals.stop_requested:
+                logger.warning("stopped by %s after step %d: saving", stop.reason or "a signal to another rank", run.step)
+                break
+        run.save()
+        run.checkpoints.maybe_finalize(blocking=True)
+    if run.finished:
+        run.evaluate()
+    return run.finished

@@ -1,0 +1,61 @@
+"""A training process, put together: from `key=value` settings to a finished run. Started by `rb launch`, srun or torchrun."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from megatron_rb.config.compose import load_config
+from megatron_rb.config.derive import derive
+from megatron_rb.config.schema import Config
+from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.platform import get_platform
+from megatron_rb.platform.mcore_shims import install_mcore_shims
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the settings say; 0 when the run has finished or was stopped and saved.
+
+    Raises:
+        ValueError: settings, data or checkpoint do not fit; nothing has been trained then.
+    """
+    config = load_config(list(argv))
+    platform = get_platform(config.platform.name)
+    install_mcore_shims(platform)  # before anything imports megatron-core
+
+    from megatron_rb.train.assemble import assemble
+    from megatron_rb.train.loop import train
+
+    run = assemble(config, platform)
+    try:
+        finished = train(run)
+    finally:
+        run.close()
+    if run.place.rank == 0:
+        _say_goodbye(config, run.step, finished)
+    torch.distributed.destroy_process_group()
+    return 0
+
+
+def _say_goodbye(config: Config, step: int, finished: bool) -> None:
+    if finished:
+        print(f"{config.name}: finished {step} steps", flush=True)
+    else:
+        print(f"{config.name}: stopped after step {step}; the same command continues it", flush=True)
+
+
+def check(config: Config) -> None:
+    """What can be refused before any process starts: model, degrees, layout."""
+    derive(config, load_shape(Path(config.model.hf_path)))
+
+
+if __name__ == "__main__":
+    from megatron_rb.cli import main as rb
+
+    sys.exit(rb(["train", *sys.argv[1:]]))

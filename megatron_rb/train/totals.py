@@ -1,0 +1,48 @@
+"""Sums over the world at the end of a step: one small reduction of CPU numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from megatron_rb.models.robobrain.inputs import MicroBatch
+from megatron_rb.parallel.groups import Place
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """What happened in one step, summed over all data-parallel ranks and micro-batches."""
+
+    loss_sum: float
+    num_labels: int
+    num_tokens: int
+    num_patches: int
+    num_samples: int
+    stop_requested: bool
+    """Some rank received a stop signal."""
+
+    @property
+    def loss(self) -> float:
+        """Cross entropy per label; NaN for a step without labels."""
+        return self.loss_sum / self.num_labels if self.num_labels else float("nan")
+
+
+def sum_over_world(
+    results: Sequence[dict[str, torch.Tensor]], batches: Sequence[MicroBatch], place: Place, stop_requested: bool
+) -> StepTotals:
+    """Every rank calls this once a step; every rank gets the same numbers."""
+    values = torch.zeros(6, dtype=torch.float64)
+    if place.tp_rank == 0 and results:
+        values[0] = sum(float(result["loss_sum"]) for result in results)
+        values[1] = sum(float(result["num_labels"]) for result in results)
+    if place.tp_rank == 0 and place.pp_rank == 0:
+        values[2] = sum(batch.text.num_real_tokens for batch in batches)
+        values[3] = sum(batch.vision.num_real_patches for batch in batches)
+        values[4] = sum(len(batch.sample_ids) for batch in batches)
+    values[5] = float(stop_requested)
+    dist.all_reduce(values)
+    loss_sum, *counts, stops = values.tolist()
+    return StepTotals(loss_sum, *(round(count) for count in counts), stop_requested=stops > 0)
