@@ -46,6 +46,8 @@ class Restored:
 class CheckpointManager:
     """Saves, keeps and restores the checkpoints of one run. All methods but `latest` are called by every rank together.
 
+    megatron-core starts a helper process by spawning, so the script that saves needs `if __name__ == "__main__"`.
+
     Args:
         folder: where the checkpoints of the run lie; made at the first save.
         keep_last: complete checkpoints that are kept; 0 = all.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -31,6 +31,12 @@ from megatron_rb.platform.base import Platform
 RNG_KEY = "rng"
 LISTED_KEYS = 5
 """Keys named in an error before the rest is counted."""
+
+
+class Chunk(Protocol):
+    """What a model chunk must offer: its weights under their global names."""
+
+    def sharded_state_dict(self) -> ShardedStateDict: ...
 
 
 class Stateful(Protocol):
@@ -128,9 +134,9 @@ def restore_model(chunks: Sequence[torch.nn.Module], loaded: Mapping[str, torch.
                 sharded.data.copy_(loaded[name])
 
 
-def unwrapped(chunk: torch.nn.Module) -> torch.nn.Module:
+def unwrapped(chunk: torch.nn.Module) -> Chunk:
     """The module inside DistributedDataParallel."""
-    return chunk.module if isinstance(chunk, DistributedDataParallel) else chunk
+    return cast(Chunk, chunk.module if isinstance(chunk, DistributedDataParallel) else chunk)
 
 
 def _content(state: TrainingState, is_loading: bool, low_memory: bool) -> ShardedStateDict:

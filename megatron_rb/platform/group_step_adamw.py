@@ -32,7 +32,7 @@ class GroupStepAdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters that have a gradient. The step of a group without any counts as well."""
         if closure is not None:
             raise ValueError("GroupStepAdamW takes no closure")
@@ -41,18 +41,19 @@ class GroupStepAdamW(torch.optim.Optimizer):
             self._step_group(group)
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        by_dtype: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+        pairs: dict[tuple[torch.device, torch.dtype], list[tuple[torch.Tensor, torch.Tensor]]] = {}
         for param in group["params"]:
             if param.grad is not None and param.numel() > 0:
-                by_dtype.setdefault((param.device, param.dtype), []).append(param)
+                pairs.setdefault((param.device, param.dtype), []).append((param, param.grad))
         beta1, beta2 = group["betas"]
-        for (device, _), params in by_dtype.items():
+        for (device, _), pairs_of_kind in pairs.items():
+            params = [param for param, _ in pairs_of_kind]
             states = [self._param_state(param) for param in params]
             step = torch.tensor(float(group["step"]), dtype=torch.float32, device=device)
             # The kernel reads the step and does not advance it, so one tensor serves all parameters.
             torch._fused_adamw_(
                 params,
-                [param.grad for param in params],
+                [grad for _, grad in pairs_of_kind],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],

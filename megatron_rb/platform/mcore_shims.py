@@ -17,7 +17,8 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 
@@ -153,7 +154,7 @@ def _import_core(plain: bool) -> types.ModuleType:
             raise RuntimeError("megatron.core was imported before install_mcore_shims; call install_mcore_shims first")
         return sys.modules["megatron.core"]
     compile_function = torch.compile
-    torch.compile = _leave_plain
+    torch.compile = _leave_plain  # type: ignore[assignment]
     try:
         with _without_import_warnings():
             return importlib.import_module("megatron.core")
@@ -177,8 +178,13 @@ def _install_warning_filters(handle: ShimHandle, needless: tuple[tuple[str, str]
     """Drop the warnings that megatron-core raises in normal use and that a user can do nothing about."""
     for message, module in needless:
         warnings.filterwarnings("ignore", message=message, module=module)
-        added = warnings.filters[0]
-        handle.add_undo(lambda added=added: added in warnings.filters and warnings.filters.remove(added))
+        handle.add_undo(partial(_remove_warning_filter, warnings.filters[0]))
+
+
+def _remove_warning_filter(entry: tuple) -> None:
+    filters = cast(list, warnings.filters)
+    if entry in filters:
+        filters.remove(entry)
 
 
 def _install_group_step_adamw(handle: ShimHandle) -> None:

@@ -27,12 +27,12 @@ class MusaPlatform(AcceleratorPlatform):
             return ProbeResult(False, "torch_musa is installed, but this torch is not its patched build")
         if not hasattr(torch, "musa"):
             return ProbeResult(False, "torch_musa did not register itself with torch")
-        count = torch.musa.device_count()
+        count = self.runtime.device_count()
         return ProbeResult(count > 0, f"{count} musa device(s)")
 
     def supports(self, dtype: torch.dtype) -> bool:
         if dtype is torch.bfloat16:
-            return torch.musa.get_device_capability() >= FIRST_BF16_ARCH
+            return self.runtime.get_device_capability() >= FIRST_BF16_ARCH
         return dtype in (torch.float16, torch.float32)
 
     def _offers(self, capability: str) -> bool:
@@ -46,4 +46,4 @@ class MusaPlatform(AcceleratorPlatform):
         return False
 
     def info(self) -> dict[str, Any]:
-        return super().info() | {"musa": torch.version.musa}
+        return super().info() | {"musa": getattr(torch.version, "musa", None)}

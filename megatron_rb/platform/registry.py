@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 
 from megatron_rb.platform.base import Platform
@@ -89,5 +89,9 @@ def _factories() -> dict[str, Callable[[], Platform]]:
         if name in plugins and plugins[name].value != entry_point.value:
             raise ValueError(f"platform {name} is registered by {plugins[name].value} and by {entry_point.value}")
         plugins[name] = entry_point
-        factories[name] = lambda entry_point=entry_point: entry_point.load()()
+        factories[name] = partial(_load_plugin, entry_point)
     return factories
+
+
+def _load_plugin(entry_point: EntryPoint) -> Platform:
+    return entry_point.load()()

@@ -122,3 +122,43 @@ def test_float16_module_casts_tensors_by_dtype(handle):
 
     assert fp32_to_float16(torch.ones(1), lambda t: t.bfloat16()).dtype == torch.bfloat16
     assert float16_to_fp32(torch.ones(1, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+MUSA_PROGRAM = """
+import sys, types
+import torch
+
+torch.utils.rename_privateuse1_backend("musa")
+runtime = types.ModuleType("torch.musa")
+calls = []
+runtime.synchronize = lambda: calls.append("synchronize")
+runtime.current_device = lambda: 0
+runtime.device_count = lambda: 1
+runtime.manual_seed = lambda seed: calls.append(("seed", seed))
+state = torch.zeros(16, dtype=torch.uint8)
+runtime.get_rng_state = lambda: state
+runtime.set_rng_state = lambda new: calls.append("set_rng_state")
+torch._register_device_module("musa", runtime)
+
+from megatron_rb.platform.mcore_shims import install_mcore_shims
+from megatron_rb.platform.musa import MusaPlatform
+
+install_mcore_shims(MusaPlatform())
+from megatron.core.optimizer import clip_grads
+from megatron.core.pipeline_parallel import p2p_communication
+from megatron.core.tensor_parallel import random
+
+assert "torch.musa.FloatTensor" in clip_grads.clip_grad_by_total_norm_fp32.__code__.co_consts
+assert p2p_communication.torch.musa.current_device() == torch.device("musa", 0)
+tracker = random.CudaRNGStatesTracker()
+tracker.add("name", 7)
+with tracker.fork("name"):
+    pass
+assert ("seed", 7) in calls and calls.count("set_rng_state") == 3, calls
+print("adapted")
+"""
+
+
+def test_the_same_rule_serves_another_accelerator():
+    output = subprocess.run([sys.executable, "-c", MUSA_PROGRAM], capture_output=True, text=True, timeout=120)
+    assert output.stdout.strip() == "adapted", output.stderr
