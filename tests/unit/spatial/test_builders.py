@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from megatron_rb.spatial import builders
 from megatron_rb.spatial.answers import parse_points, parse_points_with_depth, parse_score
-from megatron_rb.spatial.builders import SampleMix, build_rows, visible_point
+from megatron_rb.spatial.builders import SampleMix, build_rows, visible_point, write_split
 from megatron_rb.spatial.episodes import read_depth, read_episodes, read_mask
 from megatron_rb.spatial.points import ImageSize, grid_to_pixels, pixel_index
 
@@ -114,3 +115,31 @@ def test_folder_without_episodes_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="a.jsonl:1"):
         read_episodes(tmp_path)
+
+
+def test_windows_move_the_point_and_keep_the_depth(episodes, tmp_path):
+    shutil.copytree(ROOT / "heldout" / "lift_003", tmp_path / "lift_003")
+    line = (ROOT / "heldout" / "lift.jsonl").read_text().splitlines()[0]
+    (tmp_path / "lift.jsonl").write_text(line + "\n")
+    mix = SampleMix(tasks=("uvd",), windows=5, window_side=96)
+    rows, _ = build_rows(read_episodes(tmp_path), tmp_path, mix, seed=0)
+    answers = np.array([parse_points_with_depth(row["answer"]).points[0] for row in rows])
+    assert len(rows) == 5 and len({tuple(point) for point in answers[:, :2]}) > 1 and len(set(answers[:, 2])) == 1
+    for row, answer in zip(rows, answers, strict=True):
+        mask = read_mask(tmp_path / row["mask"])
+        assert mask.shape == (96, 96)
+        assert mask[pixel_index(grid_to_pixels(answer[:2], ImageSize(96, 96)), ImageSize(96, 96))]
+
+
+def test_window_must_fit_into_the_picture(episodes, tmp_path):
+    with pytest.raises(ValueError, match="does not fit"):
+        build_rows(episodes[:1], ROOT, SampleMix(tasks=("pointing",), windows=1, window_side=300), seed=0)
+
+
+def test_written_split_stands_alone(tmp_path):
+    report = write_split(ROOT / "heldout", tmp_path, "heldout", SampleMix(tasks=("pointing", "hop"), windows=1), seed=0)
+    rows = [json.loads(line) for line in (tmp_path / "heldout.jsonl").read_text().splitlines()]
+    assert report.rows.total() == len(rows) == len({row["id"] for row in rows})
+    assert all(
+        (tmp_path / path).is_file() for row in rows for path in [*row["image"], *filter(None, [row.get("mask")])]
+    )
