@@ -44,7 +44,7 @@ class Restored:
 
 
 class CheckpointManager:
-    """Saves, keeps and restores the checkpoints of one run. All methods but `latest` are called by every rank together.
+    """Saves, keeps and restores the checkpoints of one run. All methods are called by every rank together.
 
     megatron-core starts a helper process by spawning, so the script that saves needs `if __name__ == "__main__"`.
 
@@ -100,8 +100,8 @@ class CheckpointManager:
         self.maybe_finalize(blocking=True)
 
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint, or None."""
-        return max(_complete_steps(self.folder), default=None)
+        """Step of the newest complete checkpoint, or None; as rank 0 sees the folder."""
+        return _on_rank_zero(lambda: max(complete_steps(self.folder), default=None))
 
     def load(self, state: TrainingState, step: int | None = None) -> Restored:
         """Restore the newest complete checkpoint, or the one of `step`.
@@ -119,7 +119,7 @@ class CheckpointManager:
         return Restored(manifest["step"], Path(folder), same_layout)
 
     def _prepare(self, step: int) -> str | None:
-        if step in _complete_steps(self.folder):
+        if step in complete_steps(self.folder):
             logger.info("checkpoint of step %d is complete already", step)
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -146,14 +146,14 @@ class CheckpointManager:
     def _delete_older(self) -> None:
         if not self.keep_last:
             return
-        for step in sorted(_complete_steps(self.folder))[: -self.keep_last]:
+        for step in sorted(complete_steps(self.folder))[: -self.keep_last]:
             folder = self.folder / f"step_{step:08d}"
             deleting = folder.with_name(f"{folder.name}.deleting-{secrets.token_hex(4)}")
             folder.rename(deleting)
             shutil.rmtree(deleting)
 
     def _select(self, step: int | None) -> tuple[str, dict[str, Any]]:
-        steps = _complete_steps(self.folder)
+        steps = complete_steps(self.folder)
         if step is None and not steps:
             raise ValueError(f"there is no complete checkpoint in {self.folder}")
         chosen = max(steps) if step is None else step
@@ -201,7 +201,8 @@ def _layout(state: TrainingState) -> dict[str, Any]:
     return dict(state.layout) | {"world_size": dist.get_world_size(), "device_type": state.platform.device_type}
 
 
-def _complete_steps(folder: Path) -> set[int]:
+def complete_steps(folder: Path) -> set[int]:
+    """Steps of the complete checkpoints in a folder, which may be absent."""
     if not folder.is_dir():
         return set()
     matches = (COMPLETE.match(entry.name) for entry in folder.iterdir() if entry.is_dir())

@@ -12,6 +12,7 @@ install_mcore_shims(CpuPlatform())
 from megatron_rb.checkpoint.manager import (  # noqa: E402
     CheckpointManager,
     check_same_model,
+    complete_steps,
     is_checkpoint,
     read_manifest,
 )
@@ -24,12 +25,12 @@ def _checkpoint(root, name, **manifest):
     return folder
 
 
-def test_latest_counts_complete_folders_only(tmp_path):
-    assert CheckpointManager(tmp_path / "absent").latest() is None
+def test_only_complete_folders_count(tmp_path):
+    assert complete_steps(tmp_path / "absent") == set()
     for name in ("step_00000003", "step_00000120", "step_00000500.writing-0a1b2c3d", "step_00000400.deleting-0a1b2c3d"):
         _checkpoint(tmp_path, name)
     (tmp_path / "step_00000900").write_text("a file")
-    assert CheckpointManager(tmp_path).latest() == 120
+    assert complete_steps(tmp_path) == {3, 120}
 
 
 def test_a_folder_being_written_is_no_checkpoint(tmp_path):
