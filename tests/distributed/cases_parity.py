@@ -29,7 +29,7 @@ def parity(cases: list[dict], folder: str) -> list[dict]:
         shape = load_shape(case["hf"])
         layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
         place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, seed=0)
-        samples = draw_samples(shape, seed=7)
+        samples = draw_samples(shape, case["sample_seed"])
         packs = [samples] if case.get("packed") else default_packs(samples)
         part = run_stack(
             case["hf"], shape, layout, place, packs,

@@ -76,7 +76,7 @@ def run_transformers(folder: str | Path, shape: RoboBrainShape, samples: Sequenc
             part = sample_loss(out, sample) / total
         if grads:
             part.backward()
-        loss += float(part)
+        loss += float(part.detach())
         logits.append(out.detach().float())
     trace = Trace(recorder.blocks(), torch.cat(logits), loss)
     if grads:

@@ -1,0 +1,114 @@
+"""Runs both sides of a parity check and prints where they part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_rb.checkpoint.hf.oracle import Trace, run_transformers
+from megatron_rb.config.derive import check_tp_size
+from megatron_rb.config.schema import DataConfig
+from megatron_rb.data.build import build_dataset
+from megatron_rb.data.sample import EncodedSample
+from megatron_rb.evaluation.parity import (
+    GRADIENT_TOLERANCE,
+    LOGITS_TOLERANCE,
+    Difference,
+    compare,
+    first_parting,
+    load_rank_traces,
+    merge_traces,
+)
+from megatron_rb.evaluation.parity_samples import draw_samples
+from megatron_rb.evaluation.parity_worker import ParitySpec
+from megatron_rb.launch.job import JobSpec
+from megatron_rb.launch.local import free_port
+from megatron_rb.launch.main import run_job
+from megatron_rb.layout import PipelineLayout, parse_layout
+from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
+
+MAX_SAMPLE_TOKENS = 1 << 20
+"""Samples of a parity run are never refused for their length."""
+
+
+def run_parity(
+    folder: Path, hf_path: str, *, layout_text: str, tp_size: int, pp_size: int, sequence_parallel: bool,
+    samples_file: str, grads: bool, seed: int,
+) -> tuple[Trace, list[Difference]]:  # fmt: skip
+    """Start the processes of the stack, run transformers in this one, compare.
+
+    Raises:
+        ValueError: the layout, the degree or the samples do not fit the model.
+        RuntimeError: a process of the stack failed; its message has been printed.
+    """
+    shape = load_shape(hf_path)
+    check_tp_size(tp_size, shape)
+    layout = read_layout(layout_text, shape, pp_size)
+    samples = read_samples(samples_file, hf_path, shape) if samples_file else draw_samples(shape, seed)
+    ParitySpec(hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads).write(folder, samples)
+    processes = layout.pp_size * tp_size
+    code = run_job(
+        JobSpec(
+            module="megatron_rb.evaluation.parity_worker",
+            arguments=(str(folder),),
+            processes=processes,
+            run_dir=folder,
+            master_port=free_port("127.0.0.1"),
+            threads_per_rank=max(1, len(os.sched_getaffinity(0)) // processes),
+        )
+    )
+    if code:
+        raise RuntimeError(f"a process of the parity run failed with exit code {code}; its output stands above")
+    ours = merge_traces(load_rank_traces(folder, processes), layout)
+    reference = run_transformers(hf_path, shape, samples, grads)
+    return ours, compare(ours, reference)
+
+
+def read_layout(text: str, shape: RoboBrainShape, pp_size: int) -> PipelineLayout:
+    """The layout of a parity run; no text = everything in one stage."""
+    vision, decoder = shape.vision.num_layers, shape.text.num_layers
+    text = text or f"P v*{vision} M E t*{decoder} L"
+    return parse_layout(text, vision, decoder, pp_size or text.count("|") + 1)
+
+
+def read_samples(path: str, hf_path: str, shape: RoboBrainShape) -> list[EncodedSample]:
+    """All conversations of a jsonl file, images included.
+
+    Raises:
+        ValueError: a conversation or an image cannot be used; a comparison leaves nothing out.
+    """
+    limits = DataConfig(seq_length=MAX_SAMPLE_TOKENS, max_patches=MAX_SAMPLE_TOKENS, verify="decode")
+    dataset = build_dataset(
+        limits, [path], tokenizer_path=hf_path, hf_path=hf_path, shape=shape, ledger=None, show_progress=False
+    )
+    if dataset.num_rejected:
+        raise ValueError(f"{dataset.num_rejected} rows of {path} cannot be used; {dataset.first_rejection}")
+    return [dataset.load(number, True)[0] for number in range(len(dataset))]
+
+
+def print_report(rows: Sequence[Difference]) -> None:
+    """Blocks in order, then logits and loss, then the gradients that matter; a verdict at the end."""
+    console = Console()
+    table = Table("compared", "max difference", "relative", "verdict")
+    gradients = [row for row in rows if row.name.startswith("gradient ")]
+    shown = [row for row in rows if row not in gradients]
+    shown += sorted(gradients, key=lambda row: -row.relative)[:5]
+    for row in shown:
+        verdict = {True: "[green]ok", False: "[red]too far", None: ""}[row.passed]
+        table.add_row(row.name, f"{row.max_abs:.2e}", f"{row.relative:.2e}", verdict)
+    console.print(table)
+    if gradients:
+        within = sum(row.passed is True for row in gradients)
+        console.print(f"{within} of {len(gradients)} gradients within {GRADIENT_TOLERANCE:g} relative; the worst five above")
+    parting = first_parting(rows)
+    if parting is not None:
+        console.print(f"first block that parts: {parting.name} (relative {parting.relative:.2e})")
+    failed = [row.name for row in rows if row.passed is False]
+    console.print(
+        f"[red]different: {', '.join(failed[:5])}" if failed else f"[green]equal within {LOGITS_TOLERANCE:g} (logits, absolute)"
+    )
+

@@ -1,0 +1,69 @@
+"""Optimizer steps of the real training path on drawn samples, under many layouts in one world."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+def losses(cases: list[dict], steps: int) -> list[list[float]]:
+    """Per case the loss of every step, as rank 0 sees it. A case has `hf`, `layout`, `tp`, `pp` and settings."""
+    torch.set_num_threads(1)
+    from megatron_rb.platform import get_platform
+    from megatron_rb.platform.mcore_shims import install_mcore_shims
+
+    platform = get_platform("cpu")
+    install_mcore_shims(platform)
+    from megatron_rb.config.schema import Config
+    from megatron_rb.evaluation.parity import share_packs
+    from megatron_rb.evaluation.parity_samples import draw_samples
+    from megatron_rb.layout import parse_layout
+    from megatron_rb.models.robobrain.config import load_shape
+    from megatron_rb.models.robobrain.inputs import build_micro_batch
+    from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
+    from megatron_rb.train.build import build_trainable
+    from megatron_rb.train.step import Runner, train_pass
+    from megatron_rb.train.totals import sum_over_world
+
+    start_process_group(platform, 2.0)
+    curves = []
+    for case in cases:
+        shape = load_shape(case["hf"])
+        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
+        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, seed=0)
+        config = Config()
+        config.model.dtype = case.get("dtype", "fp32")
+        config.model.recompute.vision = config.model.recompute.language = case.get("recompute", 0)
+        config.model.freeze.vision = case.get("freeze_vision", False)
+        config.model.freeze.language = case.get("freeze_language", False)
+        config.parallel.sequence_parallel = case.get("sp", False)
+        config.parallel.distributed_optimizer = case.get("distributed_optimizer", True)
+        config.parallel.overlap_grad_reduce = config.parallel.overlap_param_gather = case.get("overlap", True)
+        config.optimizer.lr = case["lr"]
+        config.optimizer.weight_decay = 0.1
+        trainable = build_trainable(config, shape, layout, place, platform, case["hf"])
+        runner = Runner(trainable.chunks, shape, place, torch.device("cpu"))
+        curve = []
+        for step in range(steps):
+            samples = draw_samples(shape, seed=case["sample_seed"] + step % 2)
+            share = share_packs([[sample] for sample in samples], place)
+            batches = [
+                build_micro_batch(
+                    share.samples(number), shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
+                    sequence_parallel=runner.chunks[0].config.sequence_parallel,
+                )
+                for number in share.mine
+            ]  # fmt: skip
+            for chunk in trainable.chunks:
+                chunk.zero_grad_buffer()
+            trainable.optimizer.zero_grad()
+            results = train_pass(runner, batches)
+            trainable.optimizer.step()
+            curve.append(sum_over_world(results, batches, place, False).loss)
+        curves.append(curve)
+        for chunk in trainable.chunks:
+            if getattr(chunk, "remove_forward_pre_hook_handles", None):
+                chunk.disable_forward_pre_hook(param_sync=True)
+        dist.barrier()
+        destroy_groups()
+    return curves

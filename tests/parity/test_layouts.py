@@ -1,0 +1,34 @@
+"""Logits and gradients equal transformers' for random models of both families under every way of cutting them."""
+
+import pickle
+
+import pytest
+import torch
+
+from megatron_rb.checkpoint.hf.oracle import run_transformers
+from megatron_rb.evaluation.parity_samples import draw_samples
+from megatron_rb.models.robobrain.config import load_shape
+from tests.distributed.world import run_world
+from tests.parity.layouts import layouts
+from tests.parity.tiny_models import write_model
+
+SAMPLE_SEED = 7
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_every_layout_equals_transformers(family, tmp_path):
+    cases = []
+    for seed in (0, 1, 2):
+        folder = write_model(tmp_path / f"{family}_{seed}", family, seed)
+        shape = load_shape(folder)
+        torch.set_num_threads(1)
+        trace = run_transformers(folder, shape, draw_samples(shape, SAMPLE_SEED), grads=True)
+        (tmp_path / f"{folder.name}.pickle").write_bytes(pickle.dumps(trace))
+        every = layouts(shape.vision.num_layers, shape.text.num_layers)
+        chosen = every if seed == 1 else [every[0], every[3], every[6], every[8]]
+        cases += [{"hf": str(folder), "sample_seed": SAMPLE_SEED, **case} for case in chosen]
+    results = run_world("tests.distributed.cases_parity:parity", 4, timeout=200, cases=cases, folder=str(tmp_path))[0]
+    assert len(results) == len(cases)
+    for result in results:
+        assert result["failed"] == [] and result["first_parting"] is None, result
+        assert result["gradients"] > 50

@@ -1,0 +1,74 @@
+"""Ten optimizer steps give transformers' losses under every layout, whatever runs in parallel."""
+
+import pytest
+import torch
+
+from megatron_rb.checkpoint.hf.oracle import count_labels, load_transformers, model_inputs, sample_loss
+from megatron_rb.evaluation.parity_samples import draw_samples
+from megatron_rb.models.robobrain.config import load_shape
+from tests.distributed.world import run_world
+from tests.parity.layouts import layouts
+from tests.parity.tiny_models import write_model
+
+STEPS, LR, SAMPLE_SEED = 10, 1e-3, 20
+
+
+def transformers_losses(folder, frozen=()):
+    """Losses of plain transformers with torch's AdamW on the same batches."""
+    torch.set_num_threads(1)
+    shape, model = load_shape(folder), load_transformers(folder)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in frozen))
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for n, p in trained if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for n, p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.999), eps=1e-8)
+    losses = []
+    for step in range(STEPS):
+        samples = draw_samples(shape, seed=SAMPLE_SEED + step % 2)
+        total = count_labels(samples)
+        optimizer.zero_grad()
+        loss = sum(sample_loss(model(**model_inputs(s, shape)).logits[0], s) for s in samples) / total
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for _, p in trained], 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_losses_equal_transformers(family, tmp_path):
+    folder = write_model(tmp_path / "model", family, seed=1)
+    shape = load_shape(folder)
+    expected = transformers_losses(folder)
+    cuts = [cut for cut in layouts(shape.vision.num_layers, shape.text.num_layers) if "packed" not in cut]
+    cuts += [
+        cuts[0] | {"distributed_optimizer": False},
+        cuts[0] | {"overlap": False},
+        cuts[3] | {"recompute": -1},
+    ]
+    cases = [{"hf": str(folder), "lr": LR, "sample_seed": SAMPLE_SEED, **cut} for cut in cuts]
+    for case, curve in zip(cases, run_losses(cases), strict=True):
+        assert curve == pytest.approx(expected, rel=1e-4), case
+    assert expected[-1] < 0.9 * expected[0]
+
+
+def test_frozen_parts_stay_and_the_rest_trains(tmp_path):
+    folder = write_model(tmp_path / "model", "qwen3_vl", seed=0)
+    shape = load_shape(folder)
+    whole = f"P v*{shape.vision.num_layers} M E t*{shape.text.num_layers} L"
+    split = f"P v*{shape.vision.num_layers} | M E t*{shape.text.num_layers} L"
+    frozen_vit = {"freeze_vision": True, "lr": LR}
+    only_merger = frozen_vit | {"freeze_language": True}
+    cuts = [{"tp": 1, "pp": 1, "layout": whole}, {"tp": 2, "pp": 2, "layout": split}]
+    cases = [{"hf": str(folder), "sample_seed": SAMPLE_SEED, **cut, **f} for f in (frozen_vit, only_merger) for cut in cuts]
+    curves = run_losses(cases)
+    vit = ("visual.blocks", "visual.patch_embed", "visual.pos_embed")
+    for curve, frozen in zip(curves, (vit, vit, (*vit, "language_model", "lm_head"), (*vit, "language_model", "lm_head")), strict=True):
+        assert curve == pytest.approx(transformers_losses(folder, frozen), rel=1e-4)
+
+
+def run_losses(cases):
+    return run_world("tests.distributed.cases_training:losses", 4, timeout=200, cases=cases, steps=STEPS)[0]
