@@ -1,0 +1,150 @@
+"""Conversation -> `EncodedSample`: the same ids and patches as the processors of transformers make."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from megatron_rb.data.frames import FrameRule, group_seconds, sample_file, sample_given, second_per_grid
+from megatron_rb.data.media import MediaInfo, inspect_media, load_frames, load_image
+from megatron_rb.data.problems import BadSample
+from megatron_rb.data.processor import VisionProcessor
+from megatron_rb.data.prompt import ChatTemplate, Piece
+from megatron_rb.data.rows import Conversation, MediaRef
+from megatron_rb.data.sample import EncodedSample, VisionGrid
+from megatron_rb.data.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, VISION_END, VISION_START, Tokenizer
+
+NO_LOSS = -100
+PADS = re.compile("|".join(map(re.escape, (IMAGE_TOKEN, VIDEO_TOKEN))))
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """How one image or video stands in the sequence."""
+
+    pad: str
+    grid: VisionGrid
+    text: str
+    """What replaces the template's placeholder; each placeholder in it stands for `tokens` of them."""
+    tokens: int
+
+
+@dataclass(frozen=True)
+class SampleEncoder:
+    """Everything that decides how a conversation becomes numbers."""
+
+    tokenizer: Tokenizer
+    processor: VisionProcessor
+    template: ChatTemplate
+    video_fps: float
+    """Frames per second taken from a video file, and the rate of given frames when nothing else says it."""
+    max_video_frames: int
+
+    def inspect(self, conversation: Conversation) -> list[MediaInfo]:
+        """Sizes of all media from their headers.
+
+        Raises:
+            BadSample: a file is missing or unreadable.
+        """
+        return [inspect_media(ref, self.video_fps) for ref in conversation.media]
+
+    def encode(self, conversation: Conversation, infos: Sequence[MediaInfo]) -> EncodedSample:
+        """Ids and labels of the whole conversation, without pixels; no media file is touched.
+
+        Raises:
+            BadSample: the conversation cannot be written by the template, or media do not fit the model.
+        """
+        return self._assemble(conversation, infos, self.template.pieces(conversation.turns))
+
+    def encode_prompt(self, conversation: Conversation, infos: Sequence[MediaInfo]) -> EncodedSample:
+        """Ids up to where the last assistant turn begins, for generation; `infos` as for the whole conversation."""
+        last = max(number for number, turn in enumerate(conversation.turns) if turn.role == "assistant")
+        shorter = replace(conversation, turns=conversation.turns[:last])
+        text = self.template.prompt(shorter.turns)
+        return self._assemble(shorter, infos[: len(shorter.media)], [Piece(text, learned=False)])
+
+    def pixels(self, conversation: Conversation, infos: Sequence[MediaInfo]) -> list[np.ndarray]:
+        """Patches of all media, in order.
+
+        Raises:
+            BadSample: a file does not decode or has changed.
+        """
+        return [self._patches(ref, info) for ref, info in zip(conversation.media, infos, strict=True)]
+
+    def no_pixels(self, sample: EncodedSample) -> list[np.ndarray]:
+        """Zeros in place of the patches of media that do not decode."""
+        return [np.zeros((grid.patches, self.processor.patch_dim), dtype=np.float32) for grid in sample.grids]
+
+    def _patches(self, ref: MediaRef, info: MediaInfo) -> np.ndarray:
+        if ref.kind == "image":
+            return self.processor.image_patches(load_image(ref, info))
+        return self.processor.video_patches(load_frames(ref, info, self._frames(info)))
+
+    def _frames(self, info: MediaInfo) -> list[int]:
+        limits = self.processor.video_limits
+        rule = FrameRule(
+            self.processor.family, self.video_fps, limits.min_frames,
+            min(limits.max_frames, self.max_video_frames), self.processor.temporal_patch_size,
+        )  # fmt: skip
+        return sample_given(info.frames, rule) if info.given_frames else sample_file(info.frames, info.fps, rule)
+
+    def _assemble(self, conversation: Conversation, infos: Sequence[MediaInfo], pieces: list[Piece]) -> EncodedSample:
+        shown = [self._show(ref, info) for ref, info in zip(conversation.media, infos, strict=True)]
+        waiting = iter(shown)
+        encoded = [self._encode(piece, waiting) for piece in pieces]
+        if next(waiting, None) is not None:
+            raise BadSample("chat template", "the chat template leaves out an image or video of the conversation")
+        return EncodedSample(
+            sample_id=conversation.sample_id,
+            input_ids=np.concatenate([ids for ids, _ in encoded]),
+            labels=np.concatenate([labels for _, labels in encoded]),
+            grids=tuple(item.grid for item in shown),
+            pixels=None,
+        )
+
+    def _encode(self, piece: Piece, waiting: Iterator[_Shown]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and labels of one piece. Text is encoded with one placeholder per block, which is then repeated."""
+        repeats: list[int] = []
+
+        def show(pad: re.Match[str]) -> str:
+            item = next(waiting, None)
+            if item is None or item.pad != pad.group():
+                raise BadSample("special token in text", f"the text itself contains {pad.group()}")
+            repeats.extend([item.tokens] * item.text.count(item.pad))
+            return item.text
+
+        ids = np.array(self.tokenizer.encode(PADS.sub(show, piece.text)), dtype=np.int32)
+        pads = np.isin(ids, [self.tokenizer.token_id(IMAGE_TOKEN), self.tokenizer.token_id(VIDEO_TOKEN)])
+        counts = np.ones(len(ids), dtype=np.int64)
+        counts[pads] = repeats
+        labels = np.where(pads | (not piece.learned), NO_LOSS, ids).astype(np.int32)
+        return np.repeat(ids, counts), np.repeat(labels, counts)
+
+    def _show(self, ref: MediaRef, info: MediaInfo) -> _Shown:
+        try:
+            if ref.kind == "image":
+                grid = self.processor.image_grid(info.height, info.width)
+                return _Shown(IMAGE_TOKEN, grid, IMAGE_TOKEN, self.processor.num_tokens(grid))
+            return self._show_video(info)
+        except BadSample:
+            raise
+        except ValueError as error:
+            raise BadSample("unfit media", f"{ref.source}: {error}") from error
+
+    def _show_video(self, info: MediaInfo) -> _Shown:
+        frames, depth = self._frames(info), self.processor.temporal_patch_size
+        if self.processor.family == "qwen2_5_vl":
+            seconds = second_per_grid(frames, info.frames, info.fps, depth)
+            grid = self.processor.video_grid(len(frames), info.height, info.width, seconds)
+            return _Shown(VIDEO_TOKEN, grid, VIDEO_TOKEN, self.processor.num_tokens(grid))
+        # Qwen3-VL writes the time of each temporal patch. transformers replaces the placeholder alone, so the start and
+        # end that the template writes stay around all of it.
+        grid = self.processor.video_grid(len(frames), info.height, info.width)
+        blocks = [
+            f"<{second:.1f} seconds>{VISION_START}{VIDEO_TOKEN}{VISION_END}"
+            for second in group_seconds(frames, info.fps, depth)
+        ]
+        return _Shown(VIDEO_TOKEN, grid, "".join(blocks), self.processor.num_tokens(grid) // grid.t)

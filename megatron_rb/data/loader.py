@@ -1,0 +1,177 @@
+"""The samples of each step, packed and decoded ahead of time, with a state that resumes exactly."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import numpy as np
+
+from megatron_rb.data.ledger import Ledger
+from megatron_rb.data.packing import Budget, plan_step
+from megatron_rb.data.problems import BadSample
+from megatron_rb.data.sample import EncodedSample
+from megatron_rb.data.sampler import Sampler, SamplerState
+
+
+class SampleSource(Protocol):
+    """A data set as the loader sees it; all methods may be called from several threads."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int `[samples, 2]`: tokens and patches."""
+
+    def __len__(self) -> int: ...
+
+    def get(self, number: int, *, with_pixels: bool) -> EncodedSample:
+        """One sample; BadSample when its media do not decode."""
+
+    def blank(self, number: int) -> EncodedSample:
+        """The same sample with zeros for pixels."""
+
+    def source(self, number: int) -> tuple[str, int]:
+        """File and line."""
+
+
+@dataclass(frozen=True)
+class StepSamples:
+    """What one rank trains on in one step."""
+
+    micro_batches: list[list[EncodedSample]]
+    """As many on every rank; one may be empty."""
+    failed: list[tuple[int, int, str]]
+    """Micro-batch, sample in it, and reason, for samples whose pixels are zeros since they do not decode."""
+    epoch: int
+    """Epoch of the first sample."""
+    wait_seconds: float
+    """Time that the caller waited for it."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A step under way."""
+
+    samples: list[list[Future[tuple[EncodedSample, str]]]]
+    epoch: int
+    after: SamplerState
+
+
+class StepLoader:
+    """Steps of `global_batch_size` samples in the order of the sampler; every rank gets its share of each.
+
+    Which samples a step holds depends on the seed and on the samples consumed so far, not on `dp_size`.
+    """
+
+    def __init__(
+        self,
+        dataset: SampleSource,
+        *,
+        global_batch_size: int,
+        seq_length: int,
+        max_patches: int,
+        dp_rank: int,
+        dp_size: int,
+        micro_batch_multiple: int,
+        needs_pixels: bool,
+        seed: int,
+        shuffle: bool,
+        ledger: Ledger,
+        prefetch_steps: int,
+        decode_threads: int,
+    ) -> None:
+        """
+        Args:
+            micro_batch_multiple: every rank gets a multiple of this many micro-batches.
+            needs_pixels: whether this rank holds the patch embedding.
+            prefetch_steps: steps prepared beyond the one that is asked for.
+        """
+        self._dataset = dataset
+        self._batch = global_batch_size
+        self._budget = Budget(seq_length, max_patches)
+        self._dp_rank, self._dp_size = dp_rank, dp_size
+        self._multiple = micro_batch_multiple
+        self._needs_pixels = needs_pixels
+        self._ledger = ledger
+        self._prefetch = prefetch_steps
+        self._sampler = Sampler(len(dataset), shuffle)
+        self._consumed = SamplerState(seed)
+        self._ahead: deque[_Prepared] = deque()
+        self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+
+    def next_step(self) -> StepSamples:
+        """The next step; waits until its samples are decoded.
+
+        Raises:
+            ValueError: a data file has changed since it was indexed.
+        """
+        started = time.perf_counter()
+        while len(self._ahead) <= self._prefetch:
+            self._prepare()
+        step = self._ahead.popleft()
+        micro_batches: list[list[EncodedSample]] = []
+        failed: list[tuple[int, int, str]] = []
+        for members in step.samples:
+            results = [future.result() for future in members]
+            failed += [
+                (len(micro_batches), place, reason) for place, (_, reason) in enumerate(results) if reason
+            ]  # fmt: skip
+            micro_batches.append([sample for sample, _ in results])
+        self._consumed = step.after
+        return StepSamples(micro_batches, failed, step.epoch, time.perf_counter() - started)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the steps handed out so far end: `seed`, `epoch`, `position`; the same on every rank."""
+        return asdict(self._consumed)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the steps that a state stands for, whatever the layout that saved it.
+
+        Raises:
+            ValueError: the state lies beyond the end of this data set.
+        """
+        restored = SamplerState(int(state["seed"]), int(state["epoch"]), int(state["position"]))
+        if not 0 <= restored.position < len(self._dataset):
+            raise ValueError(
+                f"the loader state stands at sample {restored.position} of an epoch but there are {len(self._dataset)} "
+                f"samples; resume with the data the run was started with, or start a new run"
+            )
+        self._drop_ahead()
+        self._consumed = restored
+
+    def close(self) -> None:
+        """Stop the threads; what was prepared is lost, and belongs to no returned step."""
+        self._drop_ahead()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _drop_ahead(self) -> None:
+        for step in self._ahead:
+            for members in step.samples:
+                for future in members:
+                    future.cancel()
+        self._ahead.clear()
+
+    def _prepare(self) -> None:
+        """Plan one more step and hand its samples to the decode threads."""
+        before = self._ahead[-1].after if self._ahead else self._consumed
+        numbers, after = self._sampler.take(before, self._batch)
+        plan = plan_step(self._dataset.sizes[numbers], self._budget, self._dp_size, self._multiple)
+        samples = [
+            [self._pool.submit(self._fetch, int(numbers[place])) for place in members]
+            for members in plan[self._dp_rank]
+        ]  # fmt: skip
+        self._ahead.append(_Prepared(samples, before.epoch, after))
+
+    def _fetch(self, number: int) -> tuple[EncodedSample, str]:
+        """The sample, and why its pixels are zeros, if they are."""
+        try:
+            return self._dataset.get(number, with_pixels=self._needs_pixels), ""
+        except BadSample as problem:
+            file, line = self._dataset.source(number)
+            sample = self._dataset.blank(number)
+            self._ledger.record(
+                "unreadable", file, str(problem), line=line, id=sample.sample_id, problem=problem.problem
+            )  # fmt: skip
+            return sample, str(problem)

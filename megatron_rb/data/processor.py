@@ -1,0 +1,215 @@
+"""Images and videos -> patches, by the processor files of a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from megatron_rb.data.resize import SizeRule, resized
+from megatron_rb.data.sample import VisionGrid
+from megatron_rb.models.robobrain.config import RoboBrainShape
+
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+# What the processor classes of transformers assume for a field that their file leaves out: images, videos by family.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "image": {"size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, **CLIP},
+    "qwen2_5_vl": {"size": {"shortest_edge": 128 * 784, "longest_edge": 768 * 784}, **CLIP},
+    "qwen3_vl": {"size": {"shortest_edge": 128 * 1024, "longest_edge": 768 * 1024}, **HALF},
+}
+BICUBIC = 3
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How bytes become numbers: `(byte * scale - mean) / std` per channel."""
+
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def table(self) -> np.ndarray:
+        """float32 `[3, 256]`: the number of every byte in every channel, with the roundings of transformers."""
+        scaled = (np.arange(256, dtype=np.float64) * self.scale).astype(np.float32)
+        mean, std = np.array([self.mean, self.std], dtype=np.float32)[:, :, None]
+        return (scaled - mean) / std
+
+
+@dataclass(frozen=True)
+class VideoLimits:
+    """How many frames of a file the processor samples."""
+
+    min_frames: int
+    max_frames: int
+
+
+@dataclass(frozen=True)
+class VisionProcessor:
+    """Sizes and values of patches, as the processors of transformers make them."""
+
+    family: str
+    """`qwen2_5_vl` or `qwen3_vl`."""
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    image_size: SizeRule
+    video_size: SizeRule
+    image_colours: Colours
+    video_colours: Colours
+    video_limits: VideoLimits
+
+    @property
+    def patch_dim(self) -> int:
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+    def num_tokens(self, grid: VisionGrid) -> int:
+        """Placeholders that a grid takes in the sequence."""
+        return grid.patches // self.merge_size**2
+
+    def image_grid(self, height: int, width: int) -> VisionGrid:
+        """Patches of an image of this size in pixels."""
+        high, wide = resized(height, width, self.image_size)
+        return VisionGrid(1, high // self.patch_size, wide // self.patch_size, "image")
+
+    def video_grid(self, frames: int, height: int, width: int, second_per_grid: float = 0.0) -> VisionGrid:
+        """Patches of so many frames of this size; an odd last frame is repeated to fill its temporal patch."""
+        high, wide = resized(height, width, self.video_size, frames, self.temporal_patch_size)
+        depth = -(-frames // self.temporal_patch_size)
+        return VisionGrid(depth, high // self.patch_size, wide // self.patch_size, "video", second_per_grid)
+
+    def image_patches(self, image: Image.Image) -> np.ndarray:
+        """float32 `[h * w, patch_dim]`: the image stands in every frame of its temporal patch."""
+        size = resized(image.height, image.width, self.image_size)
+        pixels = np.broadcast_to(_resize(image, size), (self.temporal_patch_size, *size, 3))
+        return self._patches(pixels, self.image_colours)
+
+    def video_patches(self, frames: Sequence[Image.Image]) -> np.ndarray:
+        """float32 `[t * h * w, patch_dim]` of frames that share one size."""
+        first = frames[0]
+        size = resized(first.height, first.width, self.video_size, len(frames), self.temporal_patch_size)
+        pixels = [_resize(frame, size) for frame in frames]
+        pixels += [pixels[-1]] * (-len(frames) % self.temporal_patch_size)
+        return self._patches(np.stack(pixels), self.video_colours)
+
+    def _patches(self, pixels: np.ndarray, colours: Colours) -> np.ndarray:
+        """Bytes `[frames, height, width, 3]` -> patches in merge-block order, each channel, frame, row, column."""
+        frames, height, width, _ = pixels.shape
+        merge, side, depth = self.merge_size, self.patch_size, self.temporal_patch_size
+        rows, columns = height // (side * merge), width // (side * merge)
+        blocks = pixels.reshape(frames // depth, depth, rows, merge, side, columns, merge, side, 3)
+        # (time, row, column) of the block, (row, column) in the block, channel, then inside the patch.
+        blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+        values = np.empty(blocks.shape, dtype=np.float32)
+        for channel, numbers in enumerate(colours.table()):
+            values[:, :, :, :, :, channel] = numbers[blocks[:, :, :, :, :, channel]]
+        return values.reshape(-1, self.patch_dim)
+
+
+def build_processor(
+    folder: str | Path, shape: RoboBrainShape, min_pixels: int = 0, max_pixels: int = 0
+) -> VisionProcessor:
+    """Read the processor files of a Hugging Face folder: `processor_config.json` (transformers 5), or
+    `preprocessor_config.json` and `video_preprocessor_config.json`.
+
+    Args:
+        min_pixels, max_pixels: limits of an image that replace those of the file; 0 = keep them.
+
+    Raises:
+        ValueError: no file, a file that contradicts the model, or settings that the models were not trained with.
+    """
+    images, videos = _read(Path(folder))
+    vision = shape.vision
+    geometry = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+    }
+    for name, settings in (("image", images), ("video", videos)):
+        _check(settings, geometry, f"the {name} processor in {folder}")
+    factor = vision.patch_size * vision.spatial_merge_size
+    image_size = _size_rule(images, DEFAULTS["image"]["size"], factor)
+    image_size = replace(
+        image_size,
+        min_pixels=min_pixels or image_size.min_pixels,
+        max_pixels=max_pixels or max(image_size.max_pixels, min_pixels),
+    )
+    if image_size.min_pixels > image_size.max_pixels:
+        raise ValueError(
+            f"the smallest image area {image_size.min_pixels} is above the largest {image_size.max_pixels}; "
+            f"set data.min_pixels too"
+        )
+    defaults = DEFAULTS[shape.family]
+    return VisionProcessor(
+        family=shape.family,
+        **geometry,
+        image_size=image_size,
+        video_size=replace(_size_rule(videos, defaults["size"], factor), clip=shape.family == "qwen3_vl"),
+        image_colours=_colours(images, DEFAULTS["image"]),
+        video_colours=_colours(videos, defaults),
+        video_limits=VideoLimits(videos.get("min_frames") or 4, videos.get("max_frames") or 768),
+    )
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of the image and of the video processor, looked for in the order that transformers keeps."""
+    both = _json(folder / "processor_config.json")
+    images = both.get("image_processor") or _json(folder / "preprocessor_config.json")
+    if not images:
+        raise ValueError(
+            f"no preprocessor_config.json in {folder}; copy the processor files of the model beside its config.json"
+        )
+    videos = both.get("video_processor") or _json(folder / "video_preprocessor_config.json") or images
+    return images, videos
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+
+
+def _check(settings: dict[str, Any], geometry: dict[str, int], where: str) -> None:
+    for name, wanted in geometry.items():
+        if settings.get(name, wanted) != wanted:
+            raise ValueError(
+                f"{where} has {name} {settings[name]} but the model's config.json says {wanted}; "
+                f"use the files that belong to the model"
+            )
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        if settings.get(name) is False:
+            raise ValueError(f"{where} has {name} false; RoboBrain models need it true")
+    if (settings.get("resample") or BICUBIC) != BICUBIC:
+        raise ValueError(f"{where} has resample {settings['resample']}; RoboBrain models use {BICUBIC}, bicubic")
+
+
+def _size_rule(settings: dict[str, Any], default: dict[str, int], factor: int) -> SizeRule:
+    size = {**default, **{name: value for name, value in (settings.get("size") or {}).items() if value}}
+    return SizeRule(
+        factor,
+        settings.get("min_pixels") or size["shortest_edge"],
+        settings.get("max_pixels") or size["longest_edge"],
+    )
+
+
+def _colours(settings: dict[str, Any], default: dict[str, Any]) -> Colours:
+    return Colours(
+        scale=settings.get("rescale_factor") or 1 / 255,
+        mean=tuple(settings.get("image_mean") or default["mean"]),
+        std=tuple(settings.get("image_std") or default["std"]),
+    )
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    if (image.height, image.width) == (height, width):
+        return np.asarray(image)
+    return np.asarray(image.resize((width, height), resample=Image.Resampling.BICUBIC))
