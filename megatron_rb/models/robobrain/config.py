@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +235,10 @@ def _check(shape: RoboBrainShape, origin: str) -> None:
     for holds, message in rules:
         if not holds:
             raise ValueError(f"{origin}: {message}")
+
+
+def model_fingerprint(shape: RoboBrainShape) -> dict[str, Any]:
+    """What identifies a model in a checkpoint's manifest, JSON-able; the initial weight scale is no part of it."""
+    fields = asdict(shape)
+    del fields["initializer_range"]
+    return json.loads(json.dumps(fields))
