@@ -1,0 +1,132 @@
+"""Where the numbers of a run go: jsonl, TensorBoard, console, plot. Only rank 0 writes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+from megatron_rb.config.schema import MetricsConfig
+from megatron_rb.metrics.console import ConsoleWriter
+from megatron_rb.metrics.jsonl import JsonlWriter
+from megatron_rb.metrics.record import EvalRecord, StepRecord
+from megatron_rb.metrics.report import plot_curves
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE, PLOT_FILE, TENSORBOARD_FOLDER = "metrics.jsonl", "curves.png", "tensorboard"
+
+
+class Writer(Protocol):
+    """Takes the numbers of a run."""
+
+    def write_step(self, record: StepRecord) -> None: ...
+
+    def write_eval(self, record: EvalRecord) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardWriter:
+    """Event files; what an earlier process of the run wrote past `first_step` is hidden."""
+
+    def __init__(self, folder: str | Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # seconds of imports that only this class needs
+
+        self._events = SummaryWriter(str(folder), purge_step=first_step + 1)
+
+    def write_step(self, record: StepRecord) -> None:
+        values = {
+            "train/loss": record.loss,
+            "train/grad_norm": record.grad_norm,
+            "train/loss_scale": record.loss_scale,
+            "train/labels": record.num_labels,
+            "speed/tokens_per_second": record.tokens_per_second,
+            "speed/patches_per_second": record.patches_per_second,
+            "speed/step_seconds": record.seconds,
+            "speed/data_wait_share": record.data_wait_share,
+            "speed/memory_bytes": record.memory_bytes,
+            **{f"learning_rate/{name}": rate for name, rate in record.learning_rates.items()},
+        }
+        for name, value in values.items():
+            if value is not None:
+                self._events.add_scalar(name, value, record.step)
+
+    def write_eval(self, record: EvalRecord) -> None:
+        for name, value in record.values.items():
+            self._events.add_scalar(f"evaluation/{name}", value, record.step)
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class PlotWriter:
+    """Draws the curves of a jsonl file at every evaluation and at the end."""
+
+    def __init__(self, jsonl_path: str | Path, png_path: str | Path) -> None:
+        self.paths = Path(jsonl_path), Path(png_path)
+        self._stale = False
+
+    def write_step(self, record: StepRecord) -> None:
+        self._stale = True
+
+    def write_eval(self, record: EvalRecord) -> None:
+        self._stale = True
+        self._draw()
+
+    def close(self) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        if not self._stale:
+            return
+        self._stale = False
+        try:
+            plot_curves(*self.paths)
+        except Exception as error:  # a picture must not end a run
+            logger.warning("%s was not drawn: %s", self.paths[1], error, exc_info=True)
+
+
+class CompositeWriter:
+    """Several writers as one; without any it writes nothing."""
+
+    def __init__(self, writers: Sequence[Writer] = ()) -> None:
+        self.writers = tuple(writers)
+
+    def write_step(self, record: StepRecord) -> None:
+        for writer in self.writers:
+            writer.write_step(record)
+
+    def write_eval(self, record: EvalRecord) -> None:
+        for writer in self.writers:
+            writer.write_eval(record)
+
+    def close(self) -> None:
+        """Close every writer, even when one of them fails to."""
+        with ExitStack() as stack:
+            for writer in reversed(self.writers):
+                stack.callback(writer.close)
+
+
+def build_writers(
+    config: MetricsConfig, run_dir: str | Path, train_steps: int, first_step: int, is_rank_zero: bool
+) -> Writer:
+    """The writers that the settings ask for, on rank 0; the other ranks write nothing.
+
+    Args:
+        first_step: step the run continues from, 0 for a new run.
+    """
+    if not is_rank_zero:
+        return CompositeWriter()
+    folder = Path(run_dir)
+    # The plot reads the file of the writer before it.
+    writers: list[Writer] = [JsonlWriter(folder / METRICS_FILE, first_step)]
+    writers.append(ConsoleWriter(train_steps, first_step, config.log_every, config.progress))
+    if config.tensorboard:
+        writers.append(TensorBoardWriter(folder / TENSORBOARD_FOLDER, first_step))
+    if config.plots:
+        writers.append(PlotWriter(folder / METRICS_FILE, folder / PLOT_FILE))
+    return CompositeWriter(writers)
