@@ -21,7 +21,7 @@ class JsonlWriter:
     """Appends to a file; a line is on disk when the call returns.
 
     Args:
-        first_step: step the run continues from (0 = a new run). Lines past it are dropped, and lines cut off by a crash.
+        first_step: step the run continues from (0 = a new run). Lines past it, and cut-off ones, are dropped.
     """
 
     def __init__(self, path: str | Path, first_step: int) -> None:
