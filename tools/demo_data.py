@@ -24,8 +24,9 @@ def main(argv: list[str]) -> int:
     sizes = {"windows": args.windows, "window_side": args.window_side, "hops_per_episode": args.hops_per_episode}
     mix = SampleMix(tasks=args.tasks, views=args.views, **sizes)
     try:
-        for split, mix in (("train", mix), ("heldout", replace(mix, windows=min(mix.windows, 1)))):
-            report = write_split(args.episodes / split, args.out, split, mix, args.seed)
+        mixes = {"train": mix, "heldout": replace(mix, windows=min(mix.windows, 1))}
+        for split, mix_of_split in mixes.items():
+            report = write_split(args.episodes / split, args.out, split, mix_of_split, args.seed)
             rows, skipped = (", ".join(f"{n} {name}" for name, n in c.items()) for c in (report.rows, report.skipped))
             print(f"{args.out / split}.jsonl: {rows}; not built: {skipped or 'none'}")
     except ValueError as error:

@@ -83,6 +83,7 @@ def build_rows(
 
 def write_split(folder: Path, out: Path, split: str, mix: SampleMix, seed: int) -> BuildReport:
     """Write `out`/`split`.jsonl from the episodes in `folder`, with all its media below `out`, where paths start."""
+    read_episodes(folder)
     media = out / "media" / split
     shutil.copytree(folder, media / "episodes", dirs_exist_ok=True)
     rows, report = build_rows(read_episodes(media / "episodes"), media, mix, seed)
