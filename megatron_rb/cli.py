@@ -13,7 +13,10 @@ TOOLS = Path(__file__).parent / "tools"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `rb <command> <arguments>`; wrong input is one sentence and exit code 2, `--debug` shows its traceback."""
+    """Run `rb <command> <arguments>`; wrong input is one sentence and exit code 2, `--debug` shows its traceback.
+
+    A ValueError of another package is no wrong input that was foreseen: it keeps its traceback.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
@@ -23,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments[0], arguments[1:])
     except (ValueError, FileNotFoundError) as error:
-        if debug:
+        if debug or not _is_ours(error):
             raise
         _complain(error)
         return 2
@@ -43,6 +46,15 @@ def _run(name: str, arguments: list[str]) -> int:
         raise ValueError(f"rb has no command '{name}'{hint}")
     module = importlib.import_module(f"megatron_rb.tools.{name.replace('-', '_')}")
     return int(module.main(arguments) or 0)
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the error was raised by this package, or says that a file is missing."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = trace.tb_frame.f_code.co_filename if trace is not None else ""
+    return isinstance(error, FileNotFoundError) or Path(raised_in).is_relative_to(TOOLS.parent)
 
 
 def _first_line(path: Path) -> str:

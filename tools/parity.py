@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from megatron_rb.launch.command import threads_per_rank
+from megatron_rb.launch.job import JobSpec
+from megatron_rb.launch.local import free_port
+from megatron_rb.launch.main import run_job
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 
@@ -23,7 +28,7 @@ def main(argv: list[str]) -> int:
         ours, rows = run_parity(
             Path(folder), options.hf, layout_text=options.layout, tp_size=options.tp, pp_size=options.pp,
             sequence_parallel=options.sequence_parallel, samples_file=options.samples, grads=options.grads,
-            seed=options.seed,
+            seed=options.seed, start=_start_workers,
         )  # fmt: skip
     print_report(rows)
     if options.json:
@@ -33,6 +38,12 @@ def main(argv: list[str]) -> int:
 
         save_file({"logits": ours.logits.contiguous()}, options.dump)
     return 0 if all(row.passed is not False for row in rows) else 1
+
+
+def _start_workers(folder: Path, processes: int) -> int:
+    threads = threads_per_rank(0, len(os.sched_getaffinity(0)), processes)
+    worker, port = "megatron_rb.evaluation.parity_worker", free_port("127.0.0.1")
+    return run_job(JobSpec(worker, (str(folder),), processes, folder, master_port=port, threads_per_rank=threads))
 
 
 def _parser() -> argparse.ArgumentParser:

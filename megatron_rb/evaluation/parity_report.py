@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -25,9 +24,6 @@ from megatron_rb.evaluation.parity import (
 )
 from megatron_rb.evaluation.parity_samples import draw_samples
 from megatron_rb.evaluation.parity_worker import ParitySpec
-from megatron_rb.launch.job import JobSpec
-from megatron_rb.launch.local import free_port
-from megatron_rb.launch.main import run_job
 from megatron_rb.layout import PipelineLayout, parse_layout
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
 
@@ -37,9 +33,12 @@ MAX_SAMPLE_TOKENS = 1 << 20
 
 def run_parity(
     folder: Path, hf_path: str, *, layout_text: str, tp_size: int, pp_size: int, sequence_parallel: bool,
-    samples_file: str, grads: bool, seed: int,
+    samples_file: str, grads: bool, seed: int, start: Callable[[Path, int], int],
 ) -> tuple[Trace, list[Difference]]:  # fmt: skip
     """Start the processes of the stack, run transformers in this one, compare.
+
+    Args:
+        start: starts that many parity workers on the folder, waits, and returns their exit code.
 
     Raises:
         ValueError: the layout, the degree or the samples do not fit the model.
@@ -51,16 +50,7 @@ def run_parity(
     samples = read_samples(samples_file, hf_path, shape) if samples_file else draw_samples(shape, seed)
     ParitySpec(hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads).write(folder, samples)
     processes = layout.pp_size * tp_size
-    code = run_job(
-        JobSpec(
-            module="megatron_rb.evaluation.parity_worker",
-            arguments=(str(folder),),
-            processes=processes,
-            run_dir=folder,
-            master_port=free_port("127.0.0.1"),
-            threads_per_rank=max(1, len(os.sched_getaffinity(0)) // processes),
-        )
-    )
+    code = start(folder, processes)
     if code:
         raise RuntimeError(f"a process of the parity run failed with exit code {code}; its output stands above")
     ours = merge_traces(load_rank_traces(folder, processes), layout)

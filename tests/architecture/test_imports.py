@@ -9,6 +9,7 @@ from tests.architecture.source_tree import Source, sources
 
 LEVELS = {
     "train.main": 6,
+    "cli": 6,
     "train.assemble": 6,
     "tasks": 5,
     "evaluation": 5,

@@ -50,6 +50,12 @@ def test_debug_shows_the_traceback(tmp_path: Path):
     assert "Traceback" in done.stderr
 
 
+def test_error_of_another_package_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("megatron_rb.tools.launch.load_config", lambda settings: json.loads("{"))
+    with pytest.raises(json.JSONDecodeError):
+        cli.main(["launch"])
+
+
 def test_missing_model_folder_is_named(tmp_path: Path):
     done = rb("launch", "model.hf_path=nowhere", cwd=tmp_path)
     assert (done.returncode, "nowhere/config.json" in done.stderr) == (2, True)
