@@ -114,7 +114,9 @@ def _image_size(path: Path) -> tuple[int, int]:
     """Height and width from the header."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            # For a PNG without the tag in its header, Pillow would decode the image to look for it at the end.
+            tags = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
+            turned = tags.get(ORIENTATION, 1) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
     except FileNotFoundError as error:
         raise BadSample("missing media", f"no file {path}") from error

@@ -23,7 +23,7 @@ FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 PATCH = {"qwen2_5_vl": 14, "qwen3_vl": 16}
 WORDS = [
     "system user assistant\nYou are a helpful assistant.\n",
-    "Where is the red cube? Point to it. [(512, 340)] <0.5 seconds> The arm opens its gripper, 12.5 cm above the table.",
+    "Where is the red cube? Point to it. [(512, 340)] <0.5 seconds> The arm opens its gripper above the table.",
 ]
 TEMPLATE = """\
 {%- if messages[0].role != 'system' -%}{{ '<|im_start|>system\\nDefault.<|im_end|>\\n' }}{%- endif -%}

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rb.data.packing import Budget, plan_step
@@ -11,6 +11,7 @@ BUDGET = Budget(tokens=100, patches=40)
 SIZES = st.lists(st.tuples(st.integers(1, 100), st.integers(0, 40)), min_size=1, max_size=60)
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(1, 4), st.integers(1, 3))
 def test_every_sample_is_in_one_bin_within_both_budgets(sizes, dp_size, multiple):
     table = np.array(sizes)
@@ -20,6 +21,7 @@ def test_every_sample_is_in_one_bin_within_both_budgets(sizes, dp_size, multiple
     assert all((table[members].sum(axis=0) <= BUDGET.limits).all() for members in bins if members)
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(1, 4), st.integers(1, 3))
 def test_ranks_hold_the_same_multiple_of_bins(sizes, dp_size, multiple):
     plan = plan_step(np.array(sizes), BUDGET, dp_size, multiple)
@@ -28,6 +30,7 @@ def test_ranks_hold_the_same_multiple_of_bins(sizes, dp_size, multiple):
     assert len({len(rank) for rank in plan}) == 1
 
 
+@settings(deadline=None)
 @given(SIZES)
 def test_no_more_bins_than_samples_and_no_fewer_than_the_budget_needs(sizes):
     table = np.array(sizes)
