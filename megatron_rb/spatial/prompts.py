@@ -13,18 +13,15 @@ POINTING = (
     "Where is the {target}?",
     "Locate the {target} in the image.",
 )
-POINTING_FORMAT = (
-    "Please provide its 2D coordinates. Your answer should be formatted as a tuple, i.e. [(x, y)], "
-    "where the tuple contains the x and y coordinates of the point."
-)
+POINTING_FORMAT = "Please provide its 2D coordinates. Your answer should be formatted as a tuple, i.e. [(x, y)]."
 LOCATING = (
     "Point to the {target} and tell how far it is from the camera.",
     "Where is the {target}, with its depth?",
     "Locate the {target} in space.",
 )
 LOCATING_FORMAT = (
-    "Please provide its 3D coordinates. Your answer should be formatted as a tuple, i.e. [(x, y, d)], "
-    "where the tuple contains the x and y coordinates and the depth of the point."
+    "Please provide its 3D coordinates, d being the depth. "
+    "Your answer should be formatted as a tuple, i.e. [(x, y, d)]."
 )
 WAYPOINTS = (
     "Please predict 3D end-effector-centric waypoints to complete the task successfully. "
