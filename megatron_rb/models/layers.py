@@ -128,10 +128,21 @@ def row_linear(ctx: BuildContext, input_size: int, output_size: int, *, bias: bo
 
 
 def _place(layer: torch.nn.Module, weight: ShardSpec, bias: ShardSpec) -> torch.nn.Module:
-    layer.weight.shard = weight
+    mark_shard(layer.weight, weight)
     if getattr(layer, "bias", None) is not None:
-        layer.bias.shard = bias
+        mark_shard(layer.bias, bias)
     return layer
+
+
+def mark_shard(parameter: torch.nn.Parameter, spec: ShardSpec) -> None:
+    """State the placement of a parameter, for this stack and in megatron-core's own terms.
+
+    megatron-core sets its attributes only when it draws the weights itself; without them the gradient norm would count
+    one rank's part of the weight.
+    """
+    parameter.shard = spec
+    if spec.dim is not None and not getattr(parameter, "tensor_model_parallel", False):
+        tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, spec.dim, spec.stride)
 
 
 def _no_init(weight: torch.Tensor) -> None:

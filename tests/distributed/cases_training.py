@@ -22,6 +22,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
     from megatron_rb.models.robobrain.inputs import build_micro_batch
     from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
     from megatron_rb.train.build import build_trainable
+    from megatron_rb.train.schedule import LearningRateSchedule
     from megatron_rb.train.step import Runner, train_pass
     from megatron_rb.train.totals import sum_over_world
 
@@ -41,7 +42,9 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         config.parallel.overlap_grad_reduce = config.parallel.overlap_param_gather = case.get("overlap", True)
         config.optimizer.lr = case["lr"]
         config.optimizer.weight_decay = 0.1
+        config.schedule.decay, config.schedule.warmup_ratio = "constant", 0.0
         trainable = build_trainable(config, shape, layout, place, platform, case["hf"])
+        schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, steps)
         runner = Runner(trainable.chunks, shape, place, torch.device("cpu"))
         curve = []
         for step in range(steps):
@@ -59,6 +62,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
             trainable.optimizer.zero_grad()
             results = train_pass(runner, batches)
             trainable.optimizer.step()
+            schedule.step()
             curve.append(sum_over_world(results, batches, place, False).loss)
         curves.append(curve)
         for chunk in trainable.chunks:

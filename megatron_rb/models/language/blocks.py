@@ -15,6 +15,7 @@ from megatron_rb.models.layers import (
     RMSNorm,
     column_linear,
     local_layers,
+    mark_shard,
     row_linear,
 )
 from megatron_rb.models.robobrain.config import TextShape
@@ -31,7 +32,7 @@ class Embedding(torch.nn.Module):
         self.tokens = tensor_parallel.VocabParallelEmbedding(
             shape.vocab_size, shape.hidden_size, init_method=torch.nn.init.zeros_, config=ctx.config
         )
-        self.tokens.weight.shard = ShardSpec((shape.vocab_size, shape.hidden_size), dim=0)
+        mark_shard(self.tokens.weight, ShardSpec((shape.vocab_size, shape.hidden_size), dim=0))
 
     def forward(self, inputs: TextInputs, visual: torch.Tensor) -> torch.Tensor:
         """
