@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import commonprefix
 from pathlib import Path
+from typing import Any
 
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.rows import Turn
@@ -79,8 +80,9 @@ class ChatTemplate:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
+        render: Any = render_jinja_template  # its annotation says str, it returns texts and spans
         try:
-            rendered, _ = render_jinja_template(
+            rendered, _ = render(
                 conversations=[messages], chat_template=self.source, add_generation_prompt=opens, **self.variables
             )
         except (TemplateError, TypeError) as error:

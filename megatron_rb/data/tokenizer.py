@@ -142,7 +142,7 @@ class SentencePieceTokenizer:
         self._ids = {token: self._special_id(token, file) for token in SPECIAL_TOKENS}
         self._tokens = {number: token for token, number in self._ids.items()}
         self._cut = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
-        self.chat_template = None
+        self.chat_template: str | None = None
         self.template_variables: dict[str, str] = {"eos_token": END_TOKENS[0]}
         self.eos_ids = tuple(self._ids[token] for token in END_TOKENS)
         self.fingerprint = _digest(proto)
@@ -165,7 +165,8 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        text, ordinary = [], []
+        text: list[str] = []
+        ordinary: list[int] = []
         for number in map(int, ids):
             if number in self._tokens:
                 text += [self._pieces.decode(ordinary), self._tokens[number]]
@@ -186,7 +187,7 @@ def _exact_spaces(model: bytes, file: Path) -> bytes:
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         proto.ParseFromString(model)
     except DecodeError as error:
