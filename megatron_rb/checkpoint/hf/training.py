@@ -1,0 +1,110 @@
+"""transformers' own training step on our samples: the yardstick of `rb bench step`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+
+from megatron_rb.checkpoint.hf.oracle import count_labels, load_transformers, model_inputs
+from megatron_rb.config.schema import OptimizerConfig
+from megatron_rb.data.sample import EncodedSample
+from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.models.robobrain.inputs import IGNORED
+
+_TEXT = dict(
+    vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=8,
+    num_key_value_heads=4, max_position_embeddings=4096, bos_token_id=None, eos_token_id=None,
+)  # fmt: skip
+_VISION = dict(
+    depth=6, hidden_size=256, intermediate_size=1024, num_heads=4, spatial_merge_size=2, temporal_patch_size=2,
+    out_hidden_size=512,
+)  # fmt: skip
+_TOKENS = dict(image_token_id=8191, video_token_id=8190, vision_start_token_id=8189, vision_end_token_id=8188)
+
+
+def _qwen3_vl() -> torch.nn.Module:
+    vision = dict(_VISION, patch_size=16, num_position_embeddings=576, deepstack_visual_indexes=[1, 3, 5])
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
+    text = dict(_TEXT, head_dim=64, rope_parameters=rope)
+    config = Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **_TOKENS)
+    return Qwen3VLForConditionalGeneration(config)
+
+
+def _qwen2_5_vl() -> torch.nn.Module:
+    vision = dict(_VISION, patch_size=14, window_size=112, fullatt_block_indexes=[2, 5], tokens_per_second=2)
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
+    text = dict(_TEXT, rope_parameters=rope, rms_norm_eps=1e-6)
+    config = Qwen2_5_VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **_TOKENS)
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+BENCHMARK_MODELS = {"qwen3_vl": _qwen3_vl, "qwen2_5_vl": _qwen2_5_vl}
+"""Small models with the proportions of the real ones, about 30 million weights."""
+
+
+def write_benchmark_model(folder: str | Path, family: str, seed: int = 0) -> None:
+    """Save a randomly initialised benchmark model."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        BENCHMARK_MODELS[family]().float().save_pretrained(folder)
+
+
+class TransformersStep:
+    """Forward, backward, clipping and fused AdamW in fp32, as transformers' Trainer does them.
+
+    Args:
+        padded: all samples in one right-padded batch; false = one sample after the other, gradients accumulated.
+    """
+
+    def __init__(
+        self, folder: str | Path, shape: RoboBrainShape, samples: Sequence[EncodedSample], settings: OptimizerConfig,
+        *, padded: bool,
+    ) -> None:  # fmt: skip
+        self.model = load_transformers(folder).train()
+        self.clip_grad = settings.clip_grad
+        self.num_labels = count_labels(samples)
+        self.batches = [padded_inputs(samples, shape)] if padded else [padded_inputs([s], shape) for s in samples]
+        parameters = list(self.model.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
+        ]
+        betas = (settings.beta1, settings.beta2)
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
+
+    def __call__(self) -> float:
+        """Take one step; returns the loss per label before it."""
+        loss = 0.0
+        for batch in self.batches:
+            # Labels of the whole step, so that accumulated gradients are those of one batch.
+            part = self.model(**batch, num_items_in_batch=self.num_labels, use_cache=False).loss
+            part.backward()
+            loss += float(part.detach())
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
+
+
+def padded_inputs(samples: Sequence[EncodedSample], shape: RoboBrainShape) -> dict[str, torch.Tensor]:
+    """Keyword arguments of transformers' forward for several samples with images, padded on the right."""
+    parts = [model_inputs(sample, shape) for sample in samples]
+    inputs = {name: torch.cat([part[name] for part in parts]) for name in ("pixel_values", "image_grid_thw")}
+    labels = [torch.from_numpy(sample.labels).long() for sample in samples]
+    rows = {
+        "input_ids": ([part["input_ids"][0] for part in parts], 0),
+        "mm_token_type_ids": ([part["mm_token_type_ids"][0] for part in parts], 0),
+        "labels": (labels, IGNORED),
+        "attention_mask": ([torch.ones_like(label) for label in labels], 0),
+    }
+    for name, (values, filler) in rows.items():
+        inputs[name] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=filler)
+    return inputs

@@ -1,0 +1,176 @@
+"""How long does a training step take beside transformers' own? The same weights, samples and threads, in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_rb.checkpoint.hf.training import TransformersStep, write_benchmark_model
+from megatron_rb.config.schema import Config, ModelConfig, OptimizerConfig
+from megatron_rb.data.sample import EncodedSample, VisionGrid
+from megatron_rb.models.robobrain.build import default_layout
+from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
+from megatron_rb.models.robobrain.inputs import IGNORED, build_micro_batch
+from megatron_rb.parallel.groups import Place, build_groups, start_process_group
+from megatron_rb.platform import Platform
+from megatron_rb.train.build import build_trainable
+from megatron_rb.train.step import Runner, train_pass
+
+OURS, PADDED, SINGLE = "megatron-rb", "transformers, padded batch", "transformers, sample by sample"
+LOSS_TOLERANCE = 1e-4
+"""Largest difference of the first loss between the sides; past it they would not do the same work."""
+
+GRIDS = (((16, 20), (24, 16)), ((12, 12), (20, 24)), ((28, 16), (8, 12)), ((20, 20), (16, 12)))
+"""Height and width in patches of the two images of each sample."""
+TEXT_TOKENS = (150, 110, 190, 140)
+ANSWER_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Times:
+    """Every call of one side, in seconds."""
+
+    wall: list[float]
+    cpu: list[float]
+    """Time on all cores that this process used: it hardly depends on what else the machine does."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.wall)
+
+    @property
+    def median_cpu(self) -> float:
+        return statistics.median(self.cpu)
+
+
+@dataclass(frozen=True)
+class StepComparison:
+    """Steps of every side on one model."""
+
+    family: str
+    tokens: int
+    patches: int
+    times: dict[str, Times]
+    losses: dict[str, float]
+    """Loss of the first step."""
+
+    @property
+    def fastest_reference(self) -> str:
+        """The faster way to use transformers here, by CPU time."""
+        return min((side for side in self.times if side != OURS), key=lambda side: self.times[side].median_cpu)
+
+    @property
+    def wall_ratio(self) -> float:
+        """Our time over that of the faster reference: the median over the rounds."""
+        return _ratio(self.times[OURS].wall, self.times[self.fastest_reference].wall)
+
+    @property
+    def cpu_ratio(self) -> float:
+        return _ratio(self.times[OURS].cpu, self.times[self.fastest_reference].cpu)
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def compare_steps(folder: str | Path, family: str, place: Place, platform: Platform, steps: int) -> StepComparison:
+    """Time `steps` rounds on a new model in an empty folder.
+
+    Raises:
+        RuntimeError: the sides disagree on the first loss.
+    """
+    write_benchmark_model(folder, family)
+    shape = load_shape(folder)
+    samples = draw_batch(shape, seed=0)
+    settings = OptimizerConfig()
+    sides: dict[str, Callable[[], float]] = {
+        OURS: OurStep(folder, shape, samples, settings, place, platform),
+        PADDED: TransformersStep(folder, shape, samples, settings, padded=True),
+        SINGLE: TransformersStep(folder, shape, samples, settings, padded=False),
+    }
+    losses = {name: step() for name, step in sides.items()}  # also the warm-up
+    if max(losses.values()) - min(losses.values()) > LOSS_TOLERANCE:
+        raise RuntimeError(f"the sides compute different losses for {family}, their times say nothing: {losses}")
+    tokens = sum(len(sample.input_ids) for sample in samples)
+    patches = sum(sample.num_patches for sample in samples)
+    return StepComparison(family, tokens, patches, time_in_turn(sides, steps), losses)
+
+
+def time_in_turn(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
+    """Time calls; each round calls every side once, so that load from elsewhere meets all of them.
+
+    The order turns round by round: nobody always runs in the cache another one left behind.
+    """
+    times = {name: Times([], []) for name in sides}
+    names = list(sides)
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            sides[name]()
+            times[name].wall.append(time.perf_counter() - wall)
+            times[name].cpu.append(time.process_time() - cpu)
+    return times
+
+
+def one_process(platform: Platform, threads: int) -> Place:
+    """A world of this process alone, whose operators use so many threads; made once."""
+    torch.set_num_threads(threads)
+    start_process_group(platform, 2.0)
+    return build_groups(1, 1, 1, 2.0, seed=0)
+
+
+class OurStep:
+    """One training step of this stack as `rb train` takes it, fp32, all samples packed into one micro-batch."""
+
+    def __init__(
+        self, folder: str | Path, shape: RoboBrainShape, samples: Sequence[EncodedSample], settings: OptimizerConfig,
+        place: Place, platform: Platform,
+    ) -> None:  # fmt: skip
+        config = Config(model=ModelConfig(hf_path=str(folder), dtype="fp32"), optimizer=settings)
+        layout = default_layout(shape, 1)
+        trainable = build_trainable(config, shape, layout, place, platform, init=str(folder))
+        self.samples, self.optimizer = samples, trainable.optimizer
+        self.runner = Runner(trainable.chunks, shape, place, platform.current_device())
+
+    def __call__(self) -> float:
+        """Take one step; returns the loss per label before it."""
+        for chunk in self.runner.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        batch = build_micro_batch(self.samples, self.runner.shape, tp_rank=0, tp_size=1, sequence_parallel=False)
+        (result,) = train_pass(self.runner, [batch])
+        self.optimizer.step()
+        return float(result["loss_sum"]) / float(result["num_labels"])
+
+
+def draw_batch(shape: RoboBrainShape, seed: int) -> list[EncodedSample]:
+    """Four samples of two images of different sizes and some text; the end of the text is the answer."""
+    draw = np.random.default_rng(seed)
+    return [
+        _sample(shape, draw, f"drawn-{number}", sizes, text)
+        for number, (sizes, text) in enumerate(zip(GRIDS, TEXT_TOKENS, strict=True))
+    ]
+
+
+def _sample(
+    shape: RoboBrainShape, draw: np.random.Generator, name: str, sizes: Sequence[tuple[int, int]], text: int
+) -> EncodedSample:
+    special = min(shape.image_token_id, shape.video_token_id, shape.vision_start_token_id, shape.vision_end_token_id)
+    grids = tuple(VisionGrid(1, height, width, "image") for height, width in sizes)
+    ids: list[int] = []
+    for grid in grids:
+        tokens = grid.patches // shape.vision.merge_unit
+        ids += [shape.vision_start_token_id, *[shape.image_token_id] * tokens, shape.vision_end_token_id]
+    ids += draw.integers(0, special, size=text).tolist()
+    labels = np.full(len(ids), IGNORED, dtype=np.int32)
+    answer = round(text * ANSWER_SHARE)
+    labels[-answer:] = ids[-answer:]
+    pixels = [draw.standard_normal((grid.patches, shape.vision.patch_dim)).astype(np.float32) for grid in grids]
+    return EncodedSample(name, np.array(ids, dtype=np.int32), labels, grids, pixels)
