@@ -112,7 +112,9 @@ class HuggingFaceTokenizer:
 
     def _special_id(self, token: str, folder: Path) -> int:
         number = self._tokenizer.convert_tokens_to_ids(token)
-        if number is None or number == self._tokenizer.unk_token_id or self.encode(token) != [number]:
+        # Qwen's unknown token is one of the special tokens itself, so only its own name may give its id.
+        unknown = number is None or (number == self._tokenizer.unk_token_id and token != self._tokenizer.unk_token)
+        if unknown or self.encode(token) != [number]:
             raise ValueError(f"the tokenizer in {folder} has no special token {token}; RoboBrain models need it")
         return int(number)
 

@@ -11,7 +11,8 @@ from rich.table import Table
 from megatron_rb.checkpoint.hf.oracle import Trace, run_transformers
 from megatron_rb.config.derive import check_tp_size
 from megatron_rb.config.schema import DataConfig
-from megatron_rb.data.build import build_dataset
+from megatron_rb.data.build import build_dataset, build_encoder
+from megatron_rb.data.ledger import Ledger, read_ledger
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.evaluation.parity import (
     GRADIENT_TOLERANCE,
@@ -47,7 +48,7 @@ def run_parity(
     shape = load_shape(hf_path)
     check_tp_size(tp_size, shape)
     layout = read_layout(layout_text, shape, pp_size)
-    samples = read_samples(samples_file, hf_path, shape) if samples_file else draw_samples(shape, seed)
+    samples = read_samples(samples_file, hf_path, shape, folder) if samples_file else draw_samples(shape, seed)
     ParitySpec(hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads).write(folder, samples)
     processes = layout.pp_size * tp_size
     code = start(folder, processes)
@@ -65,19 +66,20 @@ def read_layout(text: str, shape: RoboBrainShape, pp_size: int) -> PipelineLayou
     return parse_layout(text, vision, decoder, pp_size or text.count("|") + 1)
 
 
-def read_samples(path: str, hf_path: str, shape: RoboBrainShape) -> list[EncodedSample]:
+def read_samples(path: str, hf_path: str, shape: RoboBrainShape, folder: Path) -> list[EncodedSample]:
     """All conversations of a jsonl file, images included.
 
     Raises:
         ValueError: a conversation or an image cannot be used; a comparison leaves nothing out.
     """
     limits = DataConfig(seq_length=MAX_SAMPLE_TOKENS, max_patches=MAX_SAMPLE_TOKENS, verify="decode")
-    dataset = build_dataset(
-        limits, [path], tokenizer_path=hf_path, hf_path=hf_path, shape=shape, ledger=None, show_progress=False
-    )
-    if dataset.num_rejected:
-        raise ValueError(f"{dataset.num_rejected} rows of {path} cannot be used; {dataset.first_rejection}")
-    return [dataset.load(number, True)[0] for number in range(len(dataset))]
+    ledger = Ledger(folder / "ledger.jsonl")
+    dataset = build_dataset(limits, build_encoder(limits, hf_path, shape), [path], ledger)
+    refused = read_ledger(ledger.path)
+    if refused:
+        first = refused[0]
+        raise ValueError(f"{len(refused)} rows of {path} cannot be used; line {first['line']}: {first['reason']}")
+    return [dataset[number] for number in range(len(dataset))]
 
 
 def print_report(rows: Sequence[Difference]) -> None:

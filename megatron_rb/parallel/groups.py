@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
 from megatron_rb.platform.base import Platform
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,21 @@ def pipeline_pair_group(pp_a: int, pp_b: int) -> dist.ProcessGroup | None:
         if dist.get_rank() in pair:
             mine = group
     return mine
+
+
+def rank_zero_first(action: Callable[[], T]) -> T:
+    """Run an action on rank 0, then on all others; an error of rank 0 is raised everywhere and the others do not start."""
+    failure: list[Exception | None] = [None]
+    value = None
+    if dist.get_rank() == 0:
+        try:
+            value = action()
+        except (ValueError, OSError) as error:
+            failure[0] = error
+    dist.broadcast_object_list(failure, src=0, device=torch.device("cpu"))
+    if failure[0] is not None:
+        raise failure[0]
+    return action() if dist.get_rank() else value  # type: ignore[return-value]
 
 
 def gather_over_tp(local: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]:

@@ -14,6 +14,7 @@ from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import StepLoader
 from megatron_rb.data.packing import Budget, plan_step
+from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.models.robobrain.inputs import IGNORED, MicroBatch, build_micro_batch
 from megatron_rb.parallel import groups
@@ -51,7 +52,7 @@ class SupervisedFineTuning:
     def next_step(self) -> StepBatches:
         step = self.loader.next_step()
         failed = {(batch, sample): reason for batch, sample, reason in step.failed}
-        self._drop_failed(step.micro_batches, failed, step.epoch)
+        self._drop_failed(step.micro_batches, failed)
         return StepBatches([self._pack(samples) for samples in step.micro_batches], step.epoch, step.wait_seconds)
 
     def run(self, batches: Sequence[MicroBatch]) -> list[dict[str, torch.Tensor]]:
@@ -91,15 +92,25 @@ class SupervisedFineTuning:
         for rows in plan[place.dp_rank]:
             batches.append([])
             for row in rows:
-                sample, reason = self.evaluation.load(numbers[row], self.needs_pixels)
-                if reason is not None:
+                sample, reason = self._load_evaluation(numbers[row])
+                if reason:
                     failed[len(batches) - 1, len(batches[-1])] = reason
                 batches[-1].append(sample)
-        self._drop_failed(batches, failed, epoch=0)
+        self._drop_failed(batches, failed)
         return [self._pack(samples) for samples in batches]
 
+    def _load_evaluation(self, number: int) -> tuple[EncodedSample, str]:
+        """The sample, and why its pixels are zeros, if they are."""
+        assert self.evaluation is not None
+        try:
+            return self.evaluation.get(number, with_pixels=self.needs_pixels), ""
+        except BadSample as problem:
+            file, line = self.evaluation.source(number)
+            self.ledger.record("unreadable", file, str(problem), line=line, problem=problem.problem)
+            return self.evaluation.blank(number), str(problem)
+
     def _drop_failed(
-        self, batches: Sequence[Sequence[EncodedSample]], failed: Mapping[tuple[int, int], str], epoch: int
+        self, batches: Sequence[Sequence[EncodedSample]], failed: Mapping[tuple[int, int], str]
     ) -> None:
         """Take the labels of samples whose media could not be read, on every rank that holds a part of the model.
 
@@ -110,14 +121,9 @@ class SupervisedFineTuning:
         if len(mask):
             dist.all_reduce(mask, op=dist.ReduceOp.MAX, group=self.model_group)
         for bad, (batch, number) in zip(mask.tolist(), places, strict=True):
-            if not bad:
-                continue
-            sample = batches[batch][number]
-            sample.labels = np.full_like(sample.labels, IGNORED)
-            if (batch, number) in failed and self.runner.place.tp_rank == 0:
-                self.ledger.record(
-                    "skipped", source=sample.sample_id, reason=failed[batch, number], epoch=epoch
-                )
+            if bad:
+                sample = batches[batch][number]
+                sample.labels = np.full_like(sample.labels, IGNORED)
 
     def _pack(self, samples: Sequence[EncodedSample]) -> MicroBatch:
         place = self.runner.place

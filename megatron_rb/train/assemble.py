@@ -13,7 +13,7 @@ from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.checkpoint.sharded import TrainingState
 from megatron_rb.config.derive import Derived, derive, derive_steps
 from megatron_rb.config.schema import Config
-from megatron_rb.data.build import build_dataset
+from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import StepLoader
@@ -26,6 +26,7 @@ from megatron_rb.parallel.groups import (
     Place,
     build_groups,
     cpu_threads_of_rank,
+    rank_zero_first,
     start_process_group,
     world_from_environment,
 )
@@ -54,7 +55,7 @@ def assemble(config: Config, platform: Platform) -> Run:
     timeout = config.parallel.timeout_minutes
     place = build_groups(derived.tp_size, derived.pp_size, layout.vpp_size, timeout, config.seed)
     _log_start(config, derived, layout, place, platform)
-    ledger = Ledger(derived.run_dir, place.rank)
+    ledger = Ledger(derived.run_dir / "ledger.jsonl", place.rank)
     training, evaluation = _datasets(config, derived, shape, ledger, place)
     train_steps = derive_steps(config.schedule, config.data.global_batch_size, len(training)).train
     seed_everything(config.seed, platform)
@@ -79,14 +80,19 @@ def assemble(config: Config, platform: Platform) -> Run:
 def _datasets(
     config: Config, derived: Derived, shape: RoboBrainShape, ledger: Ledger, place: Place
 ) -> tuple[ConversationDataset, ConversationDataset | None]:
-    build = partial(
-        build_dataset, config.data, tokenizer_path=derived.tokenizer, hf_path=config.model.hf_path, shape=shape,
-        ledger=ledger if place.rank == 0 else None, show_progress=place.rank == 0 and config.metrics.progress,
-    )  # fmt: skip
+    """Training and held-out samples; rank 0 looks at every row, the others read its index."""
     if not config.data.train:
         raise ValueError("data.train is empty; name at least one jsonl file of conversations")
-    training = build(config.data.train)
-    return training, build(config.data.evaluation) if config.data.evaluation else None
+    encoder = build_encoder(config.data, config.model.hf_path, shape)
+    build = partial(
+        build_dataset, config.data, encoder, ledger=ledger, cache_dir=derived.run_dir / "index",
+        progress=place.rank == 0 and config.metrics.progress,
+    )  # fmt: skip
+
+    def build_all() -> tuple[ConversationDataset, ConversationDataset | None]:
+        return build(config.data.train), build(config.data.evaluation) if config.data.evaluation else None
+
+    return rank_zero_first(build_all)
 
 
 def _task(
