@@ -12,7 +12,6 @@ import numpy as np
 
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.packing import Budget, plan_step
-from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.data.sampler import Sampler, SamplerState
 
@@ -26,11 +25,8 @@ class SampleSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def get(self, number: int, *, with_pixels: bool) -> EncodedSample:
-        """One sample; BadSample when its media do not decode."""
-
-    def blank(self, number: int) -> EncodedSample:
-        """The same sample with zeros for pixels."""
+    def load(self, number: int, with_pixels: bool) -> tuple[EncodedSample, str | None]:
+        """One sample, and why its pixels are zeros when its media do not decode."""
 
     def source(self, number: int) -> tuple[str, int]:
         """File and line."""
@@ -54,7 +50,9 @@ class StepSamples:
 class _Prepared:
     """A step under way."""
 
-    samples: list[list[Future[tuple[EncodedSample, str]]]]
+    numbers: list[list[int]]
+    """For each micro-batch its samples in the data set."""
+    samples: list[list[Future[tuple[EncodedSample, str | None]]]]
     epoch: int
     after: SamplerState
 
@@ -111,15 +109,17 @@ class StepLoader:
         while len(self._ahead) <= self._prefetch:
             self._prepare()
         step = self._ahead.popleft()
-        micro_batches: list[list[EncodedSample]] = []
-        failed: list[tuple[int, int, str]] = []
-        for members in step.samples:
-            results = [future.result() for future in members]
-            failed += [
-                (len(micro_batches), place, reason) for place, (_, reason) in enumerate(results) if reason
-            ]  # fmt: skip
-            micro_batches.append([sample for sample, _ in results])
+        results = [[future.result() for future in members] for members in step.samples]
+        failed = [
+            (batch, place, reason)
+            for batch, members in enumerate(results)
+            for place, (_, reason) in enumerate(members)
+            if reason is not None
+        ]
+        for batch, place, reason in failed:
+            self._record(step.numbers[batch][place], results[batch][place][0], reason, step.epoch)
         self._consumed = step.after
+        micro_batches = [[sample for sample, _ in members] for members in results]
         return StepSamples(micro_batches, failed, step.epoch, time.perf_counter() - started)
 
     def state_dict(self) -> dict[str, int]:
@@ -158,20 +158,13 @@ class StepLoader:
         before = self._ahead[-1].after if self._ahead else self._consumed
         numbers, after = self._sampler.take(before, self._batch)
         plan = plan_step(self._dataset.sizes[numbers], self._budget, self._dp_size, self._multiple)
+        mine = [numbers[members].tolist() for members in plan[self._dp_rank]]
         samples = [
-            [self._pool.submit(self._fetch, int(numbers[place])) for place in members]
-            for members in plan[self._dp_rank]
+            [self._pool.submit(self._dataset.load, number, self._needs_pixels) for number in members]
+            for members in mine
         ]  # fmt: skip
-        self._ahead.append(_Prepared(samples, before.epoch, after))
+        self._ahead.append(_Prepared(mine, samples, before.epoch, after))
 
-    def _fetch(self, number: int) -> tuple[EncodedSample, str]:
-        """The sample, and why its pixels are zeros, if they are."""
-        try:
-            return self._dataset.get(number, with_pixels=self._needs_pixels), ""
-        except BadSample as problem:
-            file, line = self._dataset.source(number)
-            sample = self._dataset.blank(number)
-            self._ledger.record(
-                "unreadable", file, str(problem), line=line, id=sample.sample_id, problem=problem.problem
-            )  # fmt: skip
-            return sample, str(problem)
+    def _record(self, number: int, sample: EncodedSample, reason: str, epoch: int) -> None:
+        file, line = self._dataset.source(number)
+        self._ledger.record("unreadable", file, reason, line=line, id=sample.sample_id, epoch=epoch)
