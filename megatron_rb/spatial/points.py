@@ -26,7 +26,7 @@ class ImageSize:
 def inside(pixels: np.ndarray, size: ImageSize) -> np.ndarray:
     """Bool per point [..., 2]: on the image, whose pixel (i, j) covers [i, i+1) x [j, j+1)."""
     pixels = np.asarray(pixels, dtype=np.float64)
-    return ((pixels >= 0) & (pixels < size.extent)).all(axis=-1)
+    return np.asarray(((pixels >= 0) & (pixels < size.extent)).all(axis=-1))
 
 
 def pixels_to_fractions(pixels: np.ndarray, size: ImageSize) -> np.ndarray:

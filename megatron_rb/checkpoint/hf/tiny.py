@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -15,7 +16,6 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
-    Qwen2VLImageProcessorPil,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
@@ -170,10 +170,11 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    state = _bpe_state(bpe)
+    state = json.loads(bpe.to_str())["model"]
+    merges: list[Any] = [tuple(merge) for merge in state["merges"]]
     tokenizer = Qwen2Tokenizer(
         vocab=state["vocab"],
-        merges=[tuple(merge) for merge in state["merges"]],
+        merges=merges,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=list(SPECIAL_TOKENS),
@@ -183,15 +184,11 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def _bpe_state(bpe: Tokenizer) -> dict:
-    return json.loads(bpe.to_str())["model"]
-
-
 def _token(tokenizer: Qwen2Tokenizer, token: str) -> int:
-    return int(tokenizer.convert_tokens_to_ids(token))
+    return tokenizer.get_vocab()[token]
 
 
-def _token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+def _token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
     return {
         "image_token_id": _token(tokenizer, "<|image_pad|>"),
         "video_token_id": _token(tokenizer, "<|video_pad|>"),
@@ -200,7 +197,7 @@ def _token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
     }
 
 
-def _text_config(tokenizer: Qwen2Tokenizer, size: TinySize) -> dict:
+def _text_config(tokenizer: Qwen2Tokenizer, size: TinySize) -> dict[str, Any]:
     return {
         "vocab_size": -(-len(tokenizer) // 128) * 128,
         "hidden_size": size.text_hidden,
@@ -279,15 +276,24 @@ class _Processors:
 
 
 def _write_processors(out: Path, names: _Processors, size: TinySize) -> None:
-    """`preprocessor_config.json` and its video twin, written as files: the video class itself needs torchvision."""
-    common = {"patch_size": names.patch_size, "temporal_patch_size": 2, "merge_size": 2}
-    colours = {"image_mean": list(names.mean), "image_std": list(names.std)}
-    limits = {"shortest_edge": size.min_pixels, "longest_edge": size.max_pixels}
-    Qwen2VLImageProcessorPil(size=limits, **common, **colours).save_pretrained(out)
-    images = json.loads((out / "preprocessor_config.json").read_text())
-    images |= {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": names.processor}
-    videos = images | {"video_processor_type": names.video, "do_sample_frames": True, "fps": 2, "max_frames": 64}
-    del videos["image_processor_type"]
+    """`preprocessor_config.json` and its video twin, written as files: the video class needs torchvision."""
+    shared = {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": names.mean,
+        "image_std": names.std,
+        "merge_size": 2,
+        "patch_size": names.patch_size,
+        "processor_class": names.processor,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": size.min_pixels, "longest_edge": size.max_pixels},
+        "temporal_patch_size": 2,
+    }
+    images = shared | {"image_processor_type": "Qwen2VLImageProcessor"}
+    videos = shared | {"video_processor_type": names.video, "do_sample_frames": True, "fps": 2, "max_frames": 64}
     (out / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
     (out / "video_preprocessor_config.json").write_text(json.dumps(videos, indent=2) + "\n")
 
