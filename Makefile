@@ -4,7 +4,7 @@
 # make lint   set up, then ruff and mypy
 #
 # Set-up needs Python 3.11 or newer with venv and makes .venv. PYTHON=... picks the interpreter;
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu (or .../cu126) picks the torch build instead of the default one.
+# TORCH_INDEX=URL picks another torch build (CPU only, or another CUDA) than the default one.
 
 PYTHON ?=
 TORCH_INDEX ?=

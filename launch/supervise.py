@@ -36,7 +36,9 @@ def caught_signals() -> Iterator[list[int]]:
 
 
 class Supervisor:
-    """Waits for all ranks; `run` returns 0, the code of the first that failed, or 128 + the signal that ended all."""
+    """Waits for all ranks; `run` returns 0, the code of the first that failed, or 128 + the signal that ended all.
+
+    Ranks that were told to stop, saved and left with 0 have done what was asked: the answer is 0."""
 
     def __init__(self, ranks: Sequence[RankProcess], received: list[int], grace_seconds: float) -> None:
         self.ranks = ranks
@@ -62,7 +64,9 @@ class Supervisor:
                 rank.send(signal.SIGKILL)
                 while rank.poll() is None:
                     time.sleep(_POLL_SECONDS)
-        return self.failure_code or (128 + self.stop_signal if self.stop_signal else 0)
+        if self.failure_code or all(rank.exit_code == 0 for rank in self.ranks):
+            return self.failure_code
+        return 128 + self.stop_signal
 
     def _forward_signals(self, running: Sequence[RankProcess]) -> None:
         while self.handled < len(self.received):

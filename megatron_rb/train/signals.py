@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""SIGTERM ends a run; Slurm sends SIGUSR1 some time before the limit of a job (`--signal=B:USR1@120`)."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""SIGTERM and Ctrl-C end a run; Slurm sends SIGUSR1 some time before the limit of a job (`--signal=B:USR1@120`)."""
 
 
 class StopRequest:

@@ -1,0 +1,112 @@
+"""A run that is killed or stopped continues as if nothing had happened, under the same layout and under another."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_rb.checkpoint.hf.tiny import conversation_texts, write_tiny_model
+from megatron_rb.spatial.builders import SampleMix, write_split
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STEPS = 8
+SPLIT_VISION = ["parallel.tp_size=1", "parallel.pp_size=2", "parallel.layout=P v | v M E t*3 L"]
+TENSOR_PARALLEL = ["parallel.tp_size=2", "parallel.pp_size=1", "parallel.sequence_parallel=true", "parallel.layout=''"]
+DATA_PARALLEL = ["parallel.tp_size=1", "parallel.pp_size=1", "world_size=2", "parallel.layout=''"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Model folder and data of the runs."""
+    folder = tmp_path_factory.mktemp("inputs")
+    mix = SampleMix(tasks=("pointing", "uvd"), views=("side",), windows=0)
+    write_split(REPOSITORY / "examples/robosim/heldout", folder, "heldout", mix, 0)
+    write_tiny_model(conversation_texts(folder / "heldout.jsonl"), folder / "hf", seed=0)
+    return folder
+
+
+def command(inputs: Path, run_dir: Path, layout: list[str]) -> list[str]:
+    settings = [
+        f"model.hf_path={inputs / 'hf'}", "model.dtype=fp32", f"data.train=[{inputs / 'heldout.jsonl'}]",
+        "data.seq_length=512", "data.max_patches=1024", "data.global_batch_size=6", f"run_dir={run_dir}",
+        f"schedule.train_steps={STEPS}", "checkpoint.save_every=2", "checkpoint.init=", "optimizer.lr=1e-3",
+        "metrics.tensorboard=false", "metrics.plots=false", "platform.name=cpu", "cluster.grace_seconds=20",
+    ]  # fmt: skip
+    return [sys.executable, "-m", "megatron_rb.cli", "launch", *settings, *layout]
+
+
+def start(inputs: Path, run_dir: Path, layout: list[str]) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        command(inputs, run_dir, layout), cwd=REPOSITORY, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish(inputs: Path, run_dir: Path, layout: list[str]) -> dict[int, float]:
+    process = start(inputs, run_dir, layout)
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode == 0, output
+    return losses(run_dir)
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+def interrupt(inputs: Path, run_dir: Path, signum: int, after_step: int, to_rank: int | None) -> subprocess.Popen:
+    """Send a signal to one rank, or to the launcher, once a step has been logged."""
+    process = start(inputs, run_dir, SPLIT_VISION)
+    deadline = time.monotonic() + 120
+    while not (run_dir / "metrics.jsonl").is_file() or max(losses(run_dir), default=0) < after_step:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate(timeout=10)[0]
+        time.sleep(0.02)
+    target = process.pid if to_rank is None else rank_pid(process.pid, to_rank)
+    os.kill(target, signum)
+    return process
+
+
+def rank_pid(launcher: int, rank: int) -> int:
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"the launcher has no rank {rank}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs, tmp_path_factory):
+    return finish(inputs, tmp_path_factory.mktemp("undisturbed"), SPLIT_VISION)
+
+
+def test_killed_rank_and_resume_give_the_same_losses_bit_for_bit(inputs, undisturbed, tmp_path):
+    step = random.choice([3, 4, 5, 6])
+    process = interrupt(inputs, tmp_path, signal.SIGKILL, after_step=step, to_rank=1)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "rank 1 was killed by SIGKILL" in output
+    assert finish(inputs, tmp_path, SPLIT_VISION) == undisturbed, f"killed after step {step}"
+    assert sorted(undisturbed) == list(range(1, STEPS + 1))
+
+
+def test_stop_signal_saves_and_other_layouts_continue(inputs, undisturbed, tmp_path):
+    process = interrupt(inputs, tmp_path, signal.SIGTERM, after_step=3, to_rank=None)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    stopped = max(losses(tmp_path))
+    assert 3 <= stopped < STEPS
+    assert (tmp_path / "checkpoints" / f"step_{stopped:08d}").is_dir()
+    steps_to_go = f"schedule.train_steps={STEPS}"
+    continued = finish(inputs, tmp_path, [*TENSOR_PARALLEL, steps_to_go])
+    assert continued == pytest.approx(undisturbed, rel=1e-4)
+
+
+def test_data_parallel_run_equals_the_pipeline_run(inputs, undisturbed, tmp_path):
+    assert finish(inputs, tmp_path, DATA_PARALLEL) == pytest.approx(undisturbed, rel=1e-4)
