@@ -1,8 +1,8 @@
 """How one parameter is cut over the tensor-parallel group: the same rule for loading, saving and exporting.
 
 A parameter's *full* tensor is its global, unpadded value. `ShardSpec` says along which dimension ranks share it. Fused
-parameters (`[gate; up]`) have `stride` parts that are each cut. A size that the tensor-parallel degree does not divide is
-padded with zeros on the last ranks; the padding exists in memory only and never reaches a checkpoint.
+parameters (`[gate; up]`) have `stride` parts that are each cut. A size that the tensor-parallel degree does not divide
+is padded with zeros on the last ranks; the padding exists in memory only and never reaches a checkpoint.
 """
 
 from __future__ import annotations
@@ -81,53 +81,65 @@ def sharded_tensor(
     Args:
         copy: 0 for the parameter itself, 1 for a second holder of the same key (the head of tied embeddings).
     """
-    tp_replica = tp_rank if spec.dim is None else 0
+    # A rank that holds padding only stands for the first row a second time: it must name the key, but writes nothing.
+    tp_replica = tp_rank if spec.dim is None else int(_holds_padding_only(spec, tp_rank, tp_size))
     replica_id = (copy, tp_replica, dp_rank)
     if spec.dim is None or (spec.stride == 1 and spec.part_size() % tp_size == 0):
         offsets = [] if spec.dim is None else [(spec.dim, tp_rank, tp_size)]
         return ShardedTensor.from_rank_offsets(key, local, *offsets, replica_id=replica_id)
     build = partial(_build_parts, spec=spec, tp_rank=tp_rank, tp_size=tp_size)
-    merge = partial(_merge_parts, spec=spec, tp_size=tp_size)
+    merge = partial(_merge_parts, spec=spec, tp_rank=tp_rank, tp_size=tp_size)
     return ShardedTensorFactory(key, local, build, merge, replica_id)
 
 
-def _build_parts(key, local, replica_id, flattened_range, *, spec: ShardSpec, tp_rank: int, tp_size: int):
-    # The parts become one global tensor [stride, ...]: equal names and shapes for every tensor-parallel degree.
-    assert flattened_range is None and spec.dim is not None
-    start, stop = spec.rank_range(tp_rank, tp_size)
+def stored_shape(spec: ShardSpec) -> tuple[int, ...]:
+    """Global shape in a checkpoint, the same for every degree: fused parts lie on a leading dimension."""
+    if spec.stride == 1:
+        return spec.full_shape
+    assert spec.dim is not None
     shape = list(spec.full_shape)
     shape[spec.dim] = spec.part_size()
+    return (spec.stride, *shape)
+
+
+def stored_to_full(stored: torch.Tensor, spec: ShardSpec) -> torch.Tensor:
+    """The full tensor from its form in a checkpoint."""
+    if spec.stride == 1:
+        return stored
+    assert spec.dim is not None
+    return torch.cat(list(stored), dim=spec.dim)
+
+
+def _holds_padding_only(spec: ShardSpec, tp_rank: int, tp_size: int) -> bool:
+    start, stop = spec.rank_range(tp_rank, tp_size)
+    return start == stop
+
+
+def _build_parts(key, local, replica_id, flattened_range, *, spec: ShardSpec, tp_rank: int, tp_size: int):
+    assert flattened_range is None and spec.dim is not None
+    start, stop = (0, 1) if _holds_padding_only(spec, tp_rank, tp_size) else spec.rank_range(tp_rank, tp_size)
+    shape = stored_shape(spec)
+    leading = len(shape) - len(spec.full_shape)
     even = spec.part_size() % tp_size == 0
+    fragments = [spec.stride] * leading + [1] * len(spec.full_shape)
+    fragments[leading + spec.dim] = tp_size
     parts = []
     for index, part in enumerate(local.chunk(spec.stride, dim=spec.dim)):
-        if stop == start:
-            break  # this rank holds padding only
-        data = part.narrow(spec.dim, 0, stop - start).unsqueeze(0).contiguous()
-        offset = [0] * len(shape)
-        offset[spec.dim] = start
-        fragments = [1] * len(shape)
-        fragments[spec.dim] = tp_size
-        parts.append(
-            ShardedTensor(
-                key,
-                data,
-                data.dtype,
-                tuple(data.shape),
-                (spec.stride, *shape),
-                (index, *offset),
-                (spec.stride, *fragments) if even else None,
-                replica_id,
-            )
-        )
+        data = part.narrow(spec.dim, 0, stop - start)
+        data = (data.unsqueeze(0) if leading else data).contiguous()
+        offset = [index] * leading + [0] * len(spec.full_shape)
+        offset[leading + spec.dim] = start
+        grid = tuple(fragments) if even else None  # megatron-core's word for cuts of unequal size
+        parts.append(ShardedTensor(key, data, data.dtype, tuple(data.shape), shape, tuple(offset), grid, replica_id))
     return parts
 
 
-def _merge_parts(parts: list[torch.Tensor], *, spec: ShardSpec, tp_size: int) -> torch.Tensor:
+def _merge_parts(parts: list[torch.Tensor], *, spec: ShardSpec, tp_rank: int, tp_size: int) -> torch.Tensor:
     assert spec.dim is not None
-    if not parts:
-        return torch.zeros(spec.local_shape(tp_size))
-    padded = [_pad_to(part.squeeze(0), spec.dim, spec.rank_size(tp_size)) for part in parts]
-    return torch.cat(padded, dim=spec.dim)
+    if _holds_padding_only(spec, tp_rank, tp_size):
+        return parts[0].new_zeros(spec.local_shape(tp_size))
+    values = [part.squeeze(0) for part in parts] if spec.stride > 1 else parts
+    return torch.cat([_pad_to(value, spec.dim, spec.rank_size(tp_size)) for value in values], dim=spec.dim)
 
 
 def _pad_to(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:

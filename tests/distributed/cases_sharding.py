@@ -106,7 +106,7 @@ def full_values(chunk: DistributedDataParallel) -> dict[str, torch.Tensor]:
 
 
 def reshard_all(folder: str) -> dict[str, dict[str, float]]:
-    """By way: the parameters that are off, and how far, after a checkpoint changed its degree and made one more step."""
+    """By way: the parameters that are off, and how far, after a change of degree and one more step."""
     differing = {}
     for distributed_optimizer in (True, False):
         for before, after in ((1, 2), (2, 1)):
