@@ -27,15 +27,13 @@ INDEX_VERSION = 1
 """Raised when the same rows would be indexed in another way."""
 
 
-def build_encoder(
-    config: DataConfig, *, tokenizer_path: str | Path, hf_path: str | Path, shape: RoboBrainShape
-) -> SampleEncoder:
+def build_encoder(config: DataConfig, hf_path: str | Path, shape: RoboBrainShape) -> SampleEncoder:
     """Tokenizer, processor and chat template of a model, checked against its shape.
 
     Raises:
         ValueError: one of them is missing or belongs to another model.
     """
-    tokenizer = build_tokenizer(tokenizer_path)
+    tokenizer = build_tokenizer(config.tokenizer or hf_path)
     check_tokens(tokenizer, shape)
     return SampleEncoder(
         tokenizer=tokenizer,
@@ -48,14 +46,12 @@ def build_encoder(
 
 def build_dataset(
     config: DataConfig,
+    encoder: SampleEncoder,
     files: Sequence[str],
+    ledger: Ledger,
     *,
-    tokenizer_path: str | Path,
-    hf_path: str | Path,
-    shape: RoboBrainShape,
-    ledger: Ledger | None,
-    show_progress: bool = False,
-    cache_dir: str | Path | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = False,
 ) -> ConversationDataset:
     """Index the files and open them.
 
@@ -64,35 +60,38 @@ def build_dataset(
 
     Args:
         files: jsonl files, `config.train` or `config.evaluation`.
-        tokenizer_path: a Hugging Face folder or a sentencepiece model.
-        hf_path: folder with the processor files.
-        ledger: where refused rows are written; None on ranks that leave it to another one.
-        show_progress: show a progress bar while rows are indexed.
+        progress: show a progress bar while rows are indexed.
 
     Raises:
-        ValueError: a file is missing or belongs to another model, or no row is usable.
+        ValueError: a file is missing, or no row is usable.
     """
-    encoder = build_encoder(config, tokenizer_path=tokenizer_path, hf_path=hf_path, shape=shape)
     limits = Budget(config.seq_length, config.max_patches)
     rules = IndexRules(limits, config.media_root, decode_media=config.verify == "decode")
-    cached = Path(cache_dir) / f"index-{_key(encoder, files, rules)}.npz" if cache_dir else None
+    return ConversationDataset(_index(config, encoder, files, ledger, rules, cache_dir, progress), encoder, rules)
+
+
+def _index(
+    config: DataConfig,
+    encoder: SampleEncoder,
+    files: Sequence[str],
+    ledger: Ledger,
+    rules: IndexRules,
+    cache_dir: Path | None,
+    progress: bool,
+) -> Index:
+    cached = cache_dir / f"index-{_key(encoder, files, rules)}.npz" if cache_dir is not None else None
     if cached is not None and cached.is_file():
         index = load_index(cached)
         log.info("%d samples (%s), index read from %s", len(index), describe(index.rejected), cached)
-        return ConversationDataset(index, encoder, rules)
-    index = build_index(files, encoder, rules, ledger, threads=config.decode_threads, progress=show_progress)
+        return index
+    index = build_index(files, encoder, rules, ledger, threads=config.decode_threads, progress=progress)
     if cached is not None:
         index.save(cached)
-    if ledger is not None:
-        _report(index, ledger)
-    return ConversationDataset(index, encoder, rules)
-
-
-def _report(index: Index, ledger: Ledger) -> None:
-    if index.rejected:
-        log.warning("%d samples, %s, see %s", len(index), describe(index.rejected), ledger.path)
-    else:
-        log.info("%d samples, none refused", len(index))
+    log.log(
+        logging.WARNING if index.rejected else logging.INFO,
+        "%d samples, %s%s", len(index), describe(index.rejected), f", see {ledger.path}" if index.rejected else "",
+    )  # fmt: skip
+    return index
 
 
 def _key(encoder: SampleEncoder, files: Sequence[str], rules: IndexRules) -> str:

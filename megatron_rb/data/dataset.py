@@ -29,16 +29,6 @@ class ConversationDataset:
         """int64 `[samples, 2]`: tokens and patches of each sample."""
         return self.index.sizes
 
-    @property
-    def num_rejected(self) -> int:
-        """Rows that were left out."""
-        return sum(self.index.rejected.values())
-
-    @property
-    def first_rejection(self) -> str:
-        """Place and reason of the first row that was left out; empty when there is none."""
-        return self.index.first_rejection
-
     def __len__(self) -> int:
         return len(self.index)
 
@@ -58,18 +48,11 @@ class ConversationDataset:
             sample.pixels = self.encoder.pixels(conversation, infos)
         return sample
 
-    def load(self, number: int, with_pixels: bool) -> tuple[EncodedSample, str | None]:
-        """One sample, and the reason why its pixels are zeros when its media no longer decode.
-
-        Raises:
-            ValueError: the data file has changed since it was indexed.
-        """
-        try:
-            return self.get(number, with_pixels=with_pixels), None
-        except BadSample as problem:
-            sample = self.get(number, with_pixels=False)
-            sample.pixels = self.encoder.no_pixels(sample)
-            return sample, str(problem)
+    def blank(self, number: int) -> EncodedSample:
+        """The sample with zeros for pixels, to keep the place of one whose media do not decode."""
+        sample = self.get(number, with_pixels=False)
+        sample.pixels = self.encoder.no_pixels(sample)
+        return sample
 
     def prompt(self, number: int) -> EncodedSample:
         """The sample with pixels up to where the last answer begins, for generation."""

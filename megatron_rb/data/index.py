@@ -42,8 +42,6 @@ class Index:
     """float64 `[media, 5]`: the fields of `MediaInfo`."""
     rejected: dict[str, int]
     """Rows left out, by problem."""
-    first_rejection: str
-    """Place and reason of the first of them; empty when there is none."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -61,7 +59,6 @@ class Index:
             np.savez(
                 file, files=np.array(self.files), places=self.places, sizes=self.sizes,
                 media_starts=self.media_starts, media=self.media, rejected=np.array(json.dumps(self.rejected)),
-                first_rejection=np.array(self.first_rejection),
             )  # fmt: skip
         unfinished.replace(path)
 
@@ -76,7 +73,6 @@ def load_index(path: Path) -> Index:
             media_starts=arrays["media_starts"],
             media=arrays["media"],
             rejected=json.loads(str(arrays["rejected"])),
-            first_rejection=str(arrays["first_rejection"]),
         )
 
 
@@ -118,18 +114,11 @@ class _Rejected:
 
 
 def build_index(
-    files: Sequence[str],
-    encoder: SampleEncoder,
-    rules: IndexRules,
-    ledger: Ledger | None,
-    *,
-    threads: int,
-    progress: bool,
+    files: Sequence[str], encoder: SampleEncoder, rules: IndexRules, ledger: Ledger, *, threads: int, progress: bool
 ) -> Index:
     """Look at every row once; each row that cannot be used becomes a line of the ledger.
 
     Args:
-        ledger: None on ranks that leave the writing to another one.
         threads: rows that are looked at together.
         progress: show a progress bar.
 
@@ -141,24 +130,24 @@ def build_index(
             raise ValueError(f"no data file {file}; data.train and data.evaluation name jsonl files")
     entries: list[_Entry] = []
     rejected: Counter[str] = Counter()
-    first = ""
+    first = "they hold no rows"
     for result in _examine_all(files, encoder, rules, threads, progress):
         if isinstance(result, _Entry):
             entries.append(result)
             continue
         file, problem = files[result.line.file], result.problem
+        if not rejected:
+            first = f"the first, {file} line {result.line.number}: {problem}"
         rejected[problem.problem] += 1
-        first = first or f"{file} line {result.line.number}: {problem}"
-        if ledger is not None:
-            ledger.record(
-                "rejected", file, str(problem), line=result.line.number, id=result.sample_id, problem=problem.problem
-            )
+        ledger.record(
+            "rejected", file, str(problem), line=result.line.number, id=result.sample_id, problem=problem.problem
+        )
     if not entries:
         raise ValueError(
-            f"no usable sample in {', '.join(files) or 'an empty list of files'} ({describe(rejected)}); "
-            f"{first or 'the files hold no rows'}"
+            f"no usable sample in {', '.join(files) or 'an empty list of files'} ({describe(rejected)}); {first}; "
+            f"see {ledger.path}"
         )
-    return _arrays(files, entries, rejected, first)
+    return _arrays(files, entries, rejected)
 
 
 def describe(rejected: dict[str, int]) -> str:
@@ -167,7 +156,7 @@ def describe(rejected: dict[str, int]) -> str:
     return f"{sum(rejected.values())} rows refused: {', '.join(parts)}" if parts else "no rows refused"
 
 
-def _arrays(files: Sequence[str], entries: list[_Entry], rejected: Counter[str], first_rejection: str) -> Index:
+def _arrays(files: Sequence[str], entries: list[_Entry], rejected: Counter[str]) -> Index:
     lines = [entry.line for entry in entries]
     media = [astuple(info) for entry in entries for info in entry.media]
     return Index(
@@ -177,7 +166,6 @@ def _arrays(files: Sequence[str], entries: list[_Entry], rejected: Counter[str],
         media_starts=np.cumsum([0] + [len(entry.media) for entry in entries]).astype(np.int64),
         media=np.array(media, dtype=np.float64).reshape(-1, 5),
         rejected=dict(rejected),
-        first_rejection=first_rejection,
     )
 
 

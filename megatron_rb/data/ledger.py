@@ -16,8 +16,8 @@ class Ledger:
     Each record is written with a single system call in append mode, so that lines of several ranks do not mix.
     """
 
-    def __init__(self, run_dir: str | Path, rank: int = 0) -> None:
-        self.path = Path(run_dir) / "ledger.jsonl"
+    def __init__(self, path: str | Path, rank: int = 0) -> None:
+        self.path = Path(path)
         self.rank = rank
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

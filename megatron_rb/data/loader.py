@@ -12,6 +12,7 @@ import numpy as np
 
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.packing import Budget, plan_step
+from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.data.sampler import Sampler, SamplerState
 
@@ -25,8 +26,11 @@ class SampleSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, number: int, with_pixels: bool) -> tuple[EncodedSample, str | None]:
-        """One sample, and why its pixels are zeros when its media do not decode."""
+    def get(self, number: int, *, with_pixels: bool) -> EncodedSample:
+        """One sample; BadSample when its media do not decode."""
+
+    def blank(self, number: int) -> EncodedSample:
+        """The same sample with zeros for pixels."""
 
     def source(self, number: int) -> tuple[str, int]:
         """File and line."""
@@ -52,7 +56,7 @@ class _Prepared:
 
     numbers: list[list[int]]
     """For each micro-batch its samples in the data set."""
-    samples: list[list[Future[tuple[EncodedSample, str | None]]]]
+    samples: list[list[Future[tuple[EncodedSample, BadSample | None]]]]
     epoch: int
     after: SamplerState
 
@@ -110,14 +114,12 @@ class StepLoader:
             self._prepare()
         step = self._ahead.popleft()
         results = [[future.result() for future in members] for members in step.samples]
-        failed = [
-            (batch, place, reason)
-            for batch, members in enumerate(results)
-            for place, (_, reason) in enumerate(members)
-            if reason is not None
-        ]
-        for batch, place, reason in failed:
-            self._record(step.numbers[batch][place], results[batch][place][0], reason, step.epoch)
+        failed: list[tuple[int, int, str]] = []
+        for batch, members in enumerate(results):
+            for place, (sample, problem) in enumerate(members):
+                if problem is not None:
+                    failed.append((batch, place, str(problem)))
+                    self._record(step.numbers[batch][place], sample.sample_id, problem, step.epoch)
         self._consumed = step.after
         micro_batches = [[sample for sample, _ in members] for members in results]
         return StepSamples(micro_batches, failed, step.epoch, time.perf_counter() - started)
@@ -159,12 +161,18 @@ class StepLoader:
         numbers, after = self._sampler.take(before, self._batch)
         plan = plan_step(self._dataset.sizes[numbers], self._budget, self._dp_size, self._multiple)
         mine = [numbers[members].tolist() for members in plan[self._dp_rank]]
-        samples = [
-            [self._pool.submit(self._dataset.load, number, self._needs_pixels) for number in members]
-            for members in mine
-        ]  # fmt: skip
+        samples = [[self._pool.submit(self._fetch, number) for number in members] for members in mine]
         self._ahead.append(_Prepared(mine, samples, before.epoch, after))
 
-    def _record(self, number: int, sample: EncodedSample, reason: str, epoch: int) -> None:
+    def _fetch(self, number: int) -> tuple[EncodedSample, BadSample | None]:
+        """The sample, and why its pixels are zeros, if they are."""
+        try:
+            return self._dataset.get(number, with_pixels=self._needs_pixels), None
+        except BadSample as problem:
+            return self._dataset.blank(number), problem
+
+    def _record(self, number: int, sample_id: str, problem: BadSample, epoch: int) -> None:
         file, line = self._dataset.source(number)
-        self._ledger.record("unreadable", file, reason, line=line, id=sample.sample_id, epoch=epoch)
+        self._ledger.record(
+            "unreadable", file, str(problem), line=line, id=sample_id, problem=problem.problem, epoch=epoch
+        )

@@ -110,7 +110,7 @@ def shape(folder) -> RoboBrainShape:
 
 @pytest.fixture(scope="session")
 def encoder(folder, shape) -> SampleEncoder:
-    return build_encoder(DataConfig(system_prompt=""), tokenizer_path=folder, hf_path=folder, shape=shape)
+    return build_encoder(DataConfig(system_prompt=""), folder, shape)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_rb.data.ledger import Ledger, read_ledger
 from megatron_rb.data.loader import StepLoader
+from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample, VisionGrid
 
 
@@ -22,14 +23,19 @@ class Numbers:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def load(self, number: int, with_pixels: bool) -> tuple[EncodedSample, str | None]:
+    def get(self, number: int, *, with_pixels: bool) -> EncodedSample:
         self.fetched += 1
-        failed = with_pixels and number in self.broken
+        if with_pixels and number in self.broken:
+            raise BadSample("unreadable media", f"image {number} does not decode")
+        sample = self.blank(number)
+        sample.pixels = [np.ones((sample.num_patches, 3), np.float32)] if with_pixels else None
+        return sample
+
+    def blank(self, number: int) -> EncodedSample:
         tokens, patches = self.sizes[number].tolist()
         ids = np.full(tokens, number, np.int32)
         grids = (VisionGrid(1, 2, patches // 2, "image"),) if patches else ()
-        pixels = [np.full((patches, 3), 0 if failed else 1, np.float32)] if with_pixels else None
-        return EncodedSample(str(number), ids, ids, grids, pixels), f"image {number} is broken" if failed else None
+        return EncodedSample(str(number), ids, ids, grids, [np.zeros((patches, 3), np.float32)])
 
     def source(self, number: int) -> tuple[str, int]:
         return "numbers.jsonl", number + 1
@@ -42,7 +48,7 @@ def open_loader(tmp_path):
     def build(dataset, *, dp_rank=0, dp_size=1, batch=8, **options) -> StepLoader:
         settings = {
             "seq_length": 128, "max_patches": 128, "micro_batch_multiple": 1, "needs_pixels": False, "seed": 11,
-            "shuffle": True, "prefetch_steps": 2, "decode_threads": 2, "ledger": Ledger(tmp_path),
+            "shuffle": True, "prefetch_steps": 2, "decode_threads": 2, "ledger": Ledger(tmp_path / "ledger.jsonl"),
         } | options  # fmt: skip
         loader = StepLoader(dataset, global_batch_size=batch, dp_rank=dp_rank, dp_size=dp_size, **settings)
         opened.append(loader)
@@ -153,7 +159,7 @@ def test_broken_media_keep_their_place_and_are_reported(open_loader, tmp_path):
     data = Numbers(8, broken=frozenset({3}))
     step = open_loader(data, needs_pixels=True).next_step()
     ((micro_batch, place, reason),) = step.failed
-    assert reason == "image 3 is broken"
+    assert reason == "image 3 does not decode"
     sample = step.micro_batches[micro_batch][place]
     assert sample.sample_id == "3" and not sample.pixels[0].any()
     (record,) = read_ledger(tmp_path / "ledger.jsonl")
@@ -169,10 +175,10 @@ def test_ranks_without_pixels_decode_nothing(open_loader):
 def test_an_error_in_a_thread_reaches_the_caller(open_loader, monkeypatch):
     data = Numbers(8)
 
-    def fail(number, with_pixels):
+    def fail(number, *, with_pixels):
         raise ValueError("rows.jsonl has changed since it was indexed")
 
-    monkeypatch.setattr(data, "load", fail)
+    monkeypatch.setattr(data, "get", fail)
     with pytest.raises(ValueError, match="has changed"):
         open_loader(data).next_step()
 
