@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil, Qwen3VLProcessor
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessorPil, Qwen3VLProcessor
 from transformers.video_utils import VideoMetadata
 
 from megatron_rb.config.schema import DataConfig
@@ -45,19 +45,22 @@ TEMPLATE = """\
 
 
 @pytest.fixture(scope="session")
-def hf_tokenizer() -> PreTrainedTokenizerFast:
+def hf_tokenizer() -> Qwen2Tokenizer:
+    """Qwen's tokenizer class over a vocabulary learnt from WORDS."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(
         WORDS * 20, trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, show_progress=False)
     )
-    bpe.add_special_tokens(list(SPECIAL_TOKENS))
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    learnt = json.loads(bpe.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=learnt["vocab"], merges=[tuple(pair) for pair in learnt["merges"]], eos_token="<|im_end|>",
+        pad_token="<|endoftext|>", additional_special_tokens=list(SPECIAL_TOKENS),
+    )  # fmt: skip
 
 
-def _config(family: str, tokenizer: PreTrainedTokenizerFast) -> dict:
+def _config(family: str, tokenizer: Qwen2Tokenizer) -> dict:
     token = tokenizer.convert_tokens_to_ids
     vision = {
         "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "patch_size": PATCH[family],
