@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from megatron.core import tensor_parallel
 
-from megatron_rb.kernels.rope.reference import apply_rope
+from megatron_rb.kernels.rope.op import apply_rope
 from megatron_rb.kernels.varlen_attention.reference import varlen_attention
 from megatron_rb.models.layers import (
     MLP,
@@ -71,8 +71,8 @@ class SelfAttention(torch.nn.Module):
         qkv, _ = self.linear_qkv(x)
         tokens = qkv.shape[0]
         qkv = qkv.view(tokens, -1, self.heads_per_group + 2, self.head_dim)
-        q = qkv[:, :, : self.heads_per_group].reshape(tokens, -1, self.head_dim)
-        k, v = qkv[:, :, -2], qkv[:, :, -1]
+        q, k, v = qkv.split([self.heads_per_group, 1, 1], dim=2)
+        q, k, v = (part.reshape(tokens, -1, self.head_dim) for part in (q, k, v))
         if self.q_layernorm is not None:
             q, k = self.q_layernorm(q), self.k_layernorm(k)
         q = apply_rope(q, inputs.rope_cos, inputs.rope_sin)

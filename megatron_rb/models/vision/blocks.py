@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from megatron.core import tensor_parallel
 
-from megatron_rb.kernels.rope.reference import apply_rope
+from megatron_rb.kernels.rope.op import apply_rope
 from megatron_rb.kernels.varlen_attention.reference import varlen_attention
 from megatron_rb.models.layers import MLP, BuildContext, build_norm, column_linear, row_linear
 from megatron_rb.models.robobrain.config import VisionShape
@@ -54,10 +54,11 @@ class VisionAttention(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, inputs: VisionInputs, cu_seqlens: tuple[int, ...]) -> torch.Tensor:
         qkv, _ = self.linear_qkv(x)
-        qkv = qkv.view(qkv.shape[0], -1, 3, self.head_dim)
-        q = apply_rope(qkv[:, :, 0], inputs.rope_cos, inputs.rope_sin)
-        k = apply_rope(qkv[:, :, 1], inputs.rope_cos, inputs.rope_sin)
-        out = varlen_attention(q, k, qkv[:, :, 2], cu_seqlens, causal=False)
+        # One unbind, because its gradient is one stack; three indexings would each fill a gradient of zeros.
+        q, k, v = qkv.view(qkv.shape[0], -1, 3, self.head_dim).unbind(2)
+        q = apply_rope(q, inputs.rope_cos, inputs.rope_sin)
+        k = apply_rope(k, inputs.rope_cos, inputs.rope_sin)
+        out = varlen_attention(q, k, v, cu_seqlens, causal=False)
         return self.linear_proj(out.reshape(out.shape[0], 1, -1))[0]
 
 
