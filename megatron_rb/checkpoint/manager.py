@@ -19,9 +19,17 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
-from megatron_rb.checkpoint.sharded import TrainingState, load_model_only, load_sharded, save_sharded
+from megatron_rb.checkpoint.sharded import (
+    TrainingState,
+    load_model_only,
+    load_sharded,
+    save_model_only,
+    save_sharded,
+)
+from megatron_rb.platform.base import Platform
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +172,13 @@ class CheckpointManager:
         return str(folder), read_manifest(folder)
 
 
+def save_weights(weights: ShardedStateDict, model: dict[str, Any], platform: Platform, folder: Path) -> None:
+    """Write a checkpoint of step 0 that holds weights only, into the existing, empty `folder`."""
+    save_model_only(weights, folder)
+    manifest = {"format": FORMAT, "step": 0, "model": model, "layout": {}, "platform": platform.info()}
+    _on_rank_zero(lambda: _write_durably(folder / MANIFEST, json.dumps(manifest, indent=2)))
+
+
 def load_weights(chunks: list[torch.nn.Module], model: dict[str, Any], folder: str | Path) -> None:
     """Restore only the weights of the checkpoint `folder`; raises ValueError when it does not fit the model."""
     folder = Path(folder)
@@ -190,11 +205,19 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 def check_same_model(manifest: dict[str, Any], model: Any, folder: str | Path) -> None:
     """Raise ValueError that names what differs when a checkpoint is of another model."""
-    theirs, ours = manifest["model"], _as_json(dict(model))
+    theirs, ours = _flat(manifest["model"]), _flat(_as_json(dict(model)))
     different = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
     if different:
         listed = "; ".join(f"{key} is {theirs.get(key)} there and {ours.get(key)} here" for key in different)
         raise ValueError(f"{folder} is a checkpoint of another model: {listed}")
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"text": {"num_layers": 4}}` as `{"text.num_layers": 4}`, so that a message names what differs and no more."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _layout(state: TrainingState) -> dict[str, Any]:

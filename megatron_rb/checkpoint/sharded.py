@@ -108,6 +108,12 @@ def load_sharded(state: TrainingState, folder: Path, with_rng: bool) -> None:
         _restore_rng(loaded[RNG_KEY], state.platform)
 
 
+def save_model_only(weights: ShardedStateDict, folder: Path) -> None:
+    """Write weights under their global names, and nothing else, into the existing, empty `folder`."""
+    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+    dist_checkpointing.save({"model": weights}, str(folder), sharded_strategy=strategy)
+
+
 def load_model_only(chunks: Sequence[torch.nn.Module], folder: Path) -> None:
     """Restore the weights of a checkpoint and nothing else; raises ValueError when any is missing."""
     loaded = _load_strictly({"model": model_state(chunks)}, folder, ignored=(RNG_KEY, "optimizer."))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from megatron_rb.checkpoint.hf.table import TEXT, VISUAL, weight_table
 from megatron_rb.models.robobrain.config import RoboBrainShape
@@ -34,10 +34,17 @@ class HFReader:
     def read_hf(self, name: str) -> torch.Tensor:
         """One tensor by its canonical Hugging Face name."""
         stored = self.canonical[name]
-        with safe_open(self.folder / self.files[stored], framework="pt") as file:
-            return file.get_tensor(stored)
+        path = self.folder / self.files[stored]
+        try:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(stored)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or incomplete ({error}); fetch it again") from error
 
     def _check(self, shape: RoboBrainShape) -> None:
+        absent = sorted({file for file in self.files.values() if not (self.folder / file).is_file()})
+        if absent:
+            raise ValueError(f"{self.folder} lacks {', '.join(absent)}, which its index names; fetch the whole folder")
         wanted = {name for rule in self.rules.values() for name in rule.hf_names}
         found = set(self.canonical)
         if shape.text.tied_embeddings:
