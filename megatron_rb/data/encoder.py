@@ -117,7 +117,7 @@ class SampleEncoder:
             return item.text
 
         ids = np.array(self.tokenizer.encode(PADS.sub(show, piece.text)), dtype=np.int32)
-        pads = np.isin(ids, [self.tokenizer.token_id(IMAGE_TOKEN), self.tokenizer.token_id(VIDEO_TOKEN)])
+        pads = (ids == self.tokenizer.token_id(IMAGE_TOKEN)) | (ids == self.tokenizer.token_id(VIDEO_TOKEN))
         counts = np.ones(len(ids), dtype=np.int64)
         counts[pads] = repeats
         labels = np.where(pads | (not piece.learned), NO_LOSS, ids).astype(np.int32)

@@ -34,7 +34,15 @@ class Colours:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def table(self) -> np.ndarray:
+    def planes(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """Frames of bytes `[height, width, 3]` -> float32 `[3, frames, height, width]`."""
+        values = np.empty((3, len(frames), *frames[0].shape[:2]), dtype=np.float32)
+        for plane, numbers, channel in zip(values, self._table(), range(3), strict=True):
+            for number, frame in enumerate(frames):
+                np.take(numbers, frame[..., channel], out=plane[number], mode="clip")
+        return values
+
+    def _table(self) -> np.ndarray:
         """float32 `[3, 256]`: the number of every byte in every channel, with the roundings of transformers."""
         scaled = (np.arange(256, dtype=np.float64) * self.scale).astype(np.float32)
         mean, std = np.array([self.mean, self.std], dtype=np.float32)[:, :, None]
@@ -86,8 +94,7 @@ class VisionProcessor:
     def image_patches(self, image: Image.Image) -> np.ndarray:
         """float32 `[h * w, patch_dim]`: the image stands in every frame of its temporal patch."""
         size = resized(image.height, image.width, self.image_size)
-        pixels = np.broadcast_to(_resize(image, size), (self.temporal_patch_size, *size, 3))
-        return self._patches(pixels, self.image_colours)
+        return self._patches(self.image_colours.planes([_resize(image, size)]), repeat=self.temporal_patch_size)
 
     def video_patches(self, frames: Sequence[Image.Image]) -> np.ndarray:
         """float32 `[t * h * w, patch_dim]` of frames that share one size."""
@@ -95,20 +102,22 @@ class VisionProcessor:
         size = resized(first.height, first.width, self.video_size, len(frames), self.temporal_patch_size)
         pixels = [_resize(frame, size) for frame in frames]
         pixels += [pixels[-1]] * (-len(frames) % self.temporal_patch_size)
-        return self._patches(np.stack(pixels), self.video_colours)
+        return self._patches(self.video_colours.planes(pixels), repeat=1)
 
-    def _patches(self, pixels: np.ndarray, colours: Colours) -> np.ndarray:
-        """Bytes `[frames, height, width, 3]` -> patches in merge-block order, each channel, frame, row, column."""
-        frames, height, width, _ = pixels.shape
-        merge, side, depth = self.merge_size, self.patch_size, self.temporal_patch_size
+    def _patches(self, planes: np.ndarray, repeat: int) -> np.ndarray:
+        """float32 `[3, frames, height, width]` -> patches in merge-block order, each channel, frame, row, column.
+
+        Args:
+            repeat: times that each frame stands in its temporal patch.
+        """
+        _, frames, height, width = planes.shape
+        merge, side, depth = self.merge_size, self.patch_size, self.temporal_patch_size // repeat
         rows, columns = height // (side * merge), width // (side * merge)
-        blocks = pixels.reshape(frames // depth, depth, rows, merge, side, columns, merge, side, 3)
+        blocks = planes.reshape(3, frames // depth, depth, rows, merge, side, columns, merge, side)
         # (time, row, column) of the block, (row, column) in the block, channel, then inside the patch.
-        blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
-        values = np.empty(blocks.shape, dtype=np.float32)
-        for channel, numbers in enumerate(colours.table()):
-            values[:, :, :, :, :, channel] = numbers[blocks[:, :, :, :, :, channel]]
-        return values.reshape(-1, self.patch_dim)
+        blocks = blocks.transpose(1, 3, 6, 4, 7, 0, 2, 5, 8)
+        shape = (*blocks.shape[:6], self.temporal_patch_size, side, side)
+        return np.broadcast_to(blocks, shape).reshape(-1, self.patch_dim)
 
 
 def build_processor(

@@ -1,11 +1,17 @@
 """Images and videos on disk."""
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+from transformers.video_utils import VideoMetadata
 
 from megatron_rb.data.frames import FrameRule, group_seconds, sample_file, sample_given, second_per_grid
 from megatron_rb.data.media import MediaInfo, inspect_media, load_frames, load_image
@@ -98,6 +104,16 @@ def test_file_is_sampled_at_the_asked_rate():
     assert len(sample_file(9000, 30.0, QWEN3)) == len(sample_file(9000, 30.0, QWEN2)) == 16
 
 
+@settings(deadline=None)
+@given(st.integers(2, 4000), st.floats(1, 120), st.floats(0.2, 30))
+def test_frames_of_a_file_are_those_of_transformers(total, fps, wanted):
+    processor = Qwen3VLVideoProcessor(min_frames=4, max_frames=16)
+    expected = processor.sample_frames(VideoMetadata(total_num_frames=total, fps=fps), fps=wanted).tolist()
+    if len(expected) < 2:
+        return
+    assert sample_file(total, fps, replace(QWEN3, fps=wanted)) == expected
+
+
 @pytest.mark.parametrize("rule", [QWEN3, QWEN2])
 def test_one_frame_is_no_video(rule):
     with pytest.raises(BadSample, match="use it as an image"):
@@ -132,7 +148,7 @@ def test_video_file_is_read_by_pyav(tmp_path):
 
 
 def test_without_pyav_a_video_file_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "clip.mp4").write_bytes(b"")
     with pytest.raises(ValueError, match=r"needs PyAV: install megatron-rb\[video\]"):
         inspect_media(MediaRef("video", str(tmp_path / "clip.mp4")), 2.0)
