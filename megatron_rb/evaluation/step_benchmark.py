@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 from megatron_rb.checkpoint.hf.training import TransformersStep, write_benchmark_model
 from megatron_rb.config.schema import Config, ModelConfig, OptimizerConfig
 from megatron_rb.data.sample import EncodedSample, VisionGrid
+from megatron_rb.evaluation.timing import Times, median_ratio, time_in_turn
 from megatron_rb.models.robobrain.build import default_layout
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
 from megatron_rb.models.robobrain.inputs import IGNORED, build_micro_batch
@@ -30,23 +29,6 @@ GRIDS = (((16, 20), (24, 16)), ((12, 12), (20, 24)), ((28, 16), (8, 12)), ((20, 
 """Height and width in patches of the two images of each sample."""
 TEXT_TOKENS = (150, 110, 190, 140)
 ANSWER_SHARE = 0.3
-
-
-@dataclass(frozen=True)
-class Times:
-    """Every call of one side, in seconds."""
-
-    wall: list[float]
-    cpu: list[float]
-    """Time on all cores that this process used: it hardly depends on what else the machine does."""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.wall)
-
-    @property
-    def median_cpu(self) -> float:
-        return statistics.median(self.cpu)
 
 
 @dataclass(frozen=True)
@@ -68,15 +50,11 @@ class StepComparison:
     @property
     def wall_ratio(self) -> float:
         """Our time over that of the faster reference: the median over the rounds."""
-        return _ratio(self.times[OURS].wall, self.times[self.fastest_reference].wall)
+        return median_ratio(self.times[OURS].wall, self.times[self.fastest_reference].wall)
 
     @property
     def cpu_ratio(self) -> float:
-        return _ratio(self.times[OURS].cpu, self.times[self.fastest_reference].cpu)
-
-
-def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+        return median_ratio(self.times[OURS].cpu, self.times[self.fastest_reference].cpu)
 
 
 def compare_steps(folder: str | Path, family: str, place: Place, platform: Platform, steps: int) -> StepComparison:
@@ -100,23 +78,6 @@ def compare_steps(folder: str | Path, family: str, place: Place, platform: Platf
     tokens = sum(len(sample.input_ids) for sample in samples)
     patches = sum(sample.num_patches for sample in samples)
     return StepComparison(family, tokens, patches, time_in_turn(sides, steps), losses)
-
-
-def time_in_turn(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
-    """Time calls; each round calls every side once, so that load from elsewhere meets all of them.
-
-    The order turns round by round: nobody always runs in the cache another one left behind.
-    """
-    times = {name: Times([], []) for name in sides}
-    names = list(sides)
-    for number in range(rounds):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            sides[name]()
-            times[name].wall.append(time.perf_counter() - wall)
-            times[name].cpu.append(time.process_time() - cpu)
-    return times
 
 
 def one_process(platform: Platform, threads: int) -> Place:

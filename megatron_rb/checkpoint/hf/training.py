@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
+    PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
@@ -19,18 +21,20 @@ from megatron_rb.data.sample import EncodedSample
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.inputs import IGNORED
 
-_TEXT = dict(
+_TEXT: dict[str, Any] = dict(
     vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=8,
     num_key_value_heads=4, max_position_embeddings=4096, bos_token_id=None, eos_token_id=None,
 )  # fmt: skip
-_VISION = dict(
+_VISION: dict[str, Any] = dict(
     depth=6, hidden_size=256, intermediate_size=1024, num_heads=4, spatial_merge_size=2, temporal_patch_size=2,
     out_hidden_size=512,
 )  # fmt: skip
-_TOKENS = dict(image_token_id=8191, video_token_id=8190, vision_start_token_id=8189, vision_end_token_id=8188)
+_TOKENS: dict[str, Any] = dict(
+    image_token_id=8191, video_token_id=8190, vision_start_token_id=8189, vision_end_token_id=8188
+)
 
 
-def _qwen3_vl() -> torch.nn.Module:
+def _qwen3_vl() -> PreTrainedModel:
     vision = dict(_VISION, patch_size=16, num_position_embeddings=576, deepstack_visual_indexes=[1, 3, 5])
     rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
     text = dict(_TEXT, head_dim=64, rope_parameters=rope)
@@ -38,7 +42,7 @@ def _qwen3_vl() -> torch.nn.Module:
     return Qwen3VLForConditionalGeneration(config)
 
 
-def _qwen2_5_vl() -> torch.nn.Module:
+def _qwen2_5_vl() -> PreTrainedModel:
     vision = dict(_VISION, patch_size=14, window_size=112, fullatt_block_indexes=[2, 5], tokens_per_second=2)
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
     text = dict(_TEXT, rope_parameters=rope, rms_norm_eps=1e-6)
