@@ -31,7 +31,7 @@ class Written:
 
 
 def plan_shards(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
-    """Names of each shard, filled in order and closed when the next does not fit; one name alone may exceed the limit."""
+    """Names of each shard, filled in order and closed when the next does not fit; one alone may exceed the limit."""
     shards: list[list[str]] = []
     filled = 0
     for name, size in sizes.items():
@@ -115,5 +115,5 @@ def reread(folder: Path, written: Written) -> Iterator[tuple[str, bool]]:
 def tensor_hash(tensor: torch.Tensor) -> str:
     """SHA-256 of type, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()

@@ -3,8 +3,19 @@
 import pytest
 import torch
 
-from megatron_rb.parallel.sharding import ShardSpec, full_to_local, local_to_full, stored_shape, stored_to_full
-from tests.distributed.world import run_world
+from megatron_rb.platform import get_platform
+from megatron_rb.platform.mcore_shims import install_mcore_shims
+
+install_mcore_shims(get_platform("cpu"))
+
+from megatron_rb.parallel.sharding import (  # noqa: E402
+    ShardSpec,
+    full_to_local,
+    local_to_full,
+    stored_shape,
+    stored_to_full,
+)
+from tests.distributed.world import run_world  # noqa: E402
 
 SPECS = [
     ShardSpec((5,)),

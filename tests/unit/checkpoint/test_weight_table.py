@@ -1,0 +1,68 @@
+"""The weight table: complete, its rules invertible, its sizes those of the published models."""
+
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from megatron_rb.checkpoint.hf.reader import HFReader, canonical_name
+from megatron_rb.checkpoint.hf.table import weight_table
+from megatron_rb.checkpoint.hf.writer import exported_name
+from megatron_rb.models.robobrain.config import load_shape, shape_from_dict
+from megatron_rb.platform import get_platform
+from megatron_rb.platform.mcore_shims import install_mcore_shims
+from tests.parity.tiny_models import write_model
+from tests.unit.models.published import CONFIGS, PARAMETERS
+
+TINY = [("qwen3_vl", 0), ("qwen3_vl", 1), ("qwen2_5_vl", 2), ("qwen2_5_vl", 3)]
+"""Odd seeds tie the embeddings."""
+
+
+@pytest.fixture(scope="module", params=TINY, ids=lambda case: f"{case[0]}-{'tied' if case[1] % 2 else 'untied'}")
+def folder(request, tmp_path_factory):
+    family, seed = request.param
+    return write_model(tmp_path_factory.mktemp("hf") / f"{family}_{seed}", family, seed)
+
+
+def test_every_tensor_of_a_folder_is_used_once(folder):
+    shape = load_shape(folder)
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        stored = sorted(canonical_name(name) for name in file.keys())
+    rules = weight_table(shape)
+    if shape.text.tied_embeddings:
+        rules.pop("language.head.output.weight")  # the same tensor as the embedding
+    assert sorted(name for rule in rules.values() for name in rule.hf_names) == stored
+
+
+def test_splitting_undoes_joining(folder):
+    reader = HFReader(folder, load_shape(folder))
+    for name, rule in reader.rules.items():
+        parts = [reader.read_hf(hf_name) for hf_name in rule.hf_names]
+        full = rule.join(parts)
+        assert all(torch.equal(a, b) for a, b in zip(rule.split(full), parts, strict=True)), name
+        assert torch.equal(rule.join(rule.split(full)), full), name
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+def test_exported_names_lead_back(family):
+    names = ("model.visual.blocks.0.norm1.weight", "model.language_model.layers.3.mlp.up_proj.weight", "lm_head.weight")
+    assert [canonical_name(exported_name(name, family)) for name in names] == list(names)
+
+
+def test_qwen2_5_is_exported_as_on_the_hub():
+    names = ("model.visual.merger.ln_q.weight", "model.language_model.norm.weight", "lm_head.weight")
+    exported = [exported_name(name, "qwen2_5_vl") for name in names]
+    assert exported == ["visual.merger.ln_q.weight", "model.norm.weight", "lm_head.weight"]
+
+
+@pytest.mark.parametrize("model", PARAMETERS)
+def test_published_models_have_their_number_of_weights(model):
+    install_mcore_shims(get_platform("cpu"))
+    from megatron_rb.checkpoint.convert import model_specs
+
+    shape = shape_from_dict(CONFIGS[model])
+    specs = model_specs(shape, get_platform("cpu"))
+    assert sum(math.prod(spec.full_shape) for spec in specs.values()) == PARAMETERS[model]
+    tied = {"language.head.output.weight"} if shape.text.tied_embeddings else set()
+    assert specs.keys() == weight_table(shape).keys() - tied
