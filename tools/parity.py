@@ -26,8 +26,8 @@ def main(argv: list[str]) -> int:
 
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         ours, rows = run_parity(
-            Path(folder), options.hf, layout_text=options.layout, tp_size=options.tp, pp_size=options.pp,
-            sequence_parallel=options.sequence_parallel, samples_file=options.samples, grads=options.grads,
+            Path(folder), options.hf, weights=options.weights, layout_text=options.layout, tp_size=options.tp,
+            pp_size=options.pp, sequence_parallel=options.sequence_parallel, samples_file=options.samples, grads=options.grads,
             seed=options.seed, start=_start_workers,
         )  # fmt: skip
     print_report(rows)
@@ -49,6 +49,7 @@ def _start_workers(folder: Path, processes: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rb parity", description=__doc__)
     parser.add_argument("--hf", required=True, metavar="DIR", help="Hugging Face folder")
+    parser.add_argument("--weights", default="", metavar="CKPT", help="checkpoint the stack reads instead of --hf")
     parser.add_argument("--layout", default="", metavar="TEXT", help="e.g. 'P v*3 | v*1 M E t*4 L'; default one stage")
     parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel degree")
     parser.add_argument("--pp", type=int, default=0, metavar="N", help="pipeline ranks; default one per slice")

@@ -12,8 +12,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,12 +94,13 @@ class CheckpointManager:
             "layout": _layout(state),
             "platform": state.platform.info(),
         }
-        request = save_sharded(state, writing, self.low_memory, self.asynchronous)
-        if request is None:
-            self._complete(writing, manifest)
-            return
-        request.add_finalize_fn(lambda: self._complete(writing, manifest))
-        self._queue.schedule_async_request(request)
+        with _children_ignore_stop_signals():
+            request = save_sharded(state, writing, self.low_memory, self.asynchronous)
+            if request is not None:
+                request.add_finalize_fn(lambda: self._complete(writing, manifest))
+                self._queue.schedule_async_request(request)
+                return
+        self._complete(writing, manifest)
 
     def maybe_finalize(self, blocking: bool = False) -> None:
         """Complete a checkpoint whose background writers have finished; `blocking` waits for them."""
@@ -218,6 +222,21 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+@contextmanager
+def _children_ignore_stop_signals() -> Iterator[None]:
+    """Processes started in here never see the signals that stop a run; this one gets them when the block ends.
+
+    A launcher or Slurm signals a whole process group. The queue server and the writers of a checkpoint belong to it and
+    must live until the checkpoint is complete; they inherit the mask of the thread that starts them.
+    """
+    resource_tracker.ensure_running()  # its start, which each spawn asks for, would unblock these signals again
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _layout(state: TrainingState) -> dict[str, Any]:

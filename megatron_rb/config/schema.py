@@ -136,6 +136,8 @@ class ScheduleConfig:
     """Share of the steps with a linearly rising learning rate."""
     eval_every: int = 0
     """Steps between evaluations; 0 = only at the end."""
+    eval_at_start: bool = False
+    """Evaluate the first weights of a new run too."""
 
 
 @dataclass

@@ -14,14 +14,12 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
 from megatron_rb.checkpoint.hf.oracle import Trace
-from megatron_rb.checkpoint.hf.reader import HFReader
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.layout import Kind, PipelineLayout
 from megatron_rb.models.layers import local_layers
 from megatron_rb.models.robobrain.build import (
     ModelOptions,
     build_stages,
-    fill_weights,
     named_parameters,
     weight_key,
 )
@@ -31,6 +29,7 @@ from megatron_rb.models.robobrain.stage import RoboBrainStage
 from megatron_rb.parallel import groups
 from megatron_rb.parallel.groups import Place
 from megatron_rb.parallel.sharding import local_to_full
+from megatron_rb.train.build import initialise
 from megatron_rb.train.gradients import gradient_finalizer, tie_embeddings
 from megatron_rb.train.step import Runner, logits_pass, loss_pass, train_pass
 
@@ -60,13 +59,17 @@ def share_packs(packs: list[list[EncodedSample]], place: Place) -> Packs:
 
 
 def run_stack(
-    hf_path: str, shape: RoboBrainShape, layout: PipelineLayout, place: Place, packs: list[list[EncodedSample]],
+    weights: str, shape: RoboBrainShape, layout: PipelineLayout, place: Place, packs: list[list[EncodedSample]],
     *, sequence_parallel: bool, grads: bool, device: torch.device,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """This rank's part of the stack's trace: tensors by `pack/block/name`, `pack/logits`, `grad/name`, `loss`."""
+    """This rank's part of the stack's trace: tensors by `pack/block/name`, `pack/logits`, `grad/name`, `loss`.
+
+    Args:
+        weights: a checkpoint or a Hugging Face folder.
+    """
     options = ModelOptions(dtype="fp32", sequence_parallel=sequence_parallel)
     stages = build_stages(shape, layout, place, options, local_layers(), device)
-    fill_weights(stages, place, HFReader(hf_path, shape).read)
+    initialise(stages, shape, place, weights, seed=0)
     tied = tie_embeddings(stages, layout, shape.text.tied_embeddings)
     config = stages[0].config
     ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True)

@@ -33,12 +33,13 @@ MAX_SAMPLE_TOKENS = 1 << 20
 
 
 def run_parity(
-    folder: Path, hf_path: str, *, layout_text: str, tp_size: int, pp_size: int, sequence_parallel: bool,
+    folder: Path, hf_path: str, *, weights: str, layout_text: str, tp_size: int, pp_size: int, sequence_parallel: bool,
     samples_file: str, grads: bool, seed: int, start: Callable[[Path, int], int],
 ) -> tuple[Trace, list[Difference]]:  # fmt: skip
     """Start the processes of the stack, run transformers in this one, compare.
 
     Args:
+        weights: checkpoint the stack reads instead of the Hugging Face folder; empty = the folder.
         start: starts that many parity workers on the folder, waits, and returns their exit code.
 
     Raises:
@@ -49,7 +50,7 @@ def run_parity(
     check_tp_size(tp_size, shape)
     layout = read_layout(layout_text, shape, pp_size)
     samples = read_samples(samples_file, hf_path, shape, folder) if samples_file else draw_samples(shape, seed)
-    ParitySpec(hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads).write(folder, samples)
+    ParitySpec(hf_path, weights or hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads).write(folder, samples)
     processes = layout.pp_size * tp_size
     code = start(folder, processes)
     if code:
@@ -95,12 +96,14 @@ def print_report(rows: Sequence[Difference]) -> None:
     console.print(table)
     if gradients:
         within = sum(row.passed is True for row in gradients)
-        console.print(f"{within} of {len(gradients)} gradients within {GRADIENT_TOLERANCE:g} relative; the worst five above")
+        console.print(f"{within} of {len(gradients)} gradients within {GRADIENT_TOLERANCE:g} relative; the worst above")
     parting = first_parting(rows)
     if parting is not None:
         console.print(f"first block that parts: {parting.name} (relative {parting.relative:.2e})")
     failed = [row.name for row in rows if row.passed is False]
     console.print(
-        f"[red]different: {', '.join(failed[:5])}" if failed else f"[green]equal within {LOGITS_TOLERANCE:g} (logits, absolute)"
+        f"[red]different: {', '.join(failed[:5])}"
+        if failed
+        else f"[green]equal within {LOGITS_TOLERANCE:g} (logits, absolute)"
     )
 

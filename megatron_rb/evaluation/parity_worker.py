@@ -28,6 +28,8 @@ class ParitySpec:
     """What all processes of a parity run agree on."""
 
     hf_path: str
+    weights: str
+    """Where the stack takes its weights from: a checkpoint, or the Hugging Face folder."""
     layout: str
     tp_size: int
     pp_size: int
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     layout = parse_layout(spec.layout, shape.vision.num_layers, shape.text.num_layers, spec.pp_size)
     place = build_groups(spec.tp_size, spec.pp_size, layout.vpp_size, TIMEOUT_MINUTES, seed=0)
     trace = run_stack(
-        spec.hf_path, shape, layout, place, default_packs(samples),
+        spec.weights, shape, layout, place, default_packs(samples),
         sequence_parallel=spec.sequence_parallel, grads=spec.grads, device=platform.current_device(),
     )  # fmt: skip
     save_file({name: value.contiguous() for name, value in trace.items()}, folder / f"rank{place.rank}.safetensors")

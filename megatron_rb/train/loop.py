@@ -19,6 +19,8 @@ def train(run: Run) -> bool:
     """
     config = run.config
     with StopRequest() as stop:
+        if config.schedule.eval_at_start and run.step == 0:
+            run.evaluate()
         while not run.finished:
             start = time.perf_counter()
             data = run.task.next_step()

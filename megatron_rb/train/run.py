@@ -60,6 +60,7 @@ class Run:
 
     def report(self, data: StepBatches, totals: StepTotals, rates: dict[str, float], norm: float | None, start: float) -> None:
         """Write the numbers of a finished step."""
+        memory = self.platform.memory()
         self.writer.write_step(
             StepRecord(
                 step=self.step,
@@ -74,7 +75,7 @@ class Run:
                 num_samples=totals.num_samples,
                 seconds=time.perf_counter() - start,
                 data_wait_seconds=data.wait_seconds,
-                memory_bytes=self.platform.memory().peak_allocated,
+                memory_bytes=memory.peak_allocated or memory.allocated,
             )
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rb.checkpoint.hf.tiny import conversation_texts, write_tiny_model
+from megatron_rb.checkpoint.hf.tiny import TinySize, conversation_texts, write_tiny_model
 from megatron_rb.spatial.builders import SampleMix, write_split
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     mix = SampleMix(tasks=("pointing", "uvd"), views=("side",), windows=0)
     write_split(REPOSITORY / "examples/robosim/heldout", folder, "heldout", mix, 0)
-    write_tiny_model(conversation_texts(folder / "heldout.jsonl"), folder / "hf", seed=0)
+    write_tiny_model(conversation_texts(folder / "heldout.jsonl"), folder / "hf", family="qwen3_vl", size=TinySize(), seed=0)
     return folder
 
 
@@ -59,7 +59,7 @@ def finish(inputs: Path, run_dir: Path, layout: list[str]) -> dict[int, float]:
 def losses(run_dir: Path) -> dict[int, float]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    return {record["step"]: record["loss"] for record in records if "loss" in record}
+    return {record["step"]: record["loss"] for record in records if record["kind"] == "step"}
 
 
 def interrupt(inputs: Path, run_dir: Path, signum: int, after_step: int, to_rank: int | None) -> subprocess.Popen:
