@@ -24,7 +24,9 @@ def main(argv: list[str]) -> int:
     settings = ["experiment=demo", *parser.parse_args(argv).settings]
     config, started = load_config(settings), time.monotonic()
     if config.run_dir != str(ROOT):
-        raise ValueError(f"rb demo works in {ROOT}, the settings ask for {config.run_dir}; use rb launch for other runs")
+        raise ValueError(
+            f"rb demo works in {ROOT}, the settings ask for {config.run_dir}; use rb launch for other runs"
+        )
     for old in ("hf", "data", "imported", "export", "checkpoints", "metrics.jsonl", "ledger.jsonl", "index"):
         _remove(ROOT / old)
     _rb("demo-data", "--tasks", "pointing", "uvd", "hop", "--hops-per-episode", 2, "--out", ROOT / "data")
@@ -48,9 +50,9 @@ def main(argv: list[str]) -> int:
 def _summarise(config, started: float) -> dict:
     from megatron_rb.evaluation.heldout import constant_answers, pointing_hits
 
-    ledger, heldout = ROOT / "ledger.jsonl", config.data.evaluation
-    constant = constant_answers(config.data.train, heldout, str(ROOT / "export"), ledger)
-    hits = pointing_hits(heldout, str(ROOT / "export"), ledger, POINTING_SAMPLES)
+    ledger, export = ROOT / "ledger.jsonl", str(ROOT / "export")
+    constant = constant_answers(config.data, export, ledger)
+    hits = pointing_hits(config.data, export, ledger, POINTING_SAMPLES)
     records = [json.loads(line) for line in (ROOT / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "step"]
     evaluations = [record["values"]["loss"] for record in records if record["kind"] == "eval"]

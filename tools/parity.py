@@ -27,8 +27,8 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         ours, rows = run_parity(
             Path(folder), options.hf, weights=options.weights, layout_text=options.layout, tp_size=options.tp,
-            pp_size=options.pp, sequence_parallel=options.sequence_parallel, samples_file=options.samples, grads=options.grads,
-            seed=options.seed, start=_start_workers,
+            pp_size=options.pp, sequence_parallel=options.sequence_parallel, samples_file=options.samples,
+            grads=options.grads, seed=options.seed, start=_start_workers,
         )  # fmt: skip
     print_report(rows)
     if options.json:

@@ -36,19 +36,23 @@ class Constant:
     """Of the mean training point."""
 
 
-def open_rows(files: Sequence[str], hf_folder: str, ledger: Path) -> tuple[ConversationDataset, list[dict]]:
-    """Conversations as token ids, and the rows they come from."""
-    settings = DataConfig()
+def open_rows(
+    settings: DataConfig, files: Sequence[str], hf_folder: str, ledger: Path
+) -> tuple[ConversationDataset, list[dict]]:
+    """Conversations as token ids, in the prompt form of the training settings, and the rows they come from."""
     encoder = build_encoder(settings, hf_folder, load_shape(hf_folder))
     dataset = build_dataset(settings, encoder, list(files), Ledger(ledger))
     return dataset, [json.loads(dataset.row(number)) for number in range(len(dataset))]
 
 
-def constant_answers(train: Sequence[str], heldout: Sequence[str], hf_folder: str, ledger: Path) -> Constant:
+def constant_answers(settings: DataConfig, hf_folder: str, ledger: Path) -> Constant:
     """Score the mean training answer on the held-out rows, task by task."""
-    train_set, train_rows = open_rows(train, hf_folder, ledger)
-    heldout_set, heldout_rows = open_rows(heldout, hf_folder, ledger)
-    train_answers, heldout_answers = _answers_by_task(train_set, train_rows), _answers_by_task(heldout_set, heldout_rows)
+    train_set, train_rows = open_rows(settings, settings.train, hf_folder, ledger)
+    heldout_set, heldout_rows = open_rows(settings, settings.evaluation, hf_folder, ledger)
+    train_answers, heldout_answers = (
+        _answers_by_task(train_set, train_rows),
+        _answers_by_task(heldout_set, heldout_rows),
+    )
     vocab_size = load_shape(hf_folder).text.vocab_size
     total, tokens = 0.0, 0
     for task, answers in heldout_answers.items():
@@ -57,20 +61,20 @@ def constant_answers(train: Sequence[str], heldout: Sequence[str], hf_folder: st
         tokens += count
     points = [parse_points(row["answer"]).points for row in train_rows if row["task"] == POINTING]
     x, y = constant_point(np.concatenate(points)).astype(int)
-    masks = [load_mask(heldout[0], row) for row in heldout_rows if row["task"] == POINTING]
+    masks = [load_mask(settings.evaluation[0], row) for row in heldout_rows if row["task"] == POINTING]
     return Constant(total / tokens, hit_rate([f"[({x}, {y})]"] * len(masks), masks))
 
 
-def pointing_hits(heldout: Sequence[str], hf_folder: str, ledger: Path, limit: int) -> HitRate:
+def pointing_hits(settings: DataConfig, hf_folder: str, ledger: Path, limit: int) -> HitRate:
     """Let transformers answer the first `limit` held-out pointing questions with a Hugging Face folder."""
-    dataset, rows = open_rows(heldout, hf_folder, ledger)
+    dataset, rows = open_rows(settings, settings.evaluation, hf_folder, ledger)
     numbers = [number for number, row in enumerate(rows) if row["task"] == POINTING][:limit]
     tokenizer = dataset.encoder.tokenizer
     answers = greedy_answers(
         hf_folder, load_shape(hf_folder), [dataset.prompt(number) for number in numbers], tokenizer.decode,
         tokenizer.eos_ids, ANSWER_TOKENS,
     )  # fmt: skip
-    return hit_rate(answers, [load_mask(heldout[0], rows[number]) for number in numbers])
+    return hit_rate(answers, [load_mask(settings.evaluation[0], rows[number]) for number in numbers])
 
 
 def load_mask(data_file: str, row: dict) -> np.ndarray:

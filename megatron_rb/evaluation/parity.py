@@ -52,7 +52,7 @@ class Packs:
 
 
 def share_packs(packs: list[list[EncodedSample]], place: Place) -> Packs:
-    """Deal packs out to the data-parallel ranks; every rank runs the same number, a multiple of pp_size if interleaved."""
+    """Deal packs out to the data-parallel ranks; all run the same number, a multiple of pp_size if interleaved."""
     multiple = place.dp_size * (place.pp_size if place.vpp_size > 1 else 1)
     total = -(-len(packs) // multiple) * multiple
     return Packs(packs, list(range(place.dp_rank, total, place.dp_size)))
@@ -94,7 +94,9 @@ def run_stack(
     return trace
 
 
-def _record_logits(runner: Runner, batches: list[MicroBatch], share: Packs, recorder: _Recorder) -> dict[str, torch.Tensor]:
+def _record_logits(
+    runner: Runner, batches: list[MicroBatch], share: Packs, recorder: _Recorder
+) -> dict[str, torch.Tensor]:
     outputs = logits_pass(runner, batches)
     trace = recorder.rows(batches, share)
     for number, batch, local in zip(share.mine, batches, outputs, strict=False):

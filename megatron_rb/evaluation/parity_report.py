@@ -50,7 +50,9 @@ def run_parity(
     check_tp_size(tp_size, shape)
     layout = read_layout(layout_text, shape, pp_size)
     samples = read_samples(samples_file, hf_path, shape, folder) if samples_file else draw_samples(shape, seed)
-    ParitySpec(hf_path, weights or hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads).write(folder, samples)
+    ParitySpec(hf_path, weights or hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads).write(
+        folder, samples
+    )
     processes = layout.pp_size * tp_size
     code = start(folder, processes)
     if code:
@@ -106,4 +108,3 @@ def print_report(rows: Sequence[Difference]) -> None:
         if failed
         else f"[green]equal within {LOGITS_TOLERANCE:g} (logits, absolute)"
     )
-

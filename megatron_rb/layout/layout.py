@@ -43,7 +43,7 @@ class StageSlice:
 
 @dataclass(frozen=True)
 class PipelineLayout:
-    """The block list cut into `pp_size * vpp_size` slices; slice i is chunk `i // pp_size` of pipeline rank `i % pp_size`."""
+    """The block list cut into `pp_size * vpp_size` slices; slice i is chunk `i // pp_size` of rank `i % pp_size`."""
 
     num_vision_layers: int
     num_decoder_layers: int

@@ -22,8 +22,8 @@ def parse_layout(text: str, num_vision_layers: int, num_decoder_layers: int, pp_
     """Read the text form: letters `P v M E t L`, `x*n` repeats a block, `|` ends a slice.
 
     Raises:
-        ValueError: an unknown letter, a missing, repeated or misplaced block, an empty slice, or a number of slices that
-            pp_size does not divide.
+        ValueError: an unknown letter, a missing, repeated or misplaced block, an empty slice, or a number of slices
+            that pp_size does not divide.
     """
     slices = [_parse_slice(part, text) for part in text.split("|")]
     kinds = [kind for part in slices for kind in part]

@@ -86,7 +86,7 @@ def select_layers(choice: str, has_transformer_engine: bool) -> LayerProvider:
         raise ValueError(f"model.layers is '{choice}'; use auto, local or transformer_engine")
     if choice == "transformer_engine" and not has_transformer_engine:
         raise ValueError(
-            "model.layers=transformer_engine, but Transformer Engine is not installed here; install it or use model.layers=auto"
+            "model.layers=transformer_engine, but Transformer Engine is not installed; install it or use auto"
         )
     return transformer_engine_layers() if has_transformer_engine and choice != "local" else local_layers()
 
@@ -110,7 +110,9 @@ def column_linear(
     return _place(layer, spec, with_shape(spec, (output_size,)))
 
 
-def row_linear(ctx: BuildContext, input_size: int, output_size: int, *, bias: bool, scatter_output: bool = True) -> torch.nn.Module:
+def row_linear(
+    ctx: BuildContext, input_size: int, output_size: int, *, bias: bool, scatter_output: bool = True
+) -> torch.nn.Module:
     """A linear whose input features are shared by the tensor-parallel ranks.
 
     Args:
@@ -210,7 +212,9 @@ def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
 class MLP(torch.nn.Module):
     """Two linears around an activation; gated (`act(gate) * up`) or plain."""
 
-    def __init__(self, ctx: BuildContext, hidden_size: int, ffn_hidden_size: int, *, gated: bool, bias: bool, act: str) -> None:
+    def __init__(
+        self, ctx: BuildContext, hidden_size: int, ffn_hidden_size: int, *, gated: bool, bias: bool, act: str
+    ) -> None:
         super().__init__()
         self.gated = gated
         parts = 2 if gated else 1

@@ -52,7 +52,9 @@ def cpu_threads_of_rank(threads_per_rank: int) -> int:
         return threads_per_rank
     env = os.environ
     ranks_here = int(env.get("LOCAL_WORLD_SIZE", env.get("SLURM_NTASKS_PER_NODE", env.get("WORLD_SIZE", "1"))))
-    return max(1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // ranks_here)
+    return max(
+        1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // ranks_here
+    )
 
 
 def start_process_group(platform: Platform, timeout_minutes: float) -> None:
@@ -158,7 +160,7 @@ def last_pp_rank() -> int:
 
 
 def pipeline_pair_group(pp_a: int, pp_b: int) -> dist.ProcessGroup | None:
-    """A group of the two pipeline ranks `pp_a` and `pp_b` of this rank's pipeline; every rank of the world must call this.
+    """A group of the two pipeline ranks `pp_a` and `pp_b` of this rank's pipeline; every rank must call this.
 
     Returns None on ranks that are in no such pair, and when both are the same rank.
     """
@@ -180,7 +182,7 @@ def pipeline_pair_group(pp_a: int, pp_b: int) -> dist.ProcessGroup | None:
 
 
 def rank_zero_first(action: Callable[[], T]) -> T:
-    """Run an action on rank 0, then on all others; an error of rank 0 is raised everywhere and the others do not start."""
+    """Run an action on rank 0, then on all others; an error of rank 0 is raised everywhere and stops the others."""
     failure: list[Exception | None] = [None]
     value = None
     if dist.get_rank() == 0:

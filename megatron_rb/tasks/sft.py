@@ -36,8 +36,8 @@ class SupervisedFineTuning:
     """
 
     def __init__(
-        self, runner: Runner, loader: StepLoader, evaluation: ConversationDataset | None, budget: Budget, ledger: Ledger,
-        *, needs_pixels: bool, sequence_parallel: bool, micro_batch_multiple: int,
+        self, runner: Runner, loader: StepLoader, evaluation: ConversationDataset | None, budget: Budget,
+        ledger: Ledger, *, needs_pixels: bool, sequence_parallel: bool, micro_batch_multiple: int,
     ) -> None:  # fmt: skip
         self.runner = runner
         self.loader = loader
@@ -109,9 +109,7 @@ class SupervisedFineTuning:
             self.ledger.record("unreadable", file, str(problem), line=line, problem=problem.problem)
             return self.evaluation.blank(number), str(problem)
 
-    def _drop_failed(
-        self, batches: Sequence[Sequence[EncodedSample]], failed: Mapping[tuple[int, int], str]
-    ) -> None:
+    def _drop_failed(self, batches: Sequence[Sequence[EncodedSample]], failed: Mapping[tuple[int, int], str]) -> None:
         """Take the labels of samples whose media could not be read, on every rank that holds a part of the model.
 
         Only ranks with the patch embedding open images, but the loss is counted elsewhere, so they tell each other.

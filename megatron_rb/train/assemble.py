@@ -63,9 +63,7 @@ def assemble(config: Config, platform: Platform) -> Run:
     schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, train_steps)
     runner = Runner(trainable.chunks, shape, place, platform.current_device())
     task = _task(config, derived, runner, training, evaluation, ledger)
-    checkpoints = CheckpointManager(
-        derived.checkpoint_dir, config.checkpoint.keep_last, config.checkpoint.asynchronous
-    )
+    checkpoints = CheckpointManager(derived.checkpoint_dir, config.checkpoint.keep_last, config.checkpoint.asynchronous)
     state = _training_state(config, shape, layout, place, platform, trainable, schedule, task)
     first_step = _resume(config, checkpoints, state)
     if place.rank == 0:

@@ -84,7 +84,7 @@ def freeze(stages: Sequence[RoboBrainStage], settings: FreezeConfig) -> None:
 
 
 def wrap_for_data_parallelism(config: Config, stages: Sequence[RoboBrainStage]) -> list[DistributedDataParallel]:
-    """One megatron-core DDP per chunk; only the first chunk cuts its gradients into buckets, as megatron-core advises."""
+    """One megatron-core DDP per chunk; only the first cuts its gradients into buckets, as megatron-core advises."""
     settings = ddp_config(config)
     return [
         DistributedDataParallel(stage.config, settings, stage, disable_bucketing=number > 0)

@@ -1,4 +1,4 @@
-"""What happens to gradients between the backward pass and the optimizer: reduction, tied embeddings, per-token scale."""
+"""Gradients between the backward pass and the optimizer: reduction, tied embeddings, scale per token."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def tie_embeddings(stages: Sequence[RoboBrainStage], layout: PipelineLayout, tie
 def gradient_finalizer(tied: TiedEmbedding) -> Callable[..., None]:
     """The function megatron-core's schedules call after the last backward pass."""
 
-    def finalize(model, num_tokens: torch.Tensor | None = None, pg_collection=None, force_all_reduce: bool = False) -> None:
+    def finalize(
+        model, num_tokens: torch.Tensor | None = None, pg_collection=None, force_all_reduce: bool = False
+    ) -> None:
         for chunk in model:
             chunk.finish_grad_sync(force_all_reduce=force_all_reduce)
         _allreduce_non_tensor_model_parallel_grads(model, model[0].config, groups.tp_group())

@@ -36,7 +36,9 @@ def train(run: Run) -> bool:
                 run.save()
             run.checkpoints.maybe_finalize()
             if totals.stop_requested:
-                logger.warning("stopped by %s after step %d: saving", stop.reason or "a signal to another rank", run.step)
+                logger.warning(
+                    "stopped by %s after step %d: saving", stop.reason or "a signal to another rank", run.step
+                )
                 break
         run.save()
         run.checkpoints.maybe_finalize(blocking=True)

@@ -1,4 +1,4 @@
-"""A training process, put together: from `key=value` settings to a finished run. Started by `rb launch`, srun or torchrun."""
+"""A training process, from `key=value` settings to a finished run; started by `rb launch`, srun or torchrun."""
 
 from __future__ import annotations
 

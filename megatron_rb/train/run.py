@@ -58,7 +58,9 @@ class Run:
         _, grad_norm, _ = self.optimizer.step()
         return results, None if grad_norm is None else float(grad_norm)
 
-    def report(self, data: StepBatches, totals: StepTotals, rates: dict[str, float], norm: float | None, start: float) -> None:
+    def report(
+        self, data: StepBatches, totals: StepTotals, rates: dict[str, float], norm: float | None, start: float
+    ) -> None:
         """Write the numbers of a finished step."""
         memory = self.platform.memory()
         self.writer.write_step(

@@ -29,7 +29,7 @@ class Task(Protocol):
         ...
 
     def run(self, batches: Sequence[MicroBatch]) -> list[dict[str, torch.Tensor]]:
-        """Forward and backward over the micro-batches; sums per micro-batch on ranks with the head, else an empty list."""
+        """Forward and backward over the micro-batches; sums per micro-batch on ranks with the head, else nothing."""
         ...
 
     def evaluate(self) -> dict[str, float]:

@@ -40,7 +40,9 @@ def parity(cases: list[dict], folder: str) -> list[dict]:
         if dist.get_rank() == 0:
             reference = pickle.loads((Path(folder) / f"{Path(case['hf']).name}.pickle").read_bytes())
             rows = compare(merge_traces(parts, layout), reference)
-            failed = [f"{row.name}: {row.max_abs:.3g} (relative {row.relative:.3g})" for row in rows if row.passed is False]
+            failed = [
+                f"{row.name}: {row.max_abs:.3g} (relative {row.relative:.3g})" for row in rows if row.passed is False
+            ]
             parting = first_parting(rows)
             results.append(
                 {

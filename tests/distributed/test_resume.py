@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from megatron_rb.checkpoint.hf.tiny import TinySize, conversation_texts, write_tiny_model
+from megatron_rb.config.schema import DataConfig
+from megatron_rb.data.build import build_dataset, build_encoder
+from megatron_rb.data.ledger import Ledger
+from megatron_rb.models.robobrain.config import load_shape
 from megatron_rb.spatial.builders import SampleMix, write_split
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -27,7 +31,9 @@ def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     mix = SampleMix(tasks=("pointing", "uvd"), views=("side",), windows=0)
     write_split(REPOSITORY / "examples/robosim/heldout", folder, "heldout", mix, 0)
-    write_tiny_model(conversation_texts(folder / "heldout.jsonl"), folder / "hf", family="qwen3_vl", size=TinySize(), seed=0)
+    write_tiny_model(
+        conversation_texts(folder / "heldout.jsonl"), folder / "hf", family="qwen3_vl", size=TinySize(), seed=0
+    )
     return folder
 
 
@@ -110,3 +116,34 @@ def test_stop_signal_saves_and_other_layouts_continue(inputs, undisturbed, tmp_p
 
 def test_data_parallel_run_equals_the_pipeline_run(inputs, undisturbed, tmp_path):
     assert finish(inputs, tmp_path, DATA_PARALLEL) == pytest.approx(undisturbed, rel=1e-4)
+
+
+def test_unreadable_image_is_noted_and_takes_no_part(inputs, tmp_path):
+    """The header is fine, so the index takes the row; the ranks without pixels must learn that it does not decode."""
+    rows = [json.loads(line) for line in (inputs / "heldout.jsonl").read_text().splitlines()[:6]]
+    for row in rows:
+        row["image"] = [str(inputs / row["image"][0])]
+    content = Path(rows[2]["image"][0]).read_bytes()
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(content[: len(content) * 2 // 3])
+    rows[2]["image"] = [str(broken)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [*SPLIT_VISION, f"data.train=[{data}]", "schedule.train_steps=1", "checkpoint.save_every=0"]
+    finish(inputs, tmp_path / "run", settings)
+    notes = [json.loads(line) for line in (tmp_path / "run/ledger.jsonl").read_text().splitlines()]
+    assert [(note["kind"], note["id"]) for note in notes] == [("unreadable", rows[2]["id"])]
+    step = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    whole = [row for row in rows if row["image"] != [str(broken)]]
+    assert step["num_samples"] == 6
+    assert step["num_labels"] == label_count(inputs, whole, tmp_path) > 0
+
+
+def label_count(inputs: Path, rows: list[dict], folder: Path) -> int:
+    """Answer tokens of some rows, as the data room counts them."""
+    shape, settings = load_shape(inputs / "hf"), DataConfig()
+    file = folder / "whole.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encoder = build_encoder(settings, inputs / "hf", shape)
+    dataset = build_dataset(settings, encoder, [str(file)], Ledger(folder / "whole-ledger.jsonl"))
+    return sum(int((dataset.get(n, with_pixels=False).labels[1:] != -100).sum()) for n in range(len(dataset)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def layouts(vision: int, decoder: int) -> list[dict]:
-    """Cases for a model of `vision` >= 3 and `decoder` >= 3 layers; degrees that leave ranks over give data parallelism."""
+    """Cases for a model of `vision` >= 3 and `decoder` >= 3 layers; ranks left over are data parallel."""
     whole = f"P v*{vision} M E t*{decoder} L"
     mid_vision = f"P v*2 | v*{vision - 2} M E t*{decoder} L"
     four = f"P v*2 | v*{vision - 2} M E t*1 | t*{decoder - 2} | t*1 L"

@@ -63,11 +63,26 @@ def test_frozen_parts_stay_and_the_rest_trains(tmp_path):
     frozen_vit = {"freeze_vision": True, "lr": LR}
     only_merger = frozen_vit | {"freeze_language": True}
     cuts = [{"tp": 1, "pp": 1, "layout": whole}, {"tp": 2, "pp": 2, "layout": split}]
-    cases = [{"hf": str(folder), "sample_seed": SAMPLE_SEED, **cut, **f} for f in (frozen_vit, only_merger) for cut in cuts]
+    cases = [
+        {"hf": str(folder), "sample_seed": SAMPLE_SEED, **cut, **f} for f in (frozen_vit, only_merger) for cut in cuts
+    ]
     curves = run_losses(cases)
     vit = ("visual.blocks", "visual.patch_embed", "visual.pos_embed")
-    for curve, frozen in zip(curves, (vit, vit, (*vit, "language_model", "lm_head"), (*vit, "language_model", "lm_head")), strict=True):
+    for curve, frozen in zip(
+        curves, (vit, vit, (*vit, "language_model", "lm_head"), (*vit, "language_model", "lm_head")), strict=True
+    ):
         assert curve == pytest.approx(transformers_losses(folder, frozen), rel=1e-4)
+
+
+def test_bf16_with_fp32_main_weights_stays_near_fp32(tmp_path):
+    folder = write_model(tmp_path / "model", "qwen3_vl", seed=0)
+    shape = load_shape(folder)
+    split = f"P v*2 | v*{shape.vision.num_layers - 2} M E t*{shape.text.num_layers} L"
+    case = {"hf": str(folder), "sample_seed": SAMPLE_SEED, "lr": LR, "dtype": "bf16", "tp": 2, "pp": 2, "layout": split}
+    curve = run_losses([case | {"sp": True}])[0]
+    expected = transformers_losses(folder)
+    assert curve == pytest.approx(expected, rel=0.05)
+    assert curve != pytest.approx(expected, rel=1e-4)  # it really ran in bf16
 
 
 def run_losses(cases):

@@ -13,6 +13,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+DEFAULT_ROPE = {"rope_type": "default"}
 SPECIAL = {"image_token_id": 11, "video_token_id": 12, "vision_start_token_id": 13, "vision_end_token_id": 14}
 
 
@@ -34,7 +35,7 @@ def qwen3_config(seed: int, **text) -> Qwen3VLConfig:
         text_config=dict(
             vocab_size=128, hidden_size=hidden, intermediate_size=96, num_hidden_layers=layers,
             num_attention_heads=heads, num_key_value_heads=int(draw.choice([2, 4])), head_dim=head_dim,
-            rope_parameters={"rope_type": "default", "rope_theta": 5e5, "mrope_section": section, "mrope_interleaved": True},
+            rope_parameters={"rope_theta": 5e5, "mrope_section": section, "mrope_interleaved": True} | DEFAULT_ROPE,
             max_position_embeddings=4096, **text,
         ),
         tie_word_embeddings=bool(seed % 2), **SPECIAL,
@@ -50,7 +51,7 @@ def qwen2_5_config(seed: int, **text) -> Qwen2_5_VLConfig:
     vision_layers = int(draw.integers(3, 6))
     return Qwen2_5_VLConfig(
         vision_config=dict(
-            depth=vision_layers, hidden_size=32, intermediate_size=int(draw.choice([40, 52, 53])), num_heads=4,
+            depth=vision_layers, hidden_size=32, intermediate_size=(52, 53, 40)[seed % 3], num_heads=4,
             patch_size=4, spatial_merge_size=2, temporal_patch_size=2, out_hidden_size=hidden, window_size=16,
             fullatt_block_indexes=[1, vision_layers - 1], tokens_per_second=2,
         ),

@@ -146,4 +146,3 @@ class _Recorder:
             ordered = [pieces[g.kind].pop(0) for g in self.sample.grids]
             self.rows.setdefault(name, []).extend(ordered)
         self.calls = {}
-

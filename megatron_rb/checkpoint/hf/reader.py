@@ -59,7 +59,7 @@ class HFReader:
 
 
 def canonical_name(name: str) -> str:
-    """Names of all transformers releases to the current ones (`model.visual.*`, `model.language_model.*`, `lm_head.*`)."""
+    """Names of all transformers releases to the current `model.visual.*`, `model.language_model.*`, `lm_head.*`."""
     if name.startswith(("lm_head.", f"{VISUAL}.", f"{TEXT}.")):
         return name
     if name.startswith("visual."):

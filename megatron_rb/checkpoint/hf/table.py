@@ -1,4 +1,4 @@
-"""The weight table: every parameter of this stack, the Hugging Face tensors it is made of, and the way in both directions.
+"""The weight table: every parameter of this stack, the Hugging Face tensors it is made of, the way in both directions.
 
 One rule knows how to join and how to split, so import and export cannot drift apart.
 """
@@ -84,7 +84,7 @@ def _add_vision_layer(table: dict[str, WeightRule], shape: RoboBrainShape, nativ
     _copy_norm(table, f"{native}.norm2", f"{hf}.norm2", norm_bias)
     heads, size = vision.num_heads, vision.head_dim
     for field in ("weight", "bias"):
-        # Hugging Face: all queries, all keys, all values; here head by head, so that tensor parallelism cuts whole heads.
+        # Hugging Face: all queries, all keys, all values; here head by head, so that tensor parallelism cuts heads.
         table[f"{native}.attention.linear_qkv.{field}"] = WeightRule(
             (f"{hf}.attn.qkv.{field}",),
             lambda parts: parts[0].unflatten(0, (3, heads, size)).transpose(0, 1).flatten(0, 2),

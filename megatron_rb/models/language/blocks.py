@@ -60,9 +60,7 @@ class SelfAttention(torch.nn.Module):
         self.heads_per_group = shape.num_heads // shape.num_query_groups
         rows = (shape.num_heads + 2 * shape.num_query_groups) * shape.head_dim
         self.linear_qkv = column_linear(ctx, shape.hidden_size, rows, bias=shape.qkv_bias)
-        self.linear_proj = row_linear(
-            ctx, shape.num_heads * shape.head_dim, shape.hidden_size, bias=shape.proj_bias
-        )
+        self.linear_proj = row_linear(ctx, shape.num_heads * shape.head_dim, shape.hidden_size, bias=shape.proj_bias)
         # These names are the ones for which megatron-core sums the gradients over tensor-parallel ranks.
         self.q_layernorm = RMSNorm(ctx, shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.k_layernorm = RMSNorm(ctx, shape.head_dim, shape.norm_eps) if shape.qk_norm else None
@@ -127,4 +125,3 @@ class Head(torch.nn.Module):
         if rows is not None:
             x = x.index_select(0, rows)
         return self.output(self.norm(x))[0].squeeze(1)
-

@@ -223,15 +223,34 @@ def _text_shape(family: str, config: dict[str, Any], tied: bool) -> TextShape:
 
 def _check(shape: RoboBrainShape, origin: str) -> None:
     vision, text = shape.vision, shape.text
+    taps = vision.deepstack_layers
     rules = [
-        (vision.hidden_size % vision.num_heads == 0, f"vision hidden_size {vision.hidden_size} is not a multiple of num_heads {vision.num_heads}"),
+        (
+            vision.hidden_size % vision.num_heads == 0,
+            f"vision hidden_size {vision.hidden_size} is not a multiple of num_heads {vision.num_heads}",
+        ),
         (vision.head_dim % 4 == 0, f"vision head size {vision.head_dim} is not a multiple of 4, as 2-D rope needs"),
-        (vision.out_hidden_size == text.hidden_size, f"vision out_hidden_size {vision.out_hidden_size} differs from the text hidden_size {text.hidden_size}"),
-        (text.num_heads % text.num_query_groups == 0, f"num_attention_heads {text.num_heads} is not a multiple of num_key_value_heads {text.num_query_groups}"),
-        (sum(text.mrope_section) * 2 == text.head_dim, f"mrope_section {list(text.mrope_section)} must sum to half the head size {text.head_dim}"),
-        (len(vision.deepstack_layers) <= text.num_layers, f"{len(vision.deepstack_layers)} DeepStack taps need as many decoder layers, there are {text.num_layers}"),
-        (all(0 <= i < vision.num_layers for i in vision.deepstack_layers), f"deepstack_visual_indexes {list(vision.deepstack_layers)} must lie in 0..{vision.num_layers - 1}"),
-    ]  # fmt: skip
+        (
+            vision.out_hidden_size == text.hidden_size,
+            f"vision out_hidden_size {vision.out_hidden_size} differs from the text hidden_size {text.hidden_size}",
+        ),
+        (
+            text.num_heads % text.num_query_groups == 0,
+            f"num_attention_heads {text.num_heads} is not a multiple of num_key_value_heads {text.num_query_groups}",
+        ),
+        (
+            sum(text.mrope_section) * 2 == text.head_dim,
+            f"mrope_section {list(text.mrope_section)} must sum to half the head size {text.head_dim}",
+        ),
+        (
+            len(taps) <= text.num_layers,
+            f"{len(taps)} DeepStack taps need as many decoder layers, there are {text.num_layers}",
+        ),
+        (
+            all(0 <= layer < vision.num_layers for layer in taps),
+            f"deepstack_visual_indexes {list(taps)} must lie in 0..{vision.num_layers - 1}",
+        ),
+    ]
     for holds, message in rules:
         if not holds:
             raise ValueError(f"{origin}: {message}")

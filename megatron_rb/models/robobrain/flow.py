@@ -34,11 +34,15 @@ class Boundary:
     taps: tuple[int, ...]
 
 
-def boundary_before(part: StageSlice, shape: RoboBrainShape, num_vision_layers: int, num_decoder_layers: int) -> Boundary:
+def boundary_before(
+    part: StageSlice, shape: RoboBrainShape, num_vision_layers: int, num_decoder_layers: int
+) -> Boundary:
     """What a slice receives; only slices after the first receive anything."""
     blocks = block_list(num_vision_layers, num_decoder_layers)
     done = set(blocks[: blocks.index(part.blocks[0])])
-    produced = [tap for tap, layer in enumerate(sorted(shape.vision.deepstack_layers)) if Block(Kind.VISION, layer) in done]
+    produced = [
+        tap for tap, layer in enumerate(sorted(shape.vision.deepstack_layers)) if Block(Kind.VISION, layer) in done
+    ]
     waiting = tuple(tap for tap in produced if Block(Kind.DECODER, tap) not in done)
     if Block(Kind.EMBEDDING) in done:
         return Boundary(Kind.DECODER, waiting)
@@ -68,7 +72,7 @@ def unpack(
     sizes = [rows * width] + [merged * shape.text.hidden_size] * len(boundary.taps)
     if flat.numel() != sum(sizes):
         raise RuntimeError(
-            f"a pipeline stage received {flat.numel()} values and expected {sum(sizes)}: the stages read different batches"
+            f"a pipeline stage received {flat.numel()} values not {sum(sizes)}: the stages read different batches"
         )
     stream, *features = flat.flatten().split(sizes)
     return Flow(

@@ -228,7 +228,11 @@ def to_device(batch: MicroBatch, shape: RoboBrainShape, device: torch.device) ->
     vision, text = _move(batch.vision, device), _move(batch.text, device)
     vision_cos, vision_sin = vision_angles(vision.positions, shape.vision.head_dim, shape.vision.rope_theta)
     cos, sin = mrope_angles(
-        text.positions, shape.text.head_dim, shape.text.rope_theta, shape.text.mrope_section, shape.text.mrope_interleaved
+        text.positions,
+        shape.text.head_dim,
+        shape.text.rope_theta,
+        shape.text.mrope_section,
+        shape.text.mrope_interleaved,
     )
     return replace(
         batch,

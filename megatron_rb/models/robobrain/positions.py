@@ -1,6 +1,6 @@
 """Index arithmetic of images and sequences on the host: patch positions, windows, interpolation taps, mRoPE positions.
 
-Patches of a frame come in merge-block order: the `merge x merge` patches that become one token stand next to each other.
+Patches of a frame come in merge-block order: the `merge x merge` patches that become one token are neighbours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def window_order(grid: VisionGrid, merge: int, window: int) -> tuple[np.ndarray,
         window: side of a window in merged tokens.
 
     Returns:
-        The permutation `[t * h * w / merge^2]` of the merged tokens of this grid, and the length of each window in tokens.
+        The permutation `[t * h * w / merge^2]` of the merged tokens of this grid, and each window's length.
     """
     height, width = grid.h // merge, grid.w // merge
     index = np.arange(grid.t * height * width).reshape(grid.t, height, width)

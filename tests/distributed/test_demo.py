@@ -1,0 +1,79 @@
+"""The demo runs from data to a reloaded export, and `rb parity` tells equal from different."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_rb.checkpoint.hf.oracle import run_transformers
+from megatron_rb.evaluation.parity_samples import draw_samples
+from megatron_rb.models.robobrain.config import load_shape
+from tests.parity.tiny_models import write_model
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SUMMARY = {
+    "layout": None, "world_size": None, "seconds": None,
+    "train": {"first_loss", "final_loss"},
+    "eval": {"untrained_loss", "constant_loss", "trained_loss", "pointing_hit_rate"},
+    "export": {"max_abs_logit_diff"},
+}  # fmt: skip
+
+
+def rb(*words: object, folder: Path, timeout: float = 200) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "150",
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "megatron_rb.cli", *map(str, words)], cwd=folder, env=environment, timeout=timeout,
+        text=True, capture_output=True,
+    )  # fmt: skip
+
+
+@pytest.mark.timeout(400)
+def test_short_demo_goes_all_the_way(tmp_path):
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    short = ["schedule.train_steps=3", "schedule.eval_every=0", "checkpoint.save_every=0"]
+    done = rb("demo", *short, folder=tmp_path, timeout=380)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "runs/demo/summary.json").read_text())
+    for key, fields in SUMMARY.items():
+        assert key in summary and (fields is None or fields <= summary[key].keys())
+    assert summary["world_size"] == 4 and summary["layout"] == "P v | v M E t*3 L"
+    assert summary["export"]["max_abs_logit_diff"] < 1e-4
+    assert summary["eval"]["trained_loss"] < summary["eval"]["untrained_loss"]
+    assert (tmp_path / "runs/demo/curves.png").is_file()
+
+
+def test_parity_command_passes_dumps_and_fails(tmp_path):
+    right, wrong = (write_model(tmp_path / name, "qwen3_vl", seed) for name, seed in (("right", 0), ("wrong", 0)))
+    shape = load_shape(right)
+    layout = f"P v*2 | v*{shape.vision.num_layers - 2} M E t*{shape.text.num_layers} L"
+    done = rb(
+        "parity", "--hf", right, "--layout", layout, "--tp", 2, "--sequence-parallel", "--grads",
+        "--json", tmp_path / "rows.json", "--dump", tmp_path / "logits.safetensors", folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "equal within" in done.stdout
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert all(row["passed"] is not False for row in rows)
+    assert sum(row["name"].startswith("gradient ") for row in rows) > 100
+    expected = run_transformers(right, shape, draw_samples(shape, seed=7), grads=False).logits
+    torch.testing.assert_close(load_file(tmp_path / "logits.safetensors")["logits"], expected, atol=1e-4, rtol=0)
+
+    spoil_one_weight(wrong, "model.language_model.layers.1.mlp.up_proj.weight")
+    done = rb("parity", "--hf", right, "--weights", wrong, folder=tmp_path)
+    assert done.returncode == 1
+    assert "first block that parts: block language.layers.1" in done.stdout
+
+
+def spoil_one_weight(folder: Path, name: str) -> None:
+    from safetensors.torch import save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name] + 0.05
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
