@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
         )
     for old in ("hf", "data", "imported", "export", "checkpoints", "metrics.jsonl", "ledger.jsonl", "index"):
         _remove(ROOT / old)
-    _rb("demo-data", "--tasks", "pointing", "uvd", "hop", "--hops-per-episode", 2, "--out", ROOT / "data")
+    _rb("demo-data", "--tasks", "pointing", "uvd", "--out", ROOT / "data")
     _rb("demo-model", "--texts", ROOT / "data/train.jsonl", "--out", ROOT / "hf")
     _rb("convert", "import", "--hf", ROOT / "hf", "--out", ROOT / "imported")
     _rb("launch", *settings)

@@ -144,13 +144,26 @@ def _vision_inputs(
         positions=_rows(positions, (total, 2), np.int32),
         position_taps=_rows(taps, (total if vision.position_grid_side else 0, 4), np.int32),
         position_weights=_rows(weights, (total if vision.position_grid_side else 0, 4), np.float32),
-        pixels=_ordered_pixels(pixels, order, unit, (total, vision.patch_dim)) if has_pixels else None,
+        pixels=_ordered_pixels(pixels, orders, unit, (total, vision.patch_dim)) if has_pixels else None,
     ), rows[:offset]
 
 
-def _ordered_pixels(pixels: list[np.ndarray], order: np.ndarray, unit: int, shape: tuple[int, int]) -> torch.Tensor:
-    flat = _rows(pixels, shape, np.float32)
-    return flat.view(-1, unit * shape[1])[torch.from_numpy(order)].view(shape)
+def _ordered_pixels(
+    pixels: list[np.ndarray], orders: list[np.ndarray], unit: int, shape: tuple[int, int]
+) -> torch.Tensor:
+    """All patches in window order and zeros behind them, written in one pass: this is the largest array of a batch.
+
+    Args:
+        orders: for each grid the place of its merged tokens, counted from the first grid.
+    """
+    out = np.empty((shape[0] // unit, unit * shape[1]), dtype=np.float32)
+    start = 0
+    for array, order in zip(pixels, orders, strict=True):
+        tokens = array.reshape(len(order), -1)
+        np.take(tokens, order - start, axis=0, out=out[start : start + len(order)])
+        start += len(order)
+    out[start:] = 0
+    return torch.from_numpy(out.reshape(shape))
 
 
 def _rows(parts: list[np.ndarray], shape: tuple[int, int], dtype: type) -> torch.Tensor:
