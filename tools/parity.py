@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     print_report(rows)
     if options.json:
         Path(options.json).write_text(json.dumps([asdict(row) for row in rows], indent=2))
-    if options.dump:
+    if options.dump and ours.logits is not None:
         from safetensors.torch import save_file
 
         save_file({"logits": ours.logits.contiguous()}, options.dump)

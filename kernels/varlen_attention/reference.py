@@ -33,6 +33,7 @@ def varlen_attention(
 
 
 def _equal_segments(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int, causal: bool) -> torch.Tensor:
-    batched = [x.view(-1, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
-    out = F.scaled_dot_product_attention(*batched, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+    heads_first = [x.view(-1, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
+    query, key, value = heads_first
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).reshape(q.shape)

@@ -43,7 +43,7 @@ from megatron_rb.models.robobrain.build import (
 )
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
 from megatron_rb.parallel.groups import Place, build_groups, destroy_groups
-from megatron_rb.parallel.sharding import ShardSpec, sharded_tensor, stored_shape, stored_to_full
+from megatron_rb.parallel.sharding import ShardSpec, shard_of, sharded_tensor, stored_shape, stored_to_full
 from megatron_rb.platform.base import Platform
 
 SIDE_FOLDER = "hf"
@@ -254,7 +254,7 @@ def model_specs(shape: RoboBrainShape, platform: Platform) -> dict[str, ShardSpe
 
 def _specs(shape: RoboBrainShape) -> dict[str, ShardSpec]:
     stages = build_stages(shape, default_layout(shape, 1), LONE, ModelOptions(), local_layers(), "meta")
-    return {weight_key(name, shape): parameter.shard for name, parameter in named_parameters(stages)}
+    return {weight_key(name, shape): shard_of(parameter) for name, parameter in named_parameters(stages)}
 
 
 @contextmanager

@@ -28,9 +28,9 @@ from megatron_rb.models.robobrain.inputs import MicroBatch, build_micro_batch
 from megatron_rb.models.robobrain.stage import RoboBrainStage
 from megatron_rb.parallel import groups
 from megatron_rb.parallel.groups import Place
-from megatron_rb.parallel.sharding import local_to_full
+from megatron_rb.parallel.sharding import local_to_full, shard_of
 from megatron_rb.train.build import initialise
-from megatron_rb.train.gradients import gradient_finalizer, tie_embeddings
+from megatron_rb.train.gradients import gradient_finalizer, main_grad, tie_embeddings
 from megatron_rb.train.step import Runner, logits_pass, loss_pass, train_pass
 
 LOGITS_TOLERANCE = 1e-4
@@ -121,9 +121,9 @@ def _record_loss(runner: Runner, batches: list[MicroBatch], grads: bool) -> dict
 def _full_gradients(stages: Sequence[RoboBrainStage], place: Place) -> dict[str, torch.Tensor]:
     gradients = {}
     for name, parameter in named_parameters(list(stages)):
-        shards = groups.gather_over_tp(parameter.main_grad, groups.tp_group())
+        shards = groups.gather_over_tp(main_grad(parameter), groups.tp_group())
         if place.tp_rank == 0 and place.dp_rank == 0:
-            full = local_to_full([shard.cpu() for shard in shards], parameter.shard)
+            full = local_to_full([shard.cpu() for shard in shards], shard_of(parameter))
             gradients[f"grad/{weight_key(name, stages[0].shape)}"] = full
     return gradients
 

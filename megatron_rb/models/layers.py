@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_rb.parallel.sharding import ShardSpec, with_shape
+from megatron_rb.parallel.sharding import ShardSpec, set_shard, with_shape
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ def row_linear(
 
 
 def _place(layer: torch.nn.Module, weight: ShardSpec, bias: ShardSpec) -> torch.nn.Module:
-    mark_shard(layer.weight, weight)
-    if getattr(layer, "bias", None) is not None:
-        mark_shard(layer.bias, bias)
+    specs = {"weight": weight, "bias": bias}
+    for name, parameter in layer.named_parameters(recurse=False):
+        mark_shard(parameter, specs[name])
     return layer
 
 
@@ -142,7 +142,7 @@ def mark_shard(parameter: torch.nn.Parameter, spec: ShardSpec) -> None:
     megatron-core sets its attributes only when it draws the weights itself; without them the gradient norm would count
     one rank's part of the weight.
     """
-    parameter.shard = spec
+    set_shard(parameter, spec)
     if spec.dim is not None and not getattr(parameter, "tensor_model_parallel", False):
         tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, spec.dim, spec.stride)
 
@@ -184,9 +184,9 @@ class LayerNorm(torch.nn.Module):
 
 def _norm_parameter(ctx: BuildContext, size: int, token_parallel: bool) -> torch.nn.Parameter:
     parameter = torch.nn.Parameter(torch.empty(size, dtype=ctx.dtype))
-    parameter.shard = ShardSpec((size,))
+    set_shard(parameter, ShardSpec((size,)))
     # Each rank sees only its rows of the tokens, so the gradients of all ranks must be summed.
-    parameter.sequence_parallel = ctx.sequence_parallel and token_parallel
+    parameter.sequence_parallel = ctx.sequence_parallel and token_parallel  # type: ignore[attr-defined]
     return parameter
 
 
@@ -198,7 +198,7 @@ def build_norm(ctx: BuildContext, kind: str, size: int, eps: float, *, token_par
 
 def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """An activation by its Hugging Face name."""
-    known = {
+    known: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "silu": F.silu,
         "gelu": F.gelu,
         "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),

@@ -48,6 +48,16 @@ class ShardSpec:
         return tuple(shape)
 
 
+def set_shard(parameter: torch.Tensor, spec: ShardSpec) -> None:
+    """Write the placement of a parameter on the parameter."""
+    parameter.shard = spec  # type: ignore[attr-defined]
+
+
+def shard_of(parameter: torch.Tensor) -> ShardSpec:
+    """The placement that `set_shard` wrote."""
+    return parameter.shard  # type: ignore[attr-defined]
+
+
 def full_to_local(full: torch.Tensor, spec: ShardSpec, tp_rank: int, tp_size: int) -> torch.Tensor:
     """The slice of a full tensor that a rank holds, zero-padded where the degree does not divide the size."""
     if tuple(full.shape) != spec.full_shape:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from megatron.core.distributed import DistributedDataParallel
 
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
@@ -132,7 +133,7 @@ class SupervisedFineTuning:
 
 
 @contextmanager
-def synchronized_parameters(chunks: Sequence[torch.nn.Module]):
+def synchronized_parameters(chunks: Sequence[DistributedDataParallel]):
     """Gather parameters at once instead of chunk by chunk during the next training pass."""
     hooked = [chunk for chunk in chunks if getattr(chunk, "remove_forward_pre_hook_handles", None)]
     for chunk in hooked:

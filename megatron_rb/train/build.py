@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
@@ -35,7 +34,7 @@ from megatron_rb.train.optimizer import build_optimizer, ddp_config
 class Trainable:
     """The model chunks of this rank, ready for training."""
 
-    chunks: list[torch.nn.Module]
+    chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,11 +28,16 @@ class TiedEmbedding:
         """Give both copies the sum of their gradients."""
         trained = [weight for weight in self.local if weight.requires_grad]
         if len(trained) == 2:
-            total = trained[0].main_grad + trained[1].main_grad
+            total = main_grad(trained[0]) + main_grad(trained[1])
             for weight in trained:
-                weight.main_grad.copy_(total)
+                main_grad(weight).copy_(total)
         elif trained and self.group is not None:
-            dist.all_reduce(trained[0].main_grad, group=self.group)
+            dist.all_reduce(main_grad(trained[0]), group=self.group)
+
+
+def main_grad(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The gradient that megatron-core's data parallelism accumulates beside a parameter."""
+    return parameter.main_grad  # type: ignore[attr-defined]
 
 
 def tie_embeddings(stages: Sequence[RoboBrainStage], layout: PipelineLayout, tied: bool) -> TiedEmbedding:
@@ -41,14 +47,13 @@ def tie_embeddings(stages: Sequence[RoboBrainStage], layout: PipelineLayout, tie
     """
     if not tied or layout.slice_of(Kind.EMBEDDING) == layout.slice_of(Kind.HEAD):
         return TiedEmbedding((), None)
-    local = []
+    local: list[Any] = []
     for stage in stages:
         if stage.language.embedding is not None:
             local.append(stage.language.embedding.tokens.weight)
         if stage.language.head is not None:
-            head = stage.language.head.output.weight
-            head.shared = True  # counted once in the gradient norm
-            local.append(head)
+            local.append(stage.language.head.output.weight)
+            local[-1].shared = True  # counted once in the gradient norm
     for weight in local:
         # A bucket of its own: both copies are then cut the same way over the data-parallel ranks.
         weight.shared_embedding = True

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.core import tensor_parallel
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_rb.checkpoint.manager import CheckpointManager
@@ -33,7 +34,7 @@ class Run:
     config: Config
     place: Place
     platform: Platform
-    chunks: list[torch.nn.Module]
+    chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     schedule: LearningRateSchedule
     task: Task

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_rb.models.robobrain.config import RoboBrainShape
@@ -20,8 +21,8 @@ from megatron_rb.parallel.groups import Place
 class Runner:
     """What a pass needs beside the batch."""
 
-    chunks: list[torch.nn.Module]
-    """The model chunks of this rank, wrapped for data parallelism when they are trained."""
+    chunks: list[DistributedDataParallel]
+    """The model chunks of this rank, wrapped for data parallelism."""
     shape: RoboBrainShape
     place: Place
     device: torch.device

@@ -45,4 +45,5 @@ def sum_over_world(
     values[5] = float(stop_requested)
     dist.all_reduce(values)
     loss_sum, *counts, stops = values.tolist()
-    return StepTotals(loss_sum, *(round(count) for count in counts), stop_requested=stops > 0)
+    labels, tokens, patches, samples = map(round, counts)
+    return StepTotals(loss_sum, labels, tokens, patches, samples, stop_requested=stops > 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class Trace:
     """Gradients of `loss` by native parameter name, full shapes."""
 
 
-def load_transformers(folder: str | Path) -> torch.nn.Module:
+def load_transformers(folder: str | Path) -> Any:
     """The model of a Hugging Face folder in fp32."""
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
 
@@ -100,7 +101,7 @@ def native_gradients(model: torch.nn.Module, shape: RoboBrainShape) -> dict[str,
 class _Recorder:
     """Hooks on transformers' blocks; vision rows are put into the order in which the sample shows its images."""
 
-    def __init__(self, model: torch.nn.Module, shape: RoboBrainShape) -> None:
+    def __init__(self, model: Any, shape: RoboBrainShape) -> None:
         self.shape = shape
         self.rows: dict[str, list[torch.Tensor]] = {}
         self.sample: EncodedSample | None = None

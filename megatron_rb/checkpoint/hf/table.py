@@ -57,9 +57,8 @@ def _stack(table: dict[str, WeightRule], native: str, hf_names: Sequence[str], b
     """Several tensors of one size below each other (gate and up projection)."""
     for field in ("weight", "bias") if bias else ("weight",):
         names = tuple(f"{name}.{field}" for name in hf_names)
-        count = len(names)
         table[f"{native}.{field}"] = WeightRule(
-            names, lambda parts: torch.cat(list(parts)), lambda full, count=count: list(full.chunk(count))
+            names, lambda parts: torch.cat(list(parts)), lambda full: list(full.chunk(len(hf_names)))
         )
 
 

@@ -115,5 +115,5 @@ def reread(folder: Path, written: Written) -> Iterator[tuple[str, bool]]:
 def tensor_hash(tensor: torch.Tensor) -> str:
     """SHA-256 of type, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -71,7 +71,7 @@ class SelfAttention(torch.nn.Module):
         qkv = qkv.view(tokens, -1, self.heads_per_group + 2, self.head_dim)
         q, k, v = qkv.split([self.heads_per_group, 1, 1], dim=2)
         q, k, v = (part.reshape(tokens, -1, self.head_dim) for part in (q, k, v))
-        if self.q_layernorm is not None:
+        if self.q_layernorm is not None and self.k_layernorm is not None:
             q, k = self.q_layernorm(q), self.k_layernorm(k)
         q = apply_rope(q, inputs.rope_cos, inputs.rope_sin)
         k = apply_rope(k, inputs.rope_cos, inputs.rope_sin)

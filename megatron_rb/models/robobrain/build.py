@@ -14,7 +14,7 @@ from megatron_rb.models.layers import BuildContext, LayerProvider
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.stage import EMBEDDING_WEIGHT, HEAD_WEIGHT, Recompute, RoboBrainStage
 from megatron_rb.parallel.groups import Place
-from megatron_rb.parallel.sharding import full_to_local
+from megatron_rb.parallel.sharding import full_to_local, shard_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -145,12 +145,12 @@ def fill_weights(stages: list[RoboBrainStage], place: Place, read_full: Callable
     with torch.no_grad():
         for name, parameter in named_parameters(stages):
             full = read_full(weight_key(name, stages[0].shape))
-            parameter.copy_(full_to_local(full, parameter.shard, place.tp_rank, place.tp_size))
+            parameter.copy_(full_to_local(full, shard_of(parameter), place.tp_rank, place.tp_size))
 
 
 def full_shapes(stages: list[RoboBrainStage]) -> dict[str, tuple[int, ...]]:
     """Global shapes of the parameters of this rank by the name they are stored under."""
-    return {weight_key(name, stages[0].shape): p.shard.full_shape for name, p in named_parameters(stages)}
+    return {weight_key(name, stages[0].shape): shard_of(p).full_shape for name, p in named_parameters(stages)}
 
 
 def random_weights(stages: list[RoboBrainStage], seed: int) -> Callable[[str], torch.Tensor]:

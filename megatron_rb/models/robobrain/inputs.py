@@ -20,6 +20,8 @@ from megatron_rb.models.robobrain.positions import (
 
 IGNORED = -100
 """Label of a token that no loss is taken of."""
+NOT_YET = torch.empty(0)
+"""Stands for rotary angles before the batch is on its device."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,9 @@ class VisionInputs:
     position_weights: torch.Tensor
     pixels: torch.Tensor | None
     """float32 `[patches, patch_dim]`; None on ranks that do not hold the patch embedding."""
-    rope_cos: torch.Tensor | None = None
-    """float32 `[patches, head_dim / 2]`, filled on the device."""
-    rope_sin: torch.Tensor | None = None
+    rope_cos: torch.Tensor = NOT_YET
+    """float32 `[patches, head_dim / 2]`, computed by `to_device`."""
+    rope_sin: torch.Tensor = NOT_YET
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ class TextInputs:
     """int64: the token to predict at each of `label_rows`."""
     label_weights: torch.Tensor
     """float32: 1 for a label, 0 for the filler row of a batch without labels."""
-    rope_cos: torch.Tensor | None = None
-    """float32 `[tokens, head_dim / 2]`, filled on the device."""
-    rope_sin: torch.Tensor | None = None
+    rope_cos: torch.Tensor = NOT_YET
+    """float32 `[tokens, head_dim / 2]`, computed by `to_device`."""
+    rope_sin: torch.Tensor = NOT_YET
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def _ordered_pixels(
 
 def _rows(parts: list[np.ndarray], shape: tuple[int, int], dtype: type) -> torch.Tensor:
     """The parts below each other in a zero-filled array of a given shape."""
-    out = np.zeros(shape, dtype=dtype)
+    out: np.ndarray = np.zeros(shape, dtype=dtype)
     if parts:
         stacked = np.concatenate(parts)
         out[: len(stacked)] = stacked

@@ -21,7 +21,7 @@ from megatron_rb.models.robobrain.flow import Flow, boundary_before, pack, unpac
 from megatron_rb.models.robobrain.inputs import MicroBatch, TextInputs
 from megatron_rb.models.vision.blocks import Merger, PatchEmbed, VisionLayer
 from megatron_rb.parallel import groups
-from megatron_rb.parallel.sharding import sharded_tensor
+from megatron_rb.parallel.sharding import shard_of, sharded_tensor
 
 EMBEDDING_WEIGHT, HEAD_WEIGHT = "language.embedding.tokens.weight", "language.head.output.weight"
 
@@ -56,10 +56,10 @@ class LanguagePart(torch.nn.Module):
     def __init__(self, ctx: BuildContext, shape: RoboBrainShape, part) -> None:
         super().__init__()
         text = shape.text
-        self.embedding = Embedding(ctx, text) if part.has(Kind.EMBEDDING) else None
+        embedding = Embedding(ctx, text) if part.has(Kind.EMBEDDING) else None
+        tied_weight = embedding.tokens.weight if embedding is not None and text.tied_embeddings else None
+        self.embedding = embedding
         self.layers = torch.nn.ModuleDict({str(i): DecoderLayer(ctx, text) for i in part.layers(Kind.DECODER)})
-        shares_here = text.tied_embeddings and self.embedding is not None
-        tied_weight = self.embedding.tokens.weight if shares_here else None
         self.head = Head(ctx, text, tied_weight) if part.has(Kind.HEAD) else None
 
 
@@ -96,7 +96,7 @@ class RoboBrainStage(MegatronModule):
         for name, parameter in self.named_parameters():
             tied_copy = self.shape.text.tied_embeddings and name == HEAD_WEIGHT
             state[name] = sharded_tensor(
-                EMBEDDING_WEIGHT if tied_copy else name, parameter, parameter.shard, tp_rank, tp_size,
+                EMBEDDING_WEIGHT if tied_copy else name, parameter, shard_of(parameter), tp_rank, tp_size,
                 groups.dp_rank() if dp_rank is None else dp_rank, copy=int(tied_copy),
             )  # fmt: skip
         return state
@@ -114,7 +114,7 @@ class RoboBrainStage(MegatronModule):
         return self.language.head(flow.stream, None if all_logits else batch.text.label_rows)
 
     def _receive(self, batch: MicroBatch) -> Flow:
-        if self.part.is_first:
+        if self.vision.patch_embed is not None:
             return Flow(self.vision.patch_embed(batch.vision), {})
         assert self.received is not None, "a stage after the first ran before it received its input"
         return unpack(self.received, self.boundary, batch, self.shape, self.rows_split_over)

@@ -10,7 +10,7 @@ from megatron_rb.kernels.varlen_attention.reference import varlen_attention
 from megatron_rb.models.layers import MLP, BuildContext, build_norm, column_linear, row_linear
 from megatron_rb.models.robobrain.config import VisionShape
 from megatron_rb.models.robobrain.inputs import VisionInputs
-from megatron_rb.parallel.sharding import ShardSpec
+from megatron_rb.parallel.sharding import ShardSpec, set_shard
 
 
 class PatchEmbed(torch.nn.Module):
@@ -39,7 +39,7 @@ class PatchEmbed(torch.nn.Module):
 
 def _replicated(ctx: BuildContext, *shape: int) -> torch.nn.Parameter:
     parameter = torch.nn.Parameter(torch.empty(shape, dtype=ctx.dtype))
-    parameter.shard = ShardSpec(shape)
+    set_shard(parameter, ShardSpec(shape))
     return parameter
 
 
