@@ -71,7 +71,7 @@ def save_sharded(state: TrainingState, folder: Path, low_memory: bool, asynchron
 
     `low_memory` gathers the optimizer state over gloo on one data-parallel rank instead of on all over the device.
     """
-    with _synchronized_parameters(state.chunks):
+    with synchronized_parameters(state.chunks):
         content = _content(state, is_loading=False, low_memory=low_memory)
     content["parts"] = {name: part.state_dict() for name, part in state.parts.items()}
     content[RNG_KEY] = _rng_object(_rng_states(state.platform))
@@ -157,7 +157,7 @@ def _content(state: TrainingState, is_loading: bool, low_memory: bool) -> Sharde
 
 
 @contextmanager
-def _synchronized_parameters(chunks: Sequence[torch.nn.Module]):
+def synchronized_parameters(chunks: Sequence[torch.nn.Module]):
     """With overlapped gathering a rank's copy of the others' parameters is one step old until the next forward pass."""
     with ExitStack() as stack:
         for chunk in chunks:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import DistributedDataParallel
 
+from megatron_rb.checkpoint.sharded import synchronized_parameters
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import StepLoader
@@ -130,16 +129,3 @@ class SupervisedFineTuning:
             samples, self.runner.shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
             sequence_parallel=self.sequence_parallel,
         )  # fmt: skip
-
-
-@contextmanager
-def synchronized_parameters(chunks: Sequence[DistributedDataParallel]):
-    """Gather parameters at once instead of chunk by chunk during the next training pass."""
-    hooked = [chunk for chunk in chunks if getattr(chunk, "remove_forward_pre_hook_handles", None)]
-    for chunk in hooked:
-        chunk.disable_forward_pre_hook(param_sync=True)
-    try:
-        yield
-    finally:
-        for chunk in hooked:
-            chunk.enable_forward_pre_hook()

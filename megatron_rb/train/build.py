@@ -18,8 +18,8 @@ from megatron_rb.models.robobrain.build import (
     ModelOptions,
     build_stages,
     fill_weights,
-    module_of,
     named_parameters,
+    part_of,
     random_weights,
 )
 from megatron_rb.models.robobrain.config import RoboBrainShape, model_fingerprint
@@ -79,7 +79,7 @@ def initialise(stages: list[RoboBrainStage], shape: RoboBrainShape, place: Place
 def freeze(stages: Sequence[RoboBrainStage], settings: FreezeConfig) -> None:
     """Take the frozen parts of the model out of training."""
     for name, parameter in named_parameters(list(stages)):
-        parameter.requires_grad_(not getattr(settings, module_of(name)))
+        parameter.requires_grad_(not getattr(settings, part_of(name)))
 
 
 def wrap_for_data_parallelism(config: Config, stages: Sequence[RoboBrainStage]) -> list[DistributedDataParallel]:

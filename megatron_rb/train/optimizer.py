@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -13,19 +12,7 @@ from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePred
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
 from megatron_rb.config.schema import Config, OptimizerConfig, ParallelConfig
-
-ModelPart = Literal["vision", "merger", "language"]
-MODEL_PARTS: tuple[ModelPart, ...] = ("vision", "merger", "language")
-
-
-def part_of(parameter_name: str) -> ModelPart:
-    """The part of the model whose learning rate a parameter follows, from its global name."""
-    name = parameter_name
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    if name.startswith(("vision.merger", "vision.deepstack")):
-        return "merger"
-    return "vision" if name.startswith("vision.") else "language"
+from megatron_rb.models.robobrain.build import MODEL_PARTS, ModelPart, part_of
 
 
 def lr_ratio(settings: OptimizerConfig, part: ModelPart) -> float:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_rb.config.derive import check_tp_size
 from megatron_rb.layout import Kind, PipelineLayout, StageSlice, balanced_layout, block_list
 from megatron_rb.models.layers import BuildContext, LayerProvider
 from megatron_rb.models.robobrain.config import RoboBrainShape
@@ -71,7 +73,7 @@ def build_stages(
     shape: RoboBrainShape, layout: PipelineLayout, place: Place, options: ModelOptions, layers: LayerProvider, device
 ) -> list[RoboBrainStage]:
     """The chunks of this rank, one per virtual stage, with uninitialised weights on a device (`meta` works too)."""
-    check_degrees(shape, place.tp_size)
+    check_tp_size(place.tp_size, shape)
     config = core_config(shape, place, options)
     ctx = BuildContext(config, layers, place.tp_rank, place.tp_size)
     stages = []
@@ -79,20 +81,6 @@ def build_stages(
         with torch.device(device):
             stages.append(RoboBrainStage(ctx, shape, layout, part.index, options.recompute))
     return stages
-
-
-def check_degrees(shape: RoboBrainShape, tp_size: int) -> None:
-    """Refuse a tensor-parallel degree that cuts through a head, a group or the vocabulary."""
-    sizes = {
-        "num_query_groups": shape.text.num_query_groups,
-        "vision num_heads": shape.vision.num_heads,
-        "vocab_size": shape.text.vocab_size,
-        "ffn_hidden_size": shape.text.ffn_hidden_size,
-    }
-    for name, size in sizes.items():
-        if size % tp_size:
-            fits = [str(n) for n in (1, 2, 4, 8, 16) if all(s % n == 0 for s in sizes.values())]
-            raise ValueError(f"tp_size {tp_size} does not divide {name} {size}; use {' or '.join(fits)}")
 
 
 def block_parameters(shape: RoboBrainShape) -> list[int]:
@@ -127,8 +115,15 @@ def named_parameters(stages: list[RoboBrainStage]) -> Iterator[tuple[str, torch.
         yield from stage.named_parameters()
 
 
-def module_of(name: str) -> str:
-    """`vision`, `merger` or `language`: the unit of freezing and of learning-rate ratios."""
+ModelPart = Literal["vision", "merger", "language"]
+"""The unit of freezing and of learning-rate ratios."""
+MODEL_PARTS: tuple[ModelPart, ...] = ("vision", "merger", "language")
+
+
+def part_of(name: str) -> ModelPart:
+    """The part of the model a parameter belongs to, from its global name, with or without wrappers around the model."""
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
     if name.startswith(("vision.merger.", "vision.deepstack.")):
         return "merger"
     return "vision" if name.startswith("vision.") else "language"
