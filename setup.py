@@ -5,7 +5,7 @@ from setuptools import find_namespace_packages, setup
 CUDA = ["transformer-engine[pytorch]>=2.0", "flash-attn>=2.7", "triton>=3.1"]
 MUSA = ["torch_musa>=2.7"]
 VIDEO = ["av>=12"]
-DEV = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.11"]
+DEV = [*VIDEO, "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.11"]
 
 setup(
     name="megatron-rb",

@@ -53,7 +53,7 @@ class ParallelConfig:
     distributed_optimizer: bool = True
     """Shard the optimizer state over the data-parallel group."""
     timeout_minutes: float = 10.0
-    """A collective that takes longer ends the run with the stacks of all ranks."""
+    """A collective that takes longer fails, and with it the run."""
 
 
 @dataclass

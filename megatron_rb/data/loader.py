@@ -37,13 +37,27 @@ class SampleSource(Protocol):
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A sample of a step whose pixels are zeros since its media do not decode."""
+
+    micro_batch: int
+    place: int
+    """In the micro-batch."""
+    sample_id: str
+    file: str
+    line: int
+    reason: str
+    problem: str
+    """A few words that samples with the same fault share."""
+
+
+@dataclass(frozen=True)
 class StepSamples:
     """What one rank trains on in one step."""
 
     micro_batches: list[list[EncodedSample]]
     """As many on every rank; one may be empty."""
-    failed: list[tuple[int, int, str]]
-    """Micro-batch, sample in it, and reason, for samples whose pixels are zeros since they do not decode."""
+    failed: list[Unreadable]
     epoch: int
     """Epoch of the first sample."""
     wait_seconds: float
@@ -114,15 +128,23 @@ class StepLoader:
             self._prepare()
         step = self._ahead.popleft()
         results = [[future.result() for future in members] for members in step.samples]
-        failed: list[tuple[int, int, str]] = []
+        failed: list[Unreadable] = []
         for batch, members in enumerate(results):
             for place, (sample, problem) in enumerate(members):
                 if problem is not None:
-                    failed.append((batch, place, str(problem)))
-                    self._record(step.numbers[batch][place], sample.sample_id, problem, step.epoch)
+                    file, line = self._dataset.source(step.numbers[batch][place])
+                    failed.append(Unreadable(batch, place, sample.sample_id, file, line, str(problem), problem.problem))
         self._consumed = step.after
         micro_batches = [[sample for sample, _ in members] for members in results]
         return StepSamples(micro_batches, failed, step.epoch, time.perf_counter() - started)
+
+    def note(self, step: StepSamples) -> None:
+        """Write the unreadable samples of a step into the ledger; a step that is thrown away leaves no trace there."""
+        for sample in step.failed:
+            self._ledger.record(
+                "unreadable", sample.file, sample.reason, line=sample.line, id=sample.sample_id,
+                problem=sample.problem, epoch=step.epoch,
+            )  # fmt: skip
 
     def state_dict(self) -> dict[str, int]:
         """Where the steps handed out so far end: `seed`, `epoch`, `position`; the same on every rank."""
@@ -170,9 +192,3 @@ class StepLoader:
             return self._dataset.get(number, with_pixels=self._needs_pixels), None
         except BadSample as problem:
             return self._dataset.blank(number), problem
-
-    def _record(self, number: int, sample_id: str, problem: BadSample, epoch: int) -> None:
-        file, line = self._dataset.source(number)
-        self._ledger.record(
-            "unreadable", file, str(problem), line=line, id=sample_id, problem=problem.problem, epoch=epoch
-        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch.distributed as dist
 from megatron_rb.checkpoint.sharded import synchronized_parameters
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.data.loader import StepLoader
+from megatron_rb.data.loader import StepLoader, StepSamples
 from megatron_rb.data.packing import Budget, plan_step
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
@@ -24,6 +26,42 @@ from megatron_rb.train.totals import sum_over_world
 
 EVALUATION_STEP = 64
 """Samples that are packed together in an evaluation, over all data-parallel ranks."""
+
+
+class PackAhead:
+    """Packs the next step on a thread of its own while the present one runs."""
+
+    def __init__(self, loader: StepLoader, pack: Callable[[Sequence[EncodedSample]], MicroBatch]) -> None:
+        self._loader = loader
+        self._pack = pack
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pack")
+        self._next: Future[tuple[StepSamples, list[MicroBatch], dict[str, int]]] | None = None
+        self.state = loader.state_dict()
+        """State of the loader after the step handed out last; the loader itself is one step ahead."""
+
+    def next_step(self) -> tuple[StepSamples, list[MicroBatch]]:
+        """Samples and micro-batches of the next step."""
+        present = self._next or self._thread.submit(self._prepare)
+        step, batches, self.state = present.result()
+        self._next = self._thread.submit(self._prepare)
+        return step, batches
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after another step."""
+        if self._next is not None:
+            self._next.result()
+            self._next = None
+        self._loader.load_state_dict(state)
+        self.state = state
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._loader.close()
+
+    def _prepare(self) -> tuple[StepSamples, list[MicroBatch], dict[str, int]]:
+        step = self._loader.next_step()
+        return step, [self._pack(samples) for samples in step.micro_batches], self._loader.state_dict()
 
 
 class SupervisedFineTuning:
@@ -48,12 +86,17 @@ class SupervisedFineTuning:
         self.sequence_parallel = sequence_parallel
         self.micro_batch_multiple = micro_batch_multiple
         self.model_group = groups.model_parallel_group_gloo()
+        self.ahead = PackAhead(loader, self._pack)
 
     def next_step(self) -> StepBatches:
-        step = self.loader.next_step()
-        failed = {(batch, sample): reason for batch, sample, reason in step.failed}
-        self._drop_failed(step.micro_batches, failed)
-        return StepBatches([self._pack(samples) for samples in step.micro_batches], step.epoch, step.wait_seconds)
+        start = time.perf_counter()
+        step, batches = self.ahead.next_step()
+        waited = time.perf_counter() - start
+        self.loader.note(step)
+        failed = {(sample.micro_batch, sample.place) for sample in step.failed}
+        for number in self._drop_failed(step.micro_batches, failed):
+            batches[number] = self._pack(step.micro_batches[number])
+        return StepBatches(batches, step.epoch, waited)
 
     def run(self, batches: Sequence[MicroBatch]) -> list[dict[str, torch.Tensor]]:
         return train_pass(self.runner, batches)
@@ -74,13 +117,13 @@ class SupervisedFineTuning:
         return {"loss": loss_sum / num_labels}
 
     def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict()
+        return self.ahead.state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.loader.load_state_dict(dict(state))
+        self.ahead.load_state_dict(dict(state))
 
     def close(self) -> None:
-        self.loader.close()
+        self.ahead.close()
 
     def _evaluation_batches(self, numbers: range) -> list[MicroBatch]:
         assert self.evaluation is not None
@@ -88,40 +131,44 @@ class SupervisedFineTuning:
         sizes = self.evaluation.sizes[numbers.start : numbers.stop]
         plan = plan_step(np.asarray(sizes), self.budget, place.dp_size, self.micro_batch_multiple)
         batches: list[list[EncodedSample]] = []
-        failed: dict[tuple[int, int], str] = {}
+        failed: set[tuple[int, int]] = set()
         for rows in plan[place.dp_rank]:
             batches.append([])
             for row in rows:
-                sample, reason = self._load_evaluation(numbers[row])
-                if reason:
-                    failed[len(batches) - 1, len(batches[-1])] = reason
+                sample, readable = self._load_evaluation(numbers[row])
+                if not readable:
+                    failed.add((len(batches) - 1, len(batches[-1])))
                 batches[-1].append(sample)
         self._drop_failed(batches, failed)
         return [self._pack(samples) for samples in batches]
 
-    def _load_evaluation(self, number: int) -> tuple[EncodedSample, str]:
-        """The sample, and why its pixels are zeros, if they are."""
+    def _load_evaluation(self, number: int) -> tuple[EncodedSample, bool]:
+        """The sample, and whether its media could be read; if not, its pixels are zeros."""
         assert self.evaluation is not None
         try:
-            return self.evaluation.get(number, with_pixels=self.needs_pixels), ""
+            return self.evaluation.get(number, with_pixels=self.needs_pixels), True
         except BadSample as problem:
             file, line = self.evaluation.source(number)
             self.ledger.record("unreadable", file, str(problem), line=line, problem=problem.problem)
-            return self.evaluation.blank(number), str(problem)
+            return self.evaluation.blank(number), False
 
-    def _drop_failed(self, batches: Sequence[Sequence[EncodedSample]], failed: Mapping[tuple[int, int], str]) -> None:
+    def _drop_failed(self, batches: Sequence[Sequence[EncodedSample]], failed: Set[tuple[int, int]]) -> set[int]:
         """Take the labels of samples whose media could not be read, on every rank that holds a part of the model.
 
         Only ranks with the patch embedding open images, but the loss is counted elsewhere, so they tell each other.
+
+        Returns:
+            Numbers of the micro-batches that have changed.
         """
         places = [(b, s) for b, samples in enumerate(batches) for s in range(len(samples))]
         mask = torch.tensor([place in failed for place in places], dtype=torch.int32)
         if len(mask):
             dist.all_reduce(mask, op=dist.ReduceOp.MAX, group=self.model_group)
-        for bad, (batch, number) in zip(mask.tolist(), places, strict=True):
-            if bad:
-                sample = batches[batch][number]
-                sample.labels = np.full_like(sample.labels, IGNORED)
+        bad = [place for place, flag in zip(places, mask.tolist(), strict=True) if flag]
+        for batch, number in bad:
+            sample = batches[batch][number]
+            sample.labels = np.full_like(sample.labels, IGNORED)
+        return {batch for batch, _ in bad}
 
     def _pack(self, samples: Sequence[EncodedSample]) -> MicroBatch:
         place = self.runner.place

@@ -36,8 +36,9 @@ def sum_over_world(
     """Every rank calls this once a step; every rank gets the same numbers."""
     values = torch.zeros(6, dtype=torch.float64)
     if place.tp_rank == 0 and results:
-        values[0] = sum(float(result["loss_sum"]) for result in results)
-        values[1] = sum(float(result["num_labels"]) for result in results)
+        # One transfer from the device for the whole step.
+        sums = torch.stack([torch.stack([result["loss_sum"], result["num_labels"]]) for result in results])
+        values[:2] = sums.double().sum(0).cpu()
     if place.tp_rank == 0 and place.pp_rank == 0:
         values[2] = sum(batch.text.num_real_tokens for batch in batches)
         values[3] = sum(batch.vision.num_real_patches for batch in batches)

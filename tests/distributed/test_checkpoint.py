@@ -14,7 +14,7 @@ OPTIMIZERS = ("distributed", "replicated")
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
-    return run_world(f"{CASES}:everything", world_size=2, timeout=240, folder=str(folder))
+    return run_world(f"{CASES}:everything", world_size=2, timeout=400, folder=str(folder))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -88,10 +88,10 @@ def test_learning_rates_and_decay_by_part(ranks):
 
 def test_a_run_killed_while_writing_leaves_the_previous_checkpoint(tmp_path):
     with pytest.raises(AssertionError, match="exit -9"):
-        run_world(f"{CASES}:killed_while_writing", world_size=2, timeout=60, folder=str(tmp_path))
+        run_world(f"{CASES}:killed_while_writing", world_size=2, timeout=150, folder=str(tmp_path))
     names = sorted(entry.name for entry in tmp_path.iterdir())
     assert names[0] == "step_00000001" and names[1].startswith("step_00000002.writing-")
     assert json.loads((tmp_path / "step_00000001" / "checkpoint.json").read_text())["step"] == 1
-    rank = run_world(f"{CASES}:continue_after_kill", world_size=2, timeout=60, folder=str(tmp_path))[0]
+    rank = run_world(f"{CASES}:continue_after_kill", world_size=2, timeout=150, folder=str(tmp_path))[0]
     assert rank["step"] == 1
     assert rank["after"] == ["step_00000001", "step_00000002"]

@@ -24,7 +24,7 @@ SUMMARY = {
 }  # fmt: skip
 
 
-def rb(*words: object, folder: Path, timeout: float = 200) -> subprocess.CompletedProcess:
+def rb(*words: object, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess:
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "150",
     }  # fmt: skip
@@ -34,11 +34,11 @@ def rb(*words: object, folder: Path, timeout: float = 200) -> subprocess.Complet
     )  # fmt: skip
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(800)
 def test_short_demo_goes_all_the_way(tmp_path):
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     short = ["schedule.train_steps=3", "schedule.eval_every=0", "checkpoint.save_every=0"]
-    done = rb("demo", *short, folder=tmp_path, timeout=380)
+    done = rb("demo", *short, folder=tmp_path, timeout=780)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "runs/demo/summary.json").read_text())
     for key, fields in SUMMARY.items():

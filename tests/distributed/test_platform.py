@@ -7,7 +7,7 @@ from tests.distributed.world import run_world
 
 @pytest.fixture(scope="module")
 def ranks():
-    return run_world("tests.distributed.cases_platform:everything", world_size=2, timeout=120)
+    return run_world("tests.distributed.cases_platform:everything", world_size=2, timeout=240)
 
 
 def test_sequence_parallel_mlp_has_the_loss_of_one_rank(ranks):

@@ -57,7 +57,7 @@ def start(inputs: Path, run_dir: Path, layout: list[str]) -> subprocess.Popen:
 
 def finish(inputs: Path, run_dir: Path, layout: list[str]) -> dict[int, float]:
     process = start(inputs, run_dir, layout)
-    output, _ = process.communicate(timeout=150)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return losses(run_dir)
 
@@ -71,7 +71,7 @@ def losses(run_dir: Path) -> dict[int, float]:
 def interrupt(inputs: Path, run_dir: Path, signum: int, after_step: int, to_rank: int | None) -> subprocess.Popen:
     """Send a signal to one rank, or to the launcher, once a step has been logged."""
     process = start(inputs, run_dir, SPLIT_VISION)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (run_dir / "metrics.jsonl").is_file() or max(losses(run_dir), default=0) < after_step:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate(timeout=10)[0]
         time.sleep(0.02)
@@ -95,7 +95,7 @@ def undisturbed(inputs, tmp_path_factory):
 def test_killed_rank_and_resume_give_the_same_losses_bit_for_bit(inputs, undisturbed, tmp_path):
     step = random.choice([3, 4, 5, 6])
     process = interrupt(inputs, tmp_path, signal.SIGKILL, after_step=step, to_rank=1)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGKILL
     assert "rank 1 was killed by SIGKILL" in output
     assert finish(inputs, tmp_path, SPLIT_VISION) == undisturbed, f"killed after step {step}"
@@ -104,7 +104,7 @@ def test_killed_rank_and_resume_give_the_same_losses_bit_for_bit(inputs, undistu
 
 def test_stop_signal_saves_and_other_layouts_continue(inputs, undisturbed, tmp_path):
     process = interrupt(inputs, tmp_path, signal.SIGTERM, after_step=3, to_rank=None)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     stopped = max(losses(tmp_path))
     assert 3 <= stopped < STEPS

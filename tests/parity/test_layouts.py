@@ -27,7 +27,7 @@ def test_every_layout_equals_transformers(family, tmp_path):
         every = layouts(shape.vision.num_layers, shape.text.num_layers)
         chosen = every if seed == 1 else [every[0], every[3], every[6], every[8]]
         cases += [{"hf": str(folder), "sample_seed": SAMPLE_SEED, **case} for case in chosen]
-    results = run_world("tests.distributed.cases_parity:parity", 4, timeout=200, cases=cases, folder=str(tmp_path))[0]
+    results = run_world("tests.distributed.cases_parity:parity", 4, timeout=500, cases=cases, folder=str(tmp_path))[0]
     assert len(results) == len(cases)
     for result in results:
         assert result["failed"] == [] and result["first_parting"] is None, result

@@ -86,4 +86,4 @@ def test_bf16_with_fp32_main_weights_stays_near_fp32(tmp_path):
 
 
 def run_losses(cases):
-    return run_world("tests.distributed.cases_training:losses", 4, timeout=200, cases=cases, steps=STEPS)[0]
+    return run_world("tests.distributed.cases_training:losses", 4, timeout=500, cases=cases, steps=STEPS)[0]

@@ -112,7 +112,7 @@ def test_checkpoints_of_every_layout_are_interchangeable(tmp_path):
         assert convert("import", "--hf", hf, "--out", tmp_path / f"{family}-imported") == 0
         imported, saved = tmp_path / f"{family}-imported", tmp_path / f"{family}-saved"
         models.append({"hf": str(hf), "imported": str(imported), "saved": str(saved)})
-    for results in run_world("tests.distributed.cases_convert:load_and_save", 2, timeout=150, models=models):
+    for results in run_world("tests.distributed.cases_convert:load_and_save", 2, timeout=300, models=models):
         assert [case for case in results if case["differing"]] == []
         assert len(results) == 4 and all(case["compared"] > 10 for case in results)
     for model in models:

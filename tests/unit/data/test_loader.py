@@ -157,11 +157,14 @@ def test_a_batch_may_be_larger_than_the_data(open_loader):
 
 def test_broken_media_keep_their_place_and_are_reported(open_loader, tmp_path):
     data = Numbers(8, broken=frozenset({3}))
-    step = open_loader(data, needs_pixels=True).next_step()
-    ((micro_batch, place, reason),) = step.failed
-    assert reason == "image 3 does not decode"
-    sample = step.micro_batches[micro_batch][place]
+    loader = open_loader(data, needs_pixels=True)
+    step = loader.next_step()
+    (failed,) = step.failed
+    assert failed.reason == "image 3 does not decode"
+    sample = step.micro_batches[failed.micro_batch][failed.place]
     assert sample.sample_id == "3" and not sample.pixels[0].any()
+    assert read_ledger(tmp_path / "ledger.jsonl") == []
+    loader.note(step)
     (record,) = read_ledger(tmp_path / "ledger.jsonl")
     assert (record["kind"], record["source"], record["line"]) == ("unreadable", "numbers.jsonl", 4)
 

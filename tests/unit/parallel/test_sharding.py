@@ -55,7 +55,7 @@ def test_tensor_of_another_shape_is_refused():
 
 
 def test_weights_and_optimizer_open_under_another_degree(tmp_path):
-    results = run_world("tests.distributed.cases_sharding:reshard_all", 2, timeout=150, folder=str(tmp_path))
+    results = run_world("tests.distributed.cases_sharding:reshard_all", 2, timeout=300, folder=str(tmp_path))
     for differing in results:
         assert len(differing) == 4
         assert {name: keys for name, keys in differing.items() if keys} == {}
