@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from megatron_rb.checkpoint.hf.training import TransformersStep, write_benchmark_model
-from megatron_rb.config.schema import Config, ModelConfig, OptimizerConfig
+from megatron_rb.config.schema import Config, ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_rb.data.sample import EncodedSample, VisionGrid
 from megatron_rb.evaluation.timing import Times, median_ratio, time_in_turn
 from megatron_rb.models.robobrain.build import default_layout
@@ -21,7 +21,10 @@ from megatron_rb.platform import Platform
 from megatron_rb.train.build import build_trainable
 from megatron_rb.train.step import Runner, train_pass
 
-OURS, PADDED, SINGLE = "megatron-rb", "transformers, padded batch", "transformers, sample by sample"
+OURS = ("megatron-rb, packed", "megatron-rb, sample by sample")
+REFERENCES = ("transformers, padded batch", "transformers, sample by sample")
+ONE_PROCESS = ParallelConfig(distributed_optimizer=False, overlap_grad_reduce=False, overlap_param_gather=False)
+"""The settings of `parallel=one_process`."""
 LOSS_TOLERANCE = 1e-4
 """Largest difference of the first loss between the sides; past it they would not do the same work."""
 
@@ -42,19 +45,18 @@ class StepComparison:
     losses: dict[str, float]
     """Loss of the first step."""
 
-    @property
-    def fastest_reference(self) -> str:
-        """The faster way to use transformers here, by CPU time."""
-        return min((side for side in self.times if side != OURS), key=lambda side: self.times[side].median_cpu)
+    def faster(self, sides: Sequence[str]) -> str:
+        """The way of feeding the batch that takes less CPU time here."""
+        return min(sides, key=lambda side: self.times[side].median_cpu)
 
     @property
     def wall_ratio(self) -> float:
-        """Our time over that of the faster reference: the median over the rounds."""
-        return median_ratio(self.times[OURS].wall, self.times[self.fastest_reference].wall)
+        """Time of our faster way over that of transformers' faster way: the median over the rounds."""
+        return median_ratio(self.times[self.faster(OURS)].wall, self.times[self.faster(REFERENCES)].wall)
 
     @property
     def cpu_ratio(self) -> float:
-        return median_ratio(self.times[OURS].cpu, self.times[self.fastest_reference].cpu)
+        return median_ratio(self.times[self.faster(OURS)].cpu, self.times[self.faster(REFERENCES)].cpu)
 
 
 def compare_steps(folder: str | Path, family: str, place: Place, platform: Platform, steps: int) -> StepComparison:
@@ -68,9 +70,10 @@ def compare_steps(folder: str | Path, family: str, place: Place, platform: Platf
     samples = draw_batch(shape, seed=0)
     settings = OptimizerConfig()
     sides: dict[str, Callable[[], float]] = {
-        OURS: OurStep(folder, shape, samples, settings, place, platform),
-        PADDED: TransformersStep(folder, shape, samples, settings, padded=True),
-        SINGLE: TransformersStep(folder, shape, samples, settings, padded=False),
+        OURS[0]: OurStep(folder, shape, [samples], settings, place, platform),
+        OURS[1]: OurStep(folder, shape, [[sample] for sample in samples], settings, place, platform),
+        REFERENCES[0]: TransformersStep(folder, shape, samples, settings, padded=True),
+        REFERENCES[1]: TransformersStep(folder, shape, samples, settings, padded=False),
     }
     losses = {name: step() for name, step in sides.items()}  # also the warm-up
     if max(losses.values()) - min(losses.values()) > LOSS_TOLERANCE:
@@ -88,16 +91,21 @@ def one_process(platform: Platform, threads: int) -> Place:
 
 
 class OurStep:
-    """One training step of this stack as `rb train` takes it, fp32, all samples packed into one micro-batch."""
+    """One training step of this stack as `rb train parallel=one_process` takes it, fp32.
+
+    Args:
+        packs: the samples of each micro-batch.
+    """
 
     def __init__(
-        self, folder: str | Path, shape: RoboBrainShape, samples: Sequence[EncodedSample], settings: OptimizerConfig,
-        place: Place, platform: Platform,
+        self, folder: str | Path, shape: RoboBrainShape, packs: Sequence[Sequence[EncodedSample]],
+        settings: OptimizerConfig, place: Place, platform: Platform,
     ) -> None:  # fmt: skip
-        config = Config(model=ModelConfig(hf_path=str(folder), dtype="fp32"), optimizer=settings)
+        model = ModelConfig(hf_path=str(folder), dtype="fp32")
+        config = Config(model=model, optimizer=settings, parallel=ONE_PROCESS)
         layout = default_layout(shape, 1)
         trainable = build_trainable(config, shape, layout, place, platform, init=str(folder))
-        self.samples, self.optimizer = samples, trainable.optimizer
+        self.packs, self.optimizer = packs, trainable.optimizer
         self.runner = Runner(trainable.chunks, shape, place, platform.current_device())
 
     def __call__(self) -> float:
@@ -105,10 +113,14 @@ class OurStep:
         for chunk in self.runner.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        batch = build_micro_batch(self.samples, self.runner.shape, tp_rank=0, tp_size=1, sequence_parallel=False)
-        (result,) = train_pass(self.runner, [batch])
+        batches = [
+            build_micro_batch(samples, self.runner.shape, tp_rank=0, tp_size=1, sequence_parallel=False)
+            for samples in self.packs
+        ]
+        results = train_pass(self.runner, batches)
         self.optimizer.step()
-        return float(result["loss_sum"]) / float(result["num_labels"])
+        labels = sum(float(result["num_labels"]) for result in results)
+        return sum(float(result["loss_sum"]) for result in results) / labels
 
 
 def draw_batch(shape: RoboBrainShape, seed: int) -> list[EncodedSample]:
