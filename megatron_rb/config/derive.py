@@ -67,14 +67,6 @@ class Derived:
     tokenizer: str
 
 
-@dataclass(frozen=True)
-class Steps:
-    """How long the run is, in optimizer steps."""
-
-    train: int
-    warmup: int
-
-
 def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
     """Compute everything that depends on more than one setting.
 
@@ -108,16 +100,15 @@ def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
     )
 
 
-def derive_steps(schedule: ScheduleConfig, global_batch_size: int, num_samples: int) -> Steps:
-    """Length of the run; a step may cross the end of an epoch, so only the last step of the run is rounded up.
+def derive_steps(schedule: ScheduleConfig, global_batch_size: int, num_samples: int) -> int:
+    """Optimizer steps of the run; a step may cross the end of an epoch, so only the last step of the run is rounded up.
 
     Raises:
         ValueError: the run would have no step, since there is no sample.
     """
     if num_samples < 1:
         raise ValueError("there is no usable training sample; check data.train and the ledger of skipped samples")
-    train = schedule.train_steps or math.ceil(schedule.epochs * num_samples / global_batch_size)
-    return Steps(train, min(train, round(schedule.warmup_ratio * train)))
+    return schedule.train_steps or math.ceil(schedule.epochs * num_samples / global_batch_size)
 
 
 def check_tp_size(tp_size: int, shape: ModelSizes) -> None:

@@ -57,7 +57,7 @@ def assemble(config: Config, platform: Platform) -> Run:
     _log_start(config, derived, layout, place, platform)
     ledger = Ledger(derived.run_dir / "ledger.jsonl", place.rank)
     training, evaluation = _datasets(config, derived, shape, ledger, place)
-    train_steps = derive_steps(config.schedule, config.data.global_batch_size, len(training)).train
+    train_steps = derive_steps(config.schedule, config.data.global_batch_size, len(training))
     seed_everything(config.seed, platform)
     trainable = build_trainable(config, shape, layout, place, platform, derived.init)
     schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, train_steps)
@@ -99,9 +99,8 @@ def _task(
 ) -> Task:  # fmt: skip
     if config.task.name != "sft":
         raise ValueError(f"task.name '{config.task.name}' is not known; use sft")
-    data, place = config.data, runner.place
+    data, place, multiple = config.data, runner.place, derived.micro_batch_multiple
     needs_pixels = any(chunk.module.part.needs_pixels for chunk in runner.chunks)
-    multiple = runner.place.pp_size if runner.place.vpp_size > 1 else 1
     loader = StepLoader(
         training, global_batch_size=data.global_batch_size, seq_length=data.seq_length, max_patches=data.max_patches,
         dp_rank=place.dp_rank, dp_size=place.dp_size, micro_batch_multiple=multiple, needs_pixels=needs_pixels,

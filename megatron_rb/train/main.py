@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from megatron_rb.config.compose import load_config
-from megatron_rb.config.derive import derive
 from megatron_rb.config.schema import Config
-from megatron_rb.models.robobrain.config import load_shape
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 
@@ -48,11 +45,6 @@ def _say_goodbye(config: Config, step: int, finished: bool) -> None:
         print(f"{config.name}: finished {step} steps", flush=True)
     else:
         print(f"{config.name}: stopped after step {step}; the same command continues it", flush=True)
-
-
-def check(config: Config) -> None:
-    """What can be refused before any process starts: model, degrees, layout."""
-    derive(config, load_shape(Path(config.model.hf_path)))
 
 
 if __name__ == "__main__":
