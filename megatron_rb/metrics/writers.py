@@ -74,8 +74,9 @@ class PlotWriter:
         self._stale = True
 
     def write_eval(self, record: EvalRecord) -> None:
-        self._stale = True
-        self._draw()
+        if record.step > 0:  # an evaluation of the first weights has no curve yet
+            self._stale = True
+            self._draw()
 
     def close(self) -> None:
         self._draw()
