@@ -60,13 +60,14 @@ DEVICE_MODULES = (
 
 NEEDLESS_WARNINGS = (
     ("full scope is deprecated", r"megatron\.core"),
+    ("Apex is not installed", r"megatron\.core"),
     (r"The \.grad attribute of a Tensor that is not a leaf", r"megatron\.core"),
     ("`load_state_dict` is deprecated", r"megatron\.core"),
     (r"`torch\.distributed\.\w+` is deprecated", r"torch\.distributed"),
 )
 """Message and module, as regular expressions."""
 NEEDLESS_WITHOUT_CUDA = (
-    (r"When using (sequence|tensor) parallelism it is recommended to set the environment", r"megatron\.core"),
+    (r"When using (sequence parallelism|tensor parallelism|async grad allreduce) it is recommended", r"megatron\.core"),
 )
 
 
