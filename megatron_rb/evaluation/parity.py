@@ -15,7 +15,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 
 from megatron_rb.checkpoint.hf.oracle import Trace
 from megatron_rb.data.sample import EncodedSample
-from megatron_rb.layout import Kind, PipelineLayout
+from megatron_rb.layout import PipelineLayout
 from megatron_rb.models.layers import local_layers
 from megatron_rb.models.robobrain.build import (
     ModelOptions,
@@ -252,20 +252,6 @@ def default_packs(samples: Sequence[EncodedSample]) -> list[list[EncodedSample]]
     if len(packs) > 2:
         packs[-2:] = [packs[-2] + packs[-1]]
     return packs
-
-
-def needed_ranks(layout: PipelineLayout, tp_size: int) -> int:
-    """Processes for one copy of the model."""
-    return layout.pp_size * tp_size
-
-
-def stage_summary(layout: PipelineLayout) -> str:
-    """Where the vision layers and decoder layers live, in one line."""
-    parts = []
-    for index in range(layout.num_slices):
-        part = layout.slice(index)
-        parts.append(f"slice {index}: {len(part.layers(Kind.VISION))} vision, {len(part.layers(Kind.DECODER))} decoder")
-    return "; ".join(parts)
 
 
 def load_rank_traces(folder: str | Path, world_size: int) -> list[dict[str, torch.Tensor]]:

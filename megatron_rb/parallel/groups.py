@@ -131,11 +131,6 @@ def dp_group() -> dist.ProcessGroup:
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
-def dp_group_gloo() -> dist.ProcessGroup:
-    """The data-parallel group for CPU tensors."""
-    return parallel_state.get_data_parallel_group_gloo(with_context_parallel=True)
-
-
 def model_parallel_ranks() -> list[int]:
     """Global ranks that together hold one copy of the model."""
     return dist.get_process_group_ranks(parallel_state.get_model_parallel_group())

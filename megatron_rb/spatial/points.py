@@ -36,12 +36,6 @@ def pixels_to_fractions(pixels: np.ndarray, size: ImageSize) -> np.ndarray:
     return fractions
 
 
-def fractions_to_pixels(fractions: np.ndarray, size: ImageSize) -> np.ndarray:
-    fractions = np.asarray(fractions, dtype=np.float64)
-    _require(fractions, 1.0, "image fractions")
-    return fractions * size.extent
-
-
 def pixels_to_grid(pixels: np.ndarray, size: ImageSize) -> np.ndarray:
     """[..., 2] pixels -> nearest integers 0-1000."""
     return np.rint(pixels_to_fractions(pixels, size) * GRID).astype(np.int64)

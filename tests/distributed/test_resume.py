@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,8 @@ def test_killed_rank_and_resume_give_the_same_losses_bit_for_bit(inputs, undistu
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGKILL
     assert "rank 1 was killed by SIGKILL" in output
+    elsewhere = shutil.copytree(tmp_path, tmp_path.with_name(tmp_path.name + "-elsewhere"))
+    assert finish(inputs, elsewhere, DATA_PARALLEL) == pytest.approx(undisturbed, rel=1e-4), f"killed after step {step}"
     assert finish(inputs, tmp_path, SPLIT_VISION) == undisturbed, f"killed after step {step}"
     assert sorted(undisturbed) == list(range(1, STEPS + 1))
 

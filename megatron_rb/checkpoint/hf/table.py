@@ -44,13 +44,9 @@ def _copy(table: dict[str, WeightRule], native: str, hf_name: str) -> None:
     table[native] = WeightRule((hf_name,), lambda parts: parts[0], lambda full: [full])
 
 
-def _copy_norm(table: dict[str, WeightRule], native: str, hf_name: str, bias: bool) -> None:
+def _copy_module(table: dict[str, WeightRule], native: str, hf_name: str, bias: bool) -> None:
     for field in ("weight", "bias") if bias else ("weight",):
         _copy(table, f"{native}.{field}", f"{hf_name}.{field}")
-
-
-def _copy_linear(table: dict[str, WeightRule], native: str, hf_name: str, bias: bool) -> None:
-    _copy_norm(table, native, hf_name, bias)
 
 
 def _stack(table: dict[str, WeightRule], native: str, hf_names: Sequence[str], bias: bool) -> None:
@@ -79,8 +75,8 @@ def _add_patch_embed(table: dict[str, WeightRule], shape: RoboBrainShape) -> Non
 def _add_vision_layer(table: dict[str, WeightRule], shape: RoboBrainShape, native: str, hf: str) -> None:
     vision = shape.vision
     norm_bias = vision.norm == "layernorm"
-    _copy_norm(table, f"{native}.norm1", f"{hf}.norm1", norm_bias)
-    _copy_norm(table, f"{native}.norm2", f"{hf}.norm2", norm_bias)
+    _copy_module(table, f"{native}.norm1", f"{hf}.norm1", norm_bias)
+    _copy_module(table, f"{native}.norm2", f"{hf}.norm2", norm_bias)
     heads, size = vision.num_heads, vision.head_dim
     for field in ("weight", "bias"):
         # Hugging Face: all queries, all keys, all values; here head by head, so that tensor parallelism cuts heads.
@@ -89,13 +85,13 @@ def _add_vision_layer(table: dict[str, WeightRule], shape: RoboBrainShape, nativ
             lambda parts: parts[0].unflatten(0, (3, heads, size)).transpose(0, 1).flatten(0, 2),
             lambda full: [full.unflatten(0, (heads, 3, size)).transpose(0, 1).flatten(0, 2)],
         )
-    _copy_linear(table, f"{native}.attention.linear_proj", f"{hf}.attn.proj", True)
+    _copy_module(table, f"{native}.attention.linear_proj", f"{hf}.attn.proj", True)
     if vision.gated_mlp:
         _stack(table, f"{native}.mlp.linear_fc1", [f"{hf}.mlp.gate_proj", f"{hf}.mlp.up_proj"], True)
-        _copy_linear(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.down_proj", True)
+        _copy_module(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.down_proj", True)
     else:
-        _copy_linear(table, f"{native}.mlp.linear_fc1", f"{hf}.mlp.linear_fc1", True)
-        _copy_linear(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.linear_fc2", True)
+        _copy_module(table, f"{native}.mlp.linear_fc1", f"{hf}.mlp.linear_fc1", True)
+        _copy_module(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.linear_fc2", True)
 
 
 def _add_mergers(table: dict[str, WeightRule], shape: RoboBrainShape) -> None:
@@ -108,15 +104,15 @@ def _add_mergers(table: dict[str, WeightRule], shape: RoboBrainShape) -> None:
     for tap in range(len(shape.vision.deepstack_layers)):
         places[f"vision.deepstack.{tap}"] = f"{VISUAL}.deepstack_merger_list.{tap}"
     for native, hf in places.items():
-        _copy_norm(table, f"{native}.norm", f"{hf}.{names['norm']}", norm_bias)
+        _copy_module(table, f"{native}.norm", f"{hf}.{names['norm']}", norm_bias)
         for linear in ("linear_fc1", "linear_fc2"):
-            _copy_linear(table, f"{native}.{linear}", f"{hf}.{names[linear]}", True)
+            _copy_module(table, f"{native}.{linear}", f"{hf}.{names[linear]}", True)
 
 
 def _add_decoder_layer(table: dict[str, WeightRule], shape: RoboBrainShape, native: str, hf: str) -> None:
     text = shape.text
-    _copy_norm(table, f"{native}.input_norm", f"{hf}.input_layernorm", False)
-    _copy_norm(table, f"{native}.post_attention_norm", f"{hf}.post_attention_layernorm", False)
+    _copy_module(table, f"{native}.input_norm", f"{hf}.input_layernorm", False)
+    _copy_module(table, f"{native}.post_attention_norm", f"{hf}.post_attention_layernorm", False)
     for field in ("weight", "bias") if text.qkv_bias else ("weight",):
         names = tuple(f"{hf}.self_attn.{part}_proj.{field}" for part in "qkv")
         table[f"{native}.attention.linear_qkv.{field}"] = WeightRule(
@@ -127,9 +123,9 @@ def _add_decoder_layer(table: dict[str, WeightRule], shape: RoboBrainShape, nati
     if text.qk_norm:
         for part in "qk":
             _copy(table, f"{native}.attention.{part}_layernorm.weight", f"{hf}.self_attn.{part}_norm.weight")
-    _copy_linear(table, f"{native}.attention.linear_proj", f"{hf}.self_attn.o_proj", text.proj_bias)
+    _copy_module(table, f"{native}.attention.linear_proj", f"{hf}.self_attn.o_proj", text.proj_bias)
     _stack(table, f"{native}.mlp.linear_fc1", [f"{hf}.mlp.gate_proj", f"{hf}.mlp.up_proj"], False)
-    _copy_linear(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.down_proj", False)
+    _copy_module(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.down_proj", False)
 
 
 def _join_groups(parts: Sequence[torch.Tensor], groups: int, head_dim: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rb.config.derive import check_tp_size
-from megatron_rb.layout import Kind, PipelineLayout, StageSlice, balanced_layout, block_list
+from megatron_rb.layout import Kind, PipelineLayout, balanced_layout, block_list
 from megatron_rb.models.layers import BuildContext, LayerProvider
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.stage import EMBEDDING_WEIGHT, HEAD_WEIGHT, Recompute, RoboBrainStage
@@ -163,8 +163,3 @@ def random_weights(stages: list[RoboBrainStage], seed: int) -> Callable[[str], t
         return torch.randn(size, generator=generator) * initializer_range
 
     return read
-
-
-def holds(stages: list[RoboBrainStage], wanted: Callable[[StageSlice], bool]) -> bool:
-    """Does any chunk of this rank satisfy a condition on its slice?"""
-    return any(wanted(stage.part) for stage in stages)
