@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 
+from megatron_rb.kernels.varlen_attention.segments import Segments
+
 
 def varlen_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: Sequence[int], causal: bool
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, causal: bool
 ) -> torch.Tensor:
     """Scaled dot-product attention that never crosses a segment border.
 
     Args:
         q: `[tokens, heads, head_dim]`; k, v: `[tokens, groups, head_dim]`, heads a multiple of groups.
-        cu_seqlens: borders of the segments, from 0 to `tokens`.
         causal: a token sees itself and earlier tokens of its segment only.
 
     Returns:
         `[tokens, heads, head_dim]`
     """
-    lengths = [stop - start for start, stop in zip(cu_seqlens, cu_seqlens[1:], strict=False)]
+    borders = segments.borders
+    lengths = [stop - start for start, stop in zip(borders, borders[1:], strict=False)]
     if len(set(lengths)) == 1:
         return _equal_segments(q, k, v, lengths[0], causal)
     parts = [

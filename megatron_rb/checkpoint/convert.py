@@ -32,7 +32,7 @@ from megatron_rb.checkpoint.hf.writer import (
     write_shard,
 )
 from megatron_rb.checkpoint.manager import check_same_model, complete_steps, is_checkpoint, read_manifest, save_weights
-from megatron_rb.models.layers import local_layers
+from megatron_rb.models.layers import LocalLayers
 from megatron_rb.models.robobrain.build import (
     DTYPES,
     ModelOptions,
@@ -253,7 +253,7 @@ def model_specs(shape: RoboBrainShape, platform: Platform) -> dict[str, ShardSpe
 
 
 def _specs(shape: RoboBrainShape) -> dict[str, ShardSpec]:
-    stages = build_stages(shape, default_layout(shape, 1), LONE, ModelOptions(), local_layers(), "meta")
+    stages = build_stages(shape, default_layout(shape, 1), LONE, ModelOptions(), LocalLayers(), "meta")
     return {weight_key(name, shape): shard_of(parameter) for name, parameter in named_parameters(stages)}
 
 

@@ -16,7 +16,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron_rb.checkpoint.hf.oracle import Trace
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.layout import PipelineLayout
-from megatron_rb.models.layers import local_layers
+from megatron_rb.models.layers import LayerProvider, LocalLayers
 from megatron_rb.models.robobrain.build import (
     ModelOptions,
     build_stages,
@@ -60,15 +60,16 @@ def share_packs(packs: list[list[EncodedSample]], place: Place) -> Packs:
 
 def run_stack(
     weights: str, shape: RoboBrainShape, layout: PipelineLayout, place: Place, packs: list[list[EncodedSample]],
-    *, sequence_parallel: bool, grads: bool, device: torch.device,
+    *, sequence_parallel: bool, grads: bool, device: torch.device, layers: LayerProvider | None = None,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """This rank's part of the stack's trace: tensors by `pack/block/name`, `pack/logits`, `grad/name`, `loss`.
 
     Args:
         weights: a checkpoint or a Hugging Face folder.
+        layers: None = the local ones.
     """
     options = ModelOptions(dtype="fp32", sequence_parallel=sequence_parallel)
-    stages = build_stages(shape, layout, place, options, local_layers(), device)
+    stages = build_stages(shape, layout, place, options, layers or LocalLayers(), device)
     initialise(stages, shape, place, weights, seed=0)
     tied = tie_embeddings(stages, layout, shape.text.tied_embeddings)
     config = stages[0].config

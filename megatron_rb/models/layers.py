@@ -5,22 +5,56 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_rb.kernels.varlen_attention.reference import varlen_attention
+from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.parallel.sharding import ShardSpec, set_shard, with_shape
 
 
-@dataclass(frozen=True)
-class LayerProvider:
-    """The classes one implementation offers; all keep the parameter names `weight` and `bias`."""
+class LayerProvider(Protocol):
+    """The layers of one implementation; all keep the parameter names `weight` and `bias`."""
 
     name: str
-    column_linear: Callable[..., torch.nn.Module]
-    row_linear: Callable[..., torch.nn.Module]
+
+    def column_linear(self, input_size: int, output_size: int, **options: Any) -> torch.nn.Module:
+        """Called as megatron-core's `ColumnParallelLinear`."""
+        ...
+
+    def row_linear(self, input_size: int, output_size: int, **options: Any) -> torch.nn.Module:
+        """Called as megatron-core's `RowParallelLinear`."""
+        ...
+
+    def norm(self, ctx: BuildContext, kind: str, size: int, eps: float) -> torch.nn.Module:
+        """`rmsnorm` or `layernorm` over the last dimension."""
+        ...
+
+    def attention(self, ctx: BuildContext, heads: int, groups: int, head_dim: int, *, causal: bool) -> PackedAttention:
+        """Attention over packed sequences.
+
+        Args:
+            heads, groups: query heads and key-value heads of the layer, over all tensor-parallel ranks.
+        """
+        ...
+
+
+class PackedAttention(Protocol):
+    """A module without parameters."""
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """
+        Args:
+            q: `[tokens, heads, head_dim]`, the heads of this rank; k, v: `[tokens, groups, head_dim]`.
+
+        Returns:
+            `[tokens, heads * head_dim]`
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,27 +102,33 @@ def _linear(general, input, weight, *args, **kwargs):
     return F.linear(input, weight, kwargs.get("bias"))
 
 
-def local_layers() -> LayerProvider:
-    """megatron-core's tensor-parallel layers on torch: every platform has them."""
-    return LayerProvider("local", ColumnLinear, RowLinear)
+class LocalAttention(torch.nn.Module):
+    """torch's scaled dot-product attention, segment by segment."""
+
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments) -> torch.Tensor:
+        return varlen_attention(q, k, v, segments, self.causal).flatten(1)
 
 
-def transformer_engine_layers() -> LayerProvider:
-    """Transformer Engine's layers through megatron-core's wrappers; the package must be installed."""
-    from megatron.core.extensions import transformer_engine as te
+class LocalLayers:
+    """megatron-core's tensor-parallel linears, norms and attention on torch: every platform has them."""
 
-    return LayerProvider("transformer_engine", te.TEColumnParallelLinear, te.TERowParallelLinear)
+    name = "local"
 
+    def column_linear(self, input_size: int, output_size: int, **options: Any) -> ColumnLinear:
+        return ColumnLinear(input_size, output_size, **options)
 
-def select_layers(choice: str, has_transformer_engine: bool) -> LayerProvider:
-    """The provider for `model.layers`: `local`, `transformer_engine` or `auto`."""
-    if choice not in ("auto", "local", "transformer_engine"):
-        raise ValueError(f"model.layers is '{choice}'; use auto, local or transformer_engine")
-    if choice == "transformer_engine" and not has_transformer_engine:
-        raise ValueError(
-            "model.layers=transformer_engine, but Transformer Engine is not installed; install it or use auto"
-        )
-    return transformer_engine_layers() if has_transformer_engine and choice != "local" else local_layers()
+    def row_linear(self, input_size: int, output_size: int, **options: Any) -> RowLinear:
+        return RowLinear(input_size, output_size, **options)
+
+    def norm(self, ctx: BuildContext, kind: str, size: int, eps: float) -> torch.nn.Module:
+        return {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[kind](ctx, size, eps)
+
+    def attention(self, ctx: BuildContext, heads: int, groups: int, head_dim: int, *, causal: bool) -> LocalAttention:
+        return LocalAttention(causal)
 
 
 def column_linear(
@@ -154,10 +194,10 @@ def _no_init(weight: torch.Tensor) -> None:
 class RMSNorm(torch.nn.Module):
     """Root-mean-square norm, statistics in fp32, `weight` applied in the type of the input (as transformers does)."""
 
-    def __init__(self, ctx: BuildContext, size: int, eps: float, *, token_parallel: bool = True) -> None:
+    def __init__(self, ctx: BuildContext, size: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = _norm_parameter(ctx, size, token_parallel)
+        self.weight = _norm_parameter(ctx, size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _rms_norm(x, self.weight, self.eps)
@@ -172,28 +212,27 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor
 class LayerNorm(torch.nn.Module):
     """Layer norm with weight and bias."""
 
-    def __init__(self, ctx: BuildContext, size: int, eps: float, *, token_parallel: bool = True) -> None:
+    def __init__(self, ctx: BuildContext, size: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = _norm_parameter(ctx, size, token_parallel)
-        self.bias = _norm_parameter(ctx, size, token_parallel)
+        self.weight = _norm_parameter(ctx, size)
+        self.bias = _norm_parameter(ctx, size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def _norm_parameter(ctx: BuildContext, size: int, token_parallel: bool) -> torch.nn.Parameter:
+def _norm_parameter(ctx: BuildContext, size: int) -> torch.nn.Parameter:
     parameter = torch.nn.Parameter(torch.empty(size, dtype=ctx.dtype))
-    set_shard(parameter, ShardSpec((size,)))
-    # Each rank sees only its rows of the tokens, so the gradients of all ranks must be summed.
-    parameter.sequence_parallel = ctx.sequence_parallel and token_parallel  # type: ignore[attr-defined]
+    mark_norm_parameter(parameter, ctx)
     return parameter
 
 
-def build_norm(ctx: BuildContext, kind: str, size: int, eps: float, *, token_parallel: bool = True) -> torch.nn.Module:
-    """`rmsnorm` or `layernorm`."""
-    norm = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[kind]
-    return norm(ctx, size, eps, token_parallel=token_parallel)
+def mark_norm_parameter(parameter: torch.nn.Parameter, ctx: BuildContext) -> None:
+    """State that every rank holds all of a norm's parameter, and what its gradient is."""
+    set_shard(parameter, ShardSpec(tuple(parameter.shape)))
+    # Each rank sees only its rows of the tokens, so the gradients of all ranks must be summed.
+    parameter.sequence_parallel = ctx.sequence_parallel  # type: ignore[attr-defined]
 
 
 def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:

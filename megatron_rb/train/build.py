@@ -13,7 +13,7 @@ from megatron_rb.checkpoint.hf.reader import HFReader
 from megatron_rb.checkpoint.manager import is_checkpoint, load_weights
 from megatron_rb.config.schema import Config, FreezeConfig
 from megatron_rb.layout import PipelineLayout
-from megatron_rb.models.layers import select_layers
+from megatron_rb.models.layer_choice import select_layers
 from megatron_rb.models.robobrain.build import (
     ModelOptions,
     build_stages,
@@ -47,7 +47,7 @@ def build_trainable(
         sequence_parallel=config.parallel.sequence_parallel,
         recompute=Recompute(config.model.recompute.vision, config.model.recompute.language),
     )
-    layers = select_layers(config.model.layers, platform.offers("te"))
+    layers = select_layers(config.model.layers, config.model.dtype, platform.offers("te"))
     stages = build_stages(shape, layout, place, options, layers, platform.current_device())
     initialise(stages, shape, place, init, config.seed)
     freeze(stages, config.model.freeze)

@@ -15,7 +15,7 @@ import torch.distributed as dist  # noqa: E402
 from megatron_rb.checkpoint.hf.reader import HFReader  # noqa: E402
 from megatron_rb.checkpoint.manager import load_weights, save_weights  # noqa: E402
 from megatron_rb.checkpoint.sharded import model_state  # noqa: E402
-from megatron_rb.models.layers import local_layers  # noqa: E402
+from megatron_rb.models.layers import LocalLayers  # noqa: E402
 from megatron_rb.models.robobrain.build import (  # noqa: E402
     ModelOptions,
     build_stages,
@@ -40,7 +40,7 @@ def load_and_save(models: list[dict[str, str]]) -> list[dict]:
             shape = load_shape(model["hf"])
             place = build_groups(tp_size, pp_size, 1, 2.0, seed=0)
             layout = default_layout(shape, pp_size)
-            stages = build_stages(shape, layout, place, ModelOptions(), local_layers(), "cpu")
+            stages = build_stages(shape, layout, place, ModelOptions(), LocalLayers(), "cpu")
             fill_weights(stages, place, HFReader(model["hf"], shape).read)
             expected = {key: value.detach().clone() for key, value in named_parameters(stages)}
             folder = Path(f"{model['saved']}-{name}")

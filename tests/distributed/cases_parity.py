@@ -9,7 +9,15 @@ import torch
 import torch.distributed as dist
 
 
-def parity(cases: list[dict], folder: str) -> list[dict]:
+def transformer_engine_parity(cases: list[dict], folder: str) -> list[dict]:
+    """As `parity`, with Transformer Engine's layers, which a stand-in computes; adds how often each of them ran."""
+    from tests.distributed import transformer_engine_stand_in
+
+    transformer_engine_stand_in.install()
+    return [*parity(cases, folder, layers="transformer_engine"), transformer_engine_stand_in.CALLS]
+
+
+def parity(cases: list[dict], folder: str, layers: str = "local") -> list[dict]:
     """Every case: `hf`, `layout`, `tp`, `pp`, `sp`, `packed`. Rank 0 returns what was compared."""
     torch.set_num_threads(1)
     from megatron_rb.platform import get_platform
@@ -20,6 +28,7 @@ def parity(cases: list[dict], folder: str) -> list[dict]:
     from megatron_rb.evaluation.parity import compare, default_packs, first_parting, merge_traces, run_stack
     from megatron_rb.evaluation.parity_samples import draw_samples
     from megatron_rb.layout import parse_layout
+    from megatron_rb.models.layer_choice import select_layers
     from megatron_rb.models.robobrain.config import load_shape
     from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
 
@@ -34,6 +43,8 @@ def parity(cases: list[dict], folder: str) -> list[dict]:
         part = run_stack(
             case["hf"], shape, layout, place, packs,
             sequence_parallel=case.get("sp", False), grads=True, device=torch.device("cpu"),
+            # fp32 is what the comparison needs; asked for bf16, because the real package refuses fp32.
+            layers=select_layers(layers, "bf16", has_transformer_engine=True),
         )  # fmt: skip
         parts = [None] * dist.get_world_size()
         dist.all_gather_object(parts, part)

@@ -15,15 +15,21 @@ from tests.parity.tiny_models import write_model
 SAMPLE_SEED = 7
 
 
+def reference(folder, tmp_path):
+    """The shape of a model, after transformers' logits and gradients for it have been written down."""
+    shape = load_shape(folder)
+    torch.set_num_threads(1)
+    trace = run_transformers(folder, shape, draw_samples(shape, SAMPLE_SEED), grads=True)
+    (tmp_path / f"{folder.name}.pickle").write_bytes(pickle.dumps(trace))
+    return shape
+
+
 @pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
 def test_every_layout_equals_transformers(family, tmp_path):
     cases = []
     for seed in (0, 1, 2):
         folder = write_model(tmp_path / f"{family}_{seed}", family, seed)
-        shape = load_shape(folder)
-        torch.set_num_threads(1)
-        trace = run_transformers(folder, shape, draw_samples(shape, SAMPLE_SEED), grads=True)
-        (tmp_path / f"{folder.name}.pickle").write_bytes(pickle.dumps(trace))
+        shape = reference(folder, tmp_path)
         every = layouts(shape.vision.num_layers, shape.text.num_layers)
         chosen = every if seed == 1 else [every[0], every[3], every[6], every[8]]
         cases += [{"hf": str(folder), "sample_seed": SAMPLE_SEED, **case} for case in chosen]
@@ -32,3 +38,21 @@ def test_every_layout_equals_transformers(family, tmp_path):
     for result in results:
         assert result["failed"] == [] and result["first_parting"] is None, result
         assert result["gradients"] > 50
+
+
+def test_transformer_engine_layers_equal_transformers(tmp_path):
+    """Linears, norms and packed attention of Transformer Engine are built and fed right (a stand-in computes them)."""
+    cases = []
+    for family in ("qwen3_vl", "qwen2_5_vl"):
+        folder = write_model(tmp_path / family, family, seed=1)
+        shape = reference(folder, tmp_path)
+        every = layouts(shape.vision.num_layers, shape.text.num_layers)
+        cases += [{"hf": str(folder), "sample_seed": SAMPLE_SEED, **case} for case in (every[1], every[2], every[6])]
+    *results, calls = run_world(
+        "tests.distributed.cases_parity:transformer_engine_parity", 4, timeout=400, cases=cases, folder=str(tmp_path)
+    )[0]
+    assert len(results) == len(cases)
+    for result in results:
+        assert result["failed"] == [] and result["first_parting"] is None, result
+        assert result["gradients"] > 50
+    assert calls.keys() == {"linear", "rmsnorm", "layernorm", "attention"}

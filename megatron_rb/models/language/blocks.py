@@ -8,13 +8,11 @@ import torch
 from megatron.core import tensor_parallel
 
 from megatron_rb.kernels.rope.op import apply_rope
-from megatron_rb.kernels.varlen_attention.reference import varlen_attention
 from megatron_rb.models.layers import (
     MLP,
     BuildContext,
-    RMSNorm,
+    LocalLayers,
     column_linear,
-    local_layers,
     mark_shard,
     row_linear,
 )
@@ -51,6 +49,10 @@ class Embedding(torch.nn.Module):
         return hidden
 
 
+def _rms_norm(ctx: BuildContext, shape: TextShape, size: int) -> torch.nn.Module:
+    return ctx.layers.norm(ctx, "rmsnorm", size, shape.norm_eps)
+
+
 class SelfAttention(torch.nn.Module):
     """Causal grouped-query attention within samples, multimodal rope. QKV rows go group by group: its queries, k, v."""
 
@@ -62,8 +64,9 @@ class SelfAttention(torch.nn.Module):
         self.linear_qkv = column_linear(ctx, shape.hidden_size, rows, bias=shape.qkv_bias)
         self.linear_proj = row_linear(ctx, shape.num_heads * shape.head_dim, shape.hidden_size, bias=shape.proj_bias)
         # These names are the ones for which megatron-core sums the gradients over tensor-parallel ranks.
-        self.q_layernorm = RMSNorm(ctx, shape.head_dim, shape.norm_eps) if shape.qk_norm else None
-        self.k_layernorm = RMSNorm(ctx, shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.q_layernorm = _rms_norm(ctx, shape, shape.head_dim) if shape.qk_norm else None
+        self.k_layernorm = _rms_norm(ctx, shape, shape.head_dim) if shape.qk_norm else None
+        self.core = ctx.layers.attention(ctx, shape.num_heads, shape.num_query_groups, shape.head_dim, causal=True)
 
     def forward(self, x: torch.Tensor, inputs: TextInputs) -> torch.Tensor:
         qkv, _ = self.linear_qkv(x)
@@ -75,8 +78,7 @@ class SelfAttention(torch.nn.Module):
             q, k = self.q_layernorm(q), self.k_layernorm(k)
         q = apply_rope(q, inputs.rope_cos, inputs.rope_sin)
         k = apply_rope(k, inputs.rope_cos, inputs.rope_sin)
-        out = varlen_attention(q, k, v, inputs.cu_seqlens, causal=True)
-        return self.linear_proj(out.reshape(tokens, 1, -1))[0]
+        return self.linear_proj(self.core(q, k, v, inputs.samples).unsqueeze(1))[0]
 
 
 class DecoderLayer(torch.nn.Module):
@@ -84,9 +86,9 @@ class DecoderLayer(torch.nn.Module):
 
     def __init__(self, ctx: BuildContext, shape: TextShape) -> None:
         super().__init__()
-        self.input_norm = RMSNorm(ctx, shape.hidden_size, shape.norm_eps)
+        self.input_norm = _rms_norm(ctx, shape, shape.hidden_size)
         self.attention = SelfAttention(ctx, shape)
-        self.post_attention_norm = RMSNorm(ctx, shape.hidden_size, shape.norm_eps)
+        self.post_attention_norm = _rms_norm(ctx, shape, shape.hidden_size)
         self.mlp = MLP(ctx, shape.hidden_size, shape.ffn_hidden_size, gated=True, bias=False, act="silu")
 
     def forward(self, x: torch.Tensor, inputs: TextInputs) -> torch.Tensor:
@@ -102,9 +104,9 @@ class Head(torch.nn.Module):
         self.sequence_parallel = ctx.sequence_parallel
         # Under sequence parallelism the gradient of the gathered rows is summed by the gather itself, so the norm sees
         # the part of this rank's vocabulary only, and its own gradient is summed like that of the other norms.
-        self.norm = RMSNorm(ctx, shape.hidden_size, shape.norm_eps)
+        self.norm = _rms_norm(ctx, shape, shape.hidden_size)
         # This rule of the gradient (`disable_grad_reduce`) is a feature of megatron-core's own linear.
-        plain = replace(ctx.without_sequence_parallel(), layers=local_layers())
+        plain = replace(ctx.without_sequence_parallel(), layers=LocalLayers())
         self.output = column_linear(
             plain, shape.hidden_size, shape.vocab_size, bias=False, reduce_input_grad=not ctx.sequence_parallel
         )

@@ -10,6 +10,7 @@ import torch
 
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.kernels.rope.reference import mrope_angles, vision_angles
+from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.positions import (
     interpolation_taps,
@@ -31,8 +32,10 @@ class VisionInputs:
     num_patches: int
     """Rows, padding included; never 0, so that every parameter gets a gradient in a batch without images."""
     num_real_patches: int
-    frame_cu_seqlens: tuple[int, ...]
-    window_cu_seqlens: tuple[int, ...]
+    frames: Segments
+    """Patches that full attention joins: one frame of a video, or an image."""
+    windows: Segments | None
+    """Patches that windowed attention joins; None when the model has no windows."""
     positions: torch.Tensor
     """int32 `[patches, 2]`"""
     position_taps: torch.Tensor
@@ -52,7 +55,7 @@ class TextInputs:
     num_tokens: int
     """Rows, padding included."""
     num_real_tokens: int
-    cu_seqlens: tuple[int, ...]
+    samples: Segments
     input_ids: torch.Tensor
     """int64 `[tokens]`"""
     positions: torch.Tensor
@@ -141,8 +144,8 @@ def _vision_inputs(
     return VisionInputs(
         num_patches=total,
         num_real_patches=real,
-        frame_cu_seqlens=_cumulative(frame_lengths + tail),
-        window_cu_seqlens=_cumulative(window_lengths + tail) if vision.window_size else (),
+        frames=Segments.of_lengths(frame_lengths + tail),
+        windows=Segments.of_lengths(window_lengths + tail) if vision.window_size else None,
         positions=_rows(positions, (total, 2), np.int32),
         position_taps=_rows(taps, (total if vision.position_grid_side else 0, 4), np.int32),
         position_weights=_rows(weights, (total if vision.position_grid_side else 0, 4), np.float32),
@@ -175,10 +178,6 @@ def _rows(parts: list[np.ndarray], shape: tuple[int, int], dtype: type) -> torch
         stacked = np.concatenate(parts)
         out[: len(stacked)] = stacked
     return torch.from_numpy(out)
-
-
-def _cumulative(lengths: list[int]) -> tuple[int, ...]:
-    return tuple(int(x) for x in np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def _text_inputs(
@@ -214,7 +213,7 @@ def _text_inputs(
     return TextInputs(
         num_tokens=len(all_ids),
         num_real_tokens=real,
-        cu_seqlens=_cumulative(lengths),
+        samples=Segments.of_lengths(lengths),
         input_ids=torch.from_numpy(all_ids),
         positions=torch.from_numpy(np.concatenate(positions, axis=1).astype(np.int32)),
         visual_positions=torch.from_numpy(visual_positions),
@@ -257,9 +256,9 @@ def to_device(batch: MicroBatch, shape: RoboBrainShape, device: torch.device) ->
 
 
 def _move(inputs, device: torch.device):
-    tensors = {
+    moved = {
         field.name: value.to(device, non_blocking=True)
         for field in fields(inputs)
-        if isinstance(value := getattr(inputs, field.name), torch.Tensor)
+        if isinstance(value := getattr(inputs, field.name), torch.Tensor | Segments)
     }
-    return replace(inputs, **tensors)
+    return replace(inputs, **moved)

@@ -6,8 +6,8 @@ import torch
 from megatron.core import tensor_parallel
 
 from megatron_rb.kernels.rope.op import apply_rope
-from megatron_rb.kernels.varlen_attention.reference import varlen_attention
-from megatron_rb.models.layers import MLP, BuildContext, build_norm, column_linear, row_linear
+from megatron_rb.kernels.varlen_attention.segments import Segments
+from megatron_rb.models.layers import MLP, BuildContext, column_linear, row_linear
 from megatron_rb.models.robobrain.config import VisionShape
 from megatron_rb.models.robobrain.inputs import VisionInputs
 from megatron_rb.parallel.sharding import ShardSpec, set_shard
@@ -49,17 +49,18 @@ class VisionAttention(torch.nn.Module):
     def __init__(self, ctx: BuildContext, shape: VisionShape) -> None:
         super().__init__()
         self.head_dim = shape.head_dim
+        heads = shape.num_heads
         self.linear_qkv = column_linear(ctx, shape.hidden_size, 3 * shape.hidden_size, bias=True)
+        self.core = ctx.layers.attention(ctx, heads, heads, shape.head_dim, causal=False)
         self.linear_proj = row_linear(ctx, shape.hidden_size, shape.hidden_size, bias=True)
 
-    def forward(self, x: torch.Tensor, inputs: VisionInputs, cu_seqlens: tuple[int, ...]) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, inputs: VisionInputs, segments: Segments) -> torch.Tensor:
         qkv, _ = self.linear_qkv(x)
         # One unbind, because its gradient is one stack; three indexings would each fill a gradient of zeros.
         q, k, v = qkv.view(qkv.shape[0], -1, 3, self.head_dim).unbind(2)
         q = apply_rope(q, inputs.rope_cos, inputs.rope_sin)
         k = apply_rope(k, inputs.rope_cos, inputs.rope_sin)
-        out = varlen_attention(q, k, v, cu_seqlens, causal=False)
-        return self.linear_proj(out.reshape(out.shape[0], 1, -1))[0]
+        return self.linear_proj(self.core(q, k, v, segments).unsqueeze(1))[0]
 
 
 class VisionLayer(torch.nn.Module):
@@ -68,16 +69,17 @@ class VisionLayer(torch.nn.Module):
     def __init__(self, ctx: BuildContext, shape: VisionShape, index: int) -> None:
         super().__init__()
         self.windowed = shape.window_size > 0 and index not in shape.full_attention_layers
-        self.norm1 = build_norm(ctx, shape.norm, shape.hidden_size, shape.norm_eps)
+        self.norm1 = ctx.layers.norm(ctx, shape.norm, shape.hidden_size, shape.norm_eps)
         self.attention = VisionAttention(ctx, shape)
-        self.norm2 = build_norm(ctx, shape.norm, shape.hidden_size, shape.norm_eps)
+        self.norm2 = ctx.layers.norm(ctx, shape.norm, shape.hidden_size, shape.norm_eps)
         self.mlp = MLP(
             ctx, shape.hidden_size, shape.ffn_hidden_size, gated=shape.gated_mlp, bias=True, act=shape.activation
         )
 
     def forward(self, x: torch.Tensor, inputs: VisionInputs) -> torch.Tensor:
-        cu_seqlens = inputs.window_cu_seqlens if self.windowed else inputs.frame_cu_seqlens
-        x = x + self.attention(self.norm1(x), inputs, cu_seqlens)
+        segments = inputs.windows if self.windowed else inputs.frames
+        assert segments is not None, "a windowed layer was given a batch without windows"
+        x = x + self.attention(self.norm1(x), inputs, segments)
         return x + self.mlp(self.norm2(x))
 
 
@@ -93,7 +95,7 @@ class Merger(torch.nn.Module):
         self.merged_size = shape.hidden_size * shape.merge_unit
         self.norm_after_merge = norm_after_merge
         size = self.merged_size if norm_after_merge else shape.hidden_size
-        self.norm = build_norm(ctx, shape.norm, size, shape.norm_eps)
+        self.norm = ctx.layers.norm(ctx, shape.norm, size, shape.norm_eps)
         self.linear_fc1 = column_linear(ctx, self.merged_size, self.merged_size, bias=True)
         self.linear_fc2 = row_linear(ctx, self.merged_size, shape.out_hidden_size, bias=True, scatter_output=False)
 

@@ -1,0 +1,32 @@
+"""The borders of the sequences that lie one after the other in a packed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where each packed sequence begins: on the host for slicing, on the device for kernels.
+
+    Both are made on the host once a batch, so that no layer has to ask the device for a length.
+    """
+
+    borders: tuple[int, ...]
+    """From 0 to the number of rows."""
+    cu_seqlens: torch.Tensor
+    """int32 `[segments + 1]`, the borders as kernels read them."""
+    max_length: int
+
+    @classmethod
+    def of_lengths(cls, lengths: Sequence[int]) -> Segments:
+        """Segments of these lengths, one after the other."""
+        borders = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        return cls(tuple(borders.tolist()), torch.from_numpy(borders), max(lengths, default=0))
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Segments:
+        return replace(self, cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking))
