@@ -19,6 +19,7 @@ setup(
         "megatron-core>=0.16.1,<0.17",
         "transformers>=5.0",
         "tokenizers",
+        "xxhash>=3.0",
         "hydra-core>=1.3",
         "safetensors>=0.4",
         "numpy",

@@ -1,0 +1,50 @@
+"""Checksums of raw tensor bytes, and a count of NaNs, both taken while the bytes pass by."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xxhash
+
+ALGORITHM = "xxh3-128"
+_NAN_LIMITS = {
+    # Bits of infinity: anything above, with the sign bit clear or set, is a NaN.
+    torch.float32: (np.int32, np.uint32, 0x7F800000, 0xFF800000),
+    torch.bfloat16: (np.int16, np.uint16, 0x7F80, 0xFF80),
+    torch.float16: (np.int16, np.uint16, 0x7C00, 0xFC00),
+    torch.float64: (np.int64, np.uint64, 0x7FF0000000000000, 0xFFF0000000000000),
+}
+
+
+class Checksum:
+    """XXH3-128 of the bytes given so far, in their order; the type and the shape of a tensor are not part of it."""
+
+    def __init__(self) -> None:
+        self._state = xxhash.xxh3_128()
+
+    def update(self, block: memoryview | np.ndarray) -> None:
+        self._state.update(block)
+
+    def hexdigest(self) -> str:
+        return self._state.hexdigest()
+
+
+def checksum(data: bytes | memoryview | np.ndarray) -> str:
+    """`Checksum` of one piece."""
+    return xxhash.xxh3_128(data).hexdigest()
+
+
+def count_nans(block: memoryview | np.ndarray, dtype: torch.dtype) -> int:
+    """NaNs among the elements of a block; 0 for types that have none.
+
+    Two maxima over integers are many times faster than comparing floats, and NaNs are rare: they are counted only
+    where the maxima show one.
+    """
+    limits = _NAN_LIMITS.get(dtype)
+    if limits is None or not len(block):
+        return 0
+    signed, unsigned, positive, negative = limits
+    as_signed, as_unsigned = np.frombuffer(block, signed), np.frombuffer(block, unsigned)
+    if as_signed.max() <= positive and as_unsigned.max() <= negative:
+        return 0
+    return int(((as_signed > positive) | (as_unsigned > negative)).sum())
