@@ -25,6 +25,15 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
+from megatron_rb.checkpoint.manifest import (
+    FORMAT,
+    MANIFEST,
+    RESEED,
+    as_json,
+    check_same_model,
+    complete_steps,
+    read_manifest,
+)
 from megatron_rb.checkpoint.sharded import (
     TrainingState,
     load_model_only,
@@ -36,9 +45,6 @@ from megatron_rb.platform.base import Platform
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-MANIFEST = "checkpoint.json"
-COMPLETE = re.compile(r"step_(\d{8,})$")
 LEFTOVER = re.compile(r"step_\d{8,}\.(writing|deleting)-[0-9a-f]+$")
 
 Value = TypeVar("Value")
@@ -123,7 +129,7 @@ class CheckpointManager:
         """
         folder, manifest = _on_rank_zero(lambda: self._select(step))
         check_same_model(manifest, state.model, folder)
-        same_layout = manifest["layout"] == _as_json(_layout(state))
+        same_layout = manifest["layout"] == as_json(_layout(state)) and not manifest.get(RESEED)
         load_sharded(state, Path(folder), with_rng=same_layout)
         if not same_layout:
             state.reseed(manifest["step"])
@@ -191,39 +197,6 @@ def load_weights(chunks: list[torch.nn.Module], model: dict[str, Any], folder: s
     load_model_only(chunks, folder)
 
 
-def is_checkpoint(folder: str | Path) -> bool:
-    """Whether the folder is a complete training checkpoint."""
-    return (Path(folder) / MANIFEST).is_file() and ".writing-" not in Path(folder).name
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Step, model, layout and platform of a checkpoint folder."""
-    path = Path(folder) / MANIFEST
-    if not path.is_file():
-        raise ValueError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
-    manifest = json.loads(path.read_text())
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"{folder} has checkpoint format {manifest['format']}, this version reads format {FORMAT}")
-    return manifest
-
-
-def check_same_model(manifest: dict[str, Any], model: Any, folder: str | Path) -> None:
-    """Raise ValueError that names what differs when a checkpoint is of another model."""
-    theirs, ours = _flat(manifest["model"]), _flat(_as_json(dict(model)))
-    different = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
-    if different:
-        listed = "; ".join(f"{key} is {theirs.get(key)} there and {ours.get(key)} here" for key in different)
-        raise ValueError(f"{folder} is a checkpoint of another model: {listed}")
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"text": {"num_layers": 4}}` as `{"text.num_layers": 4}`, so that a message names what differs and no more."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
 @contextmanager
 def _children_ignore_stop_signals() -> Iterator[None]:
     """Processes started in here never see the signals that stop a run; this one gets them when the block ends.
@@ -241,19 +214,6 @@ def _children_ignore_stop_signals() -> Iterator[None]:
 
 def _layout(state: TrainingState) -> dict[str, Any]:
     return dict(state.layout) | {"world_size": dist.get_world_size(), "device_type": state.platform.device_type}
-
-
-def complete_steps(folder: Path) -> set[int]:
-    """Steps of the complete checkpoints in a folder, which may be absent."""
-    if not folder.is_dir():
-        return set()
-    matches = (COMPLETE.match(entry.name) for entry in folder.iterdir() if entry.is_dir())
-    return {int(match.group(1)) for match in matches if match}
-
-
-def _as_json(value: Any) -> Any:
-    """The value as it comes back from a JSON file (tuples become lists)."""
-    return json.loads(json.dumps(value))
 
 
 def _on_rank_zero(action: Callable[[], Value]) -> Value:

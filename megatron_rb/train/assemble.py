@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_rb.checkpoint.convert import copy_side_files
+from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.checkpoint.sharded import TrainingState
 from megatron_rb.config.derive import Derived, derive, derive_steps

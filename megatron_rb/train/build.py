@@ -10,7 +10,8 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_rb.checkpoint.hf.reader import HFReader
-from megatron_rb.checkpoint.manager import is_checkpoint, load_weights
+from megatron_rb.checkpoint.manager import load_weights
+from megatron_rb.checkpoint.manifest import is_checkpoint
 from megatron_rb.config.schema import Config, FreezeConfig
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.models.layer_choice import select_layers

@@ -1,11 +1,13 @@
 """The weight table: every parameter of this stack, the Hugging Face tensors it is made of, the way in both directions.
 
-One rule knows how to join and how to split, so import and export cannot drift apart.
+A rule is data, not code: blocks of rows of the Hugging Face tensors in the order of the native rows. Joining, splitting
+and copying from file to file all read the same blocks, so import and export cannot drift apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,128 +15,188 @@ import torch
 from megatron_rb.models.robobrain.config import RoboBrainShape
 
 VISUAL, TEXT = "model.visual", "model.language_model"
+EMBEDDING, HEAD = "language.embedding.tokens.weight", "language.head.output.weight"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A block of rows of one Hugging Face tensor."""
+
+    source: int
+    """Which of the rule's tensors."""
+    start: int
+    count: int
 
 
 @dataclass(frozen=True)
 class WeightRule:
-    """One native parameter (full, unpadded) and its Hugging Face sources."""
+    """One native parameter and its Hugging Face tensors."""
 
+    shape: tuple[int, ...]
+    """Full native shape: global, unpadded, fused parts below each other."""
     hf_names: tuple[str, ...]
-    join: Callable[[Sequence[torch.Tensor]], torch.Tensor]
-    split: Callable[[torch.Tensor], list[torch.Tensor]]
+    hf_shapes: tuple[tuple[int, ...], ...]
+    runs: tuple[Run, ...]
+    """Rows of the native parameter, in order; they use every row of every source once."""
+    parts: int = 1
+    """Fused parts, each cut by tensor parallelism (2 for gate and up); more than one lie on a leading dimension in a
+    checkpoint.
+    """
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape in a checkpoint."""
+        if self.parts == 1:
+            return self.shape
+        return (self.parts, self.shape[0] // self.parts, *self.shape[1:])
+
+    def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The native parameter from its sources."""
+        if len(self.runs) == 1:
+            return tensors[0].reshape(self.shape)
+        rows = [tensors[run.source].narrow(0, run.start, run.count) for run in self.runs]
+        return torch.cat(rows).reshape(self.shape)
+
+    def split(self, full: torch.Tensor) -> list[torch.Tensor]:
+        """The sources from the native parameter."""
+        if len(self.runs) == 1:
+            return [full.reshape(self.hf_shapes[0])]
+        rows = full.split([run.count for run in self.runs])
+        return [
+            torch.cat([rows[number] for number, _, _ in self.rows_of(source)]).reshape(shape)
+            for source, shape in enumerate(self.hf_shapes)
+        ]
+
+    def rows_of(self, source: int) -> list[tuple[int, int, int]]:
+        """`(number of the run, native start, count)` of the native rows that make up one source, in its order."""
+        found, native = [], 0
+        for number, run in enumerate(self.runs):
+            if run.source == source:
+                found.append((run.start, number, native, run.count))
+            native += run.count
+        return [(number, start, count) for _, number, start, count in sorted(found)]
 
 
 def weight_table(shape: RoboBrainShape) -> dict[str, WeightRule]:
     """All rules by native parameter name."""
+    vision, text = shape.vision, shape.text
     table: dict[str, WeightRule] = {}
     _add_patch_embed(table, shape)
-    for index in range(shape.vision.num_layers):
+    for index in range(vision.num_layers):
         _add_vision_layer(table, shape, f"vision.layers.{index}", f"{VISUAL}.blocks.{index}")
     _add_mergers(table, shape)
-    _copy(table, "language.embedding.tokens.weight", f"{TEXT}.embed_tokens.weight")
-    for index in range(shape.text.num_layers):
+    vocabulary = (text.vocab_size, text.hidden_size)
+    _copy(table, EMBEDDING, f"{TEXT}.embed_tokens.weight", vocabulary)
+    for index in range(text.num_layers):
         _add_decoder_layer(table, shape, f"language.layers.{index}", f"{TEXT}.layers.{index}")
-    _copy(table, "language.head.norm.weight", f"{TEXT}.norm.weight")
-    head_source = f"{TEXT}.embed_tokens.weight" if shape.text.tied_embeddings else "lm_head.weight"
-    _copy(table, "language.head.output.weight", head_source)
+    _copy(table, "language.head.norm.weight", f"{TEXT}.norm.weight", (text.hidden_size,))
+    _copy(table, HEAD, f"{TEXT}.embed_tokens.weight" if text.tied_embeddings else "lm_head.weight", vocabulary)
     return table
 
 
-def _copy(table: dict[str, WeightRule], native: str, hf_name: str) -> None:
-    table[native] = WeightRule((hf_name,), lambda parts: parts[0], lambda full: [full])
+def stored_rules(shape: RoboBrainShape) -> dict[str, WeightRule]:
+    """The rules of what a checkpoint stores: tied embeddings once."""
+    table = weight_table(shape)
+    if shape.text.tied_embeddings:
+        del table[HEAD]
+    return table
 
 
-def _copy_module(table: dict[str, WeightRule], native: str, hf_name: str, bias: bool) -> None:
+Table = dict[str, WeightRule]
+Shape = tuple[int, ...]
+
+
+def _copy(table: Table, native: str, hf_name: str, hf_shape: Shape, shape: Shape | None = None) -> None:
+    table[native] = WeightRule(shape or hf_shape, (hf_name,), (hf_shape,), (Run(0, 0, hf_shape[0]),))
+
+
+def _linear(table: Table, native: str, hf: str, outputs: int, inputs: int, bias: bool) -> None:
+    _copy(table, f"{native}.weight", f"{hf}.weight", (outputs, inputs))
+    if bias:
+        _copy(table, f"{native}.bias", f"{hf}.bias", (outputs,))
+
+
+def _norm(table: Table, native: str, hf: str, size: int, bias: bool) -> None:
     for field in ("weight", "bias") if bias else ("weight",):
-        _copy(table, f"{native}.{field}", f"{hf_name}.{field}")
+        _copy(table, f"{native}.{field}", f"{hf}.{field}", (size,))
 
 
-def _stack(table: dict[str, WeightRule], native: str, hf_names: Sequence[str], bias: bool) -> None:
-    """Several tensors of one size below each other (gate and up projection)."""
-    for field in ("weight", "bias") if bias else ("weight",):
-        names = tuple(f"{name}.{field}" for name in hf_names)
-        table[f"{native}.{field}"] = WeightRule(
-            names, lambda parts: torch.cat(list(parts)), lambda full: list(full.chunk(len(hf_names)))
-        )
+def _gate_up(table: Table, native: str, hf: str, outputs: int, inputs: int, bias: bool) -> None:
+    for field, tail in (("weight", (inputs,)), ("bias", ())) if bias else (("weight", (inputs,)),):
+        names = (f"{hf}.gate_proj.{field}", f"{hf}.up_proj.{field}")
+        runs = (Run(0, 0, outputs), Run(1, 0, outputs))
+        table[f"{native}.{field}"] = WeightRule((2 * outputs, *tail), names, ((outputs, *tail),) * 2, runs, parts=2)
 
 
-def _add_patch_embed(table: dict[str, WeightRule], shape: RoboBrainShape) -> None:
+def _add_patch_embed(table: Table, shape: RoboBrainShape) -> None:
     vision = shape.vision
-    kernel = (vision.hidden_size, vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    table["vision.patch_embed.weight"] = WeightRule(
-        (f"{VISUAL}.patch_embed.proj.weight",),
-        lambda parts: parts[0].reshape(vision.hidden_size, -1),
-        lambda full: [full.reshape(kernel)],
-    )
+    kernel = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    size, hf = vision.hidden_size, f"{VISUAL}.patch_embed.proj"
+    _copy(table, "vision.patch_embed.weight", f"{hf}.weight", (size, *kernel), (size, math.prod(kernel)))
     if vision.patch_bias:
-        _copy(table, "vision.patch_embed.bias", f"{VISUAL}.patch_embed.proj.bias")
+        _copy(table, "vision.patch_embed.bias", f"{hf}.bias", (size,))
     if vision.position_grid_side:
-        _copy(table, "vision.patch_embed.position", f"{VISUAL}.pos_embed.weight")
+        grid = vision.position_grid_side**2
+        _copy(table, "vision.patch_embed.position", f"{VISUAL}.pos_embed.weight", (grid, size))
 
 
-def _add_vision_layer(table: dict[str, WeightRule], shape: RoboBrainShape, native: str, hf: str) -> None:
+def _add_vision_layer(table: Table, shape: RoboBrainShape, native: str, hf: str) -> None:
     vision = shape.vision
-    norm_bias = vision.norm == "layernorm"
-    _copy_module(table, f"{native}.norm1", f"{hf}.norm1", norm_bias)
-    _copy_module(table, f"{native}.norm2", f"{hf}.norm2", norm_bias)
-    heads, size = vision.num_heads, vision.head_dim
-    for field in ("weight", "bias"):
-        # Hugging Face: all queries, all keys, all values; here head by head, so that tensor parallelism cuts heads.
-        table[f"{native}.attention.linear_qkv.{field}"] = WeightRule(
-            (f"{hf}.attn.qkv.{field}",),
-            lambda parts: parts[0].unflatten(0, (3, heads, size)).transpose(0, 1).flatten(0, 2),
-            lambda full: [full.unflatten(0, (heads, 3, size)).transpose(0, 1).flatten(0, 2)],
-        )
-    _copy_module(table, f"{native}.attention.linear_proj", f"{hf}.attn.proj", True)
+    size, ffn = vision.hidden_size, vision.ffn_hidden_size
+    for norm in ("norm1", "norm2"):
+        _norm(table, f"{native}.{norm}", f"{hf}.{norm}", size, vision.norm == "layernorm")
+    # Hugging Face: all queries, all keys, all values; here head by head, so that tensor parallelism cuts heads.
+    heads, width = vision.num_heads, vision.head_dim
+    runs = tuple(Run(0, (part * heads + head) * width, width) for head in range(heads) for part in range(3))
+    for field, tail in (("weight", (size,)), ("bias", ())):
+        whole = (3 * size, *tail)
+        name = f"{native}.attention.linear_qkv.{field}"
+        table[name] = WeightRule(whole, (f"{hf}.attn.qkv.{field}",), (whole,), runs)
+    _linear(table, f"{native}.attention.linear_proj", f"{hf}.attn.proj", size, size, True)
     if vision.gated_mlp:
-        _stack(table, f"{native}.mlp.linear_fc1", [f"{hf}.mlp.gate_proj", f"{hf}.mlp.up_proj"], True)
-        _copy_module(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.down_proj", True)
+        _gate_up(table, f"{native}.mlp.linear_fc1", f"{hf}.mlp", ffn, size, True)
+        _linear(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.down_proj", size, ffn, True)
     else:
-        _copy_module(table, f"{native}.mlp.linear_fc1", f"{hf}.mlp.linear_fc1", True)
-        _copy_module(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.linear_fc2", True)
+        _linear(table, f"{native}.mlp.linear_fc1", f"{hf}.mlp.linear_fc1", ffn, size, True)
+        _linear(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.linear_fc2", size, ffn, True)
 
 
-def _add_mergers(table: dict[str, WeightRule], shape: RoboBrainShape) -> None:
-    norm_bias = shape.vision.norm == "layernorm"
+def _add_mergers(table: Table, shape: RoboBrainShape) -> None:
+    vision = shape.vision
     if shape.family == "qwen2_5_vl":
-        names = {"norm": "ln_q", "linear_fc1": "mlp.0", "linear_fc2": "mlp.2"}
+        norm, fc1, fc2 = "ln_q", "mlp.0", "mlp.2"
     else:
-        names = {"norm": "norm", "linear_fc1": "linear_fc1", "linear_fc2": "linear_fc2"}
-    places = {"vision.merger": f"{VISUAL}.merger"}
-    for tap in range(len(shape.vision.deepstack_layers)):
-        places[f"vision.deepstack.{tap}"] = f"{VISUAL}.deepstack_merger_list.{tap}"
-    for native, hf in places.items():
-        _copy_module(table, f"{native}.norm", f"{hf}.{names['norm']}", norm_bias)
-        for linear in ("linear_fc1", "linear_fc2"):
-            _copy_module(table, f"{native}.{linear}", f"{hf}.{names[linear]}", True)
+        norm, fc1, fc2 = "norm", "linear_fc1", "linear_fc2"
+    merged = vision.hidden_size * vision.merge_unit
+    places = [("vision.merger", f"{VISUAL}.merger", vision.hidden_size)]
+    for tap in range(len(vision.deepstack_layers)):
+        places.append((f"vision.deepstack.{tap}", f"{VISUAL}.deepstack_merger_list.{tap}", merged))
+    for native, hf, normalised in places:
+        _norm(table, f"{native}.norm", f"{hf}.{norm}", normalised, vision.norm == "layernorm")
+        _linear(table, f"{native}.linear_fc1", f"{hf}.{fc1}", merged, merged, True)
+        _linear(table, f"{native}.linear_fc2", f"{hf}.{fc2}", vision.out_hidden_size, merged, True)
 
 
-def _add_decoder_layer(table: dict[str, WeightRule], shape: RoboBrainShape, native: str, hf: str) -> None:
+def _add_decoder_layer(table: Table, shape: RoboBrainShape, native: str, hf: str) -> None:
     text = shape.text
-    _copy_module(table, f"{native}.input_norm", f"{hf}.input_layernorm", False)
-    _copy_module(table, f"{native}.post_attention_norm", f"{hf}.post_attention_layernorm", False)
-    for field in ("weight", "bias") if text.qkv_bias else ("weight",):
+    size, width, groups = text.hidden_size, text.head_dim, text.num_query_groups
+    _norm(table, f"{native}.input_norm", f"{hf}.input_layernorm", size, False)
+    _norm(table, f"{native}.post_attention_norm", f"{hf}.post_attention_layernorm", size, False)
+    # megatron-core's order: group by group its queries, its key, its value.
+    queries = text.num_heads // groups * width
+    runs = []
+    for group in range(groups):
+        runs += [Run(0, group * queries, queries), Run(1, group * width, width), Run(2, group * width, width)]
+    rows = (text.num_heads * width, groups * width, groups * width)
+    for field, tail in (("weight", (size,)), ("bias", ())) if text.qkv_bias else (("weight", (size,)),):
         names = tuple(f"{hf}.self_attn.{part}_proj.{field}" for part in "qkv")
-        table[f"{native}.attention.linear_qkv.{field}"] = WeightRule(
-            names,
-            lambda parts: _join_groups(parts, text.num_query_groups, text.head_dim),
-            lambda full: _split_groups(full, text.num_query_groups, text.head_dim),
-        )
+        shapes = tuple((count, *tail) for count in rows)
+        table[f"{native}.attention.linear_qkv.{field}"] = WeightRule((sum(rows), *tail), names, shapes, tuple(runs))
     if text.qk_norm:
         for part in "qk":
-            _copy(table, f"{native}.attention.{part}_layernorm.weight", f"{hf}.self_attn.{part}_norm.weight")
-    _copy_module(table, f"{native}.attention.linear_proj", f"{hf}.self_attn.o_proj", text.proj_bias)
-    _stack(table, f"{native}.mlp.linear_fc1", [f"{hf}.mlp.gate_proj", f"{hf}.mlp.up_proj"], False)
-    _copy_module(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.down_proj", False)
-
-
-def _join_groups(parts: Sequence[torch.Tensor], groups: int, head_dim: int) -> torch.Tensor:
-    """Separate q, k, v projections to megatron-core's order: group by group its queries, its key, its value."""
-    q, k, v = (part.unflatten(0, (groups, -1, head_dim)) for part in parts)
-    return torch.cat([q, k, v], dim=1).flatten(0, 2)
-
-
-def _split_groups(full: torch.Tensor, groups: int, head_dim: int) -> list[torch.Tensor]:
-    grouped = full.unflatten(0, (groups, -1, head_dim))
-    parts = (grouped[:, :-2], grouped[:, -2:-1], grouped[:, -1:])
-    return [part.flatten(0, 2).contiguous() for part in parts]
+            _norm(table, f"{native}.attention.{part}_layernorm", f"{hf}.self_attn.{part}_norm", width, False)
+    _linear(
+        table, f"{native}.attention.linear_proj", f"{hf}.self_attn.o_proj", size, text.num_heads * width, text.proj_bias
+    )
+    _gate_up(table, f"{native}.mlp.linear_fc1", f"{hf}.mlp", text.ffn_hidden_size, size, False)
+    _linear(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.down_proj", size, text.ffn_hidden_size, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import xxhash
+from typing_extensions import Buffer
 
 ALGORITHM = "xxh3-128"
 _NAN_LIMITS = {
@@ -22,29 +23,29 @@ class Checksum:
     def __init__(self) -> None:
         self._state = xxhash.xxh3_128()
 
-    def update(self, block: memoryview | np.ndarray) -> None:
+    def update(self, block: Buffer) -> None:
         self._state.update(block)
 
     def hexdigest(self) -> str:
         return self._state.hexdigest()
 
 
-def checksum(data: bytes | memoryview | np.ndarray) -> str:
+def checksum(data: Buffer) -> str:
     """`Checksum` of one piece."""
     return xxhash.xxh3_128(data).hexdigest()
 
 
-def count_nans(block: memoryview | np.ndarray, dtype: torch.dtype) -> int:
+def count_nans(block: Buffer, dtype: torch.dtype) -> int:
     """NaNs among the elements of a block; 0 for types that have none.
 
     Two maxima over integers are many times faster than comparing floats, and NaNs are rare: they are counted only
     where the maxima show one.
     """
     limits = _NAN_LIMITS.get(dtype)
-    if limits is None or not len(block):
+    if limits is None or not memoryview(block).nbytes:
         return 0
     signed, unsigned, positive, negative = limits
-    as_signed, as_unsigned = np.frombuffer(block, signed), np.frombuffer(block, unsigned)
+    as_signed, as_unsigned = np.frombuffer(memoryview(block), signed), np.frombuffer(memoryview(block), unsigned)
     if as_signed.max() <= positive and as_unsigned.max() <= negative:
         return 0
     return int(((as_signed > positive) | (as_unsigned > negative)).sum())

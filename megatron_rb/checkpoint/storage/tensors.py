@@ -73,6 +73,13 @@ class StoredTensor:
                 chunks.append(StoredChunk(offsets, chunk.sizes[1:], chunk.path, chunk.position + index * step))
         return StoredTensor(self.name, self.dtype, (self.shape[0] * rows, *self.shape[2:]), tuple(chunks))
 
+    def with_short_rows(self, limit: int = BLOCK_BYTES) -> StoredTensor:
+        """The same bytes in rows of at most `limit` bytes where the shape allows it, so that blocks stay small."""
+        tensor = self
+        while len(tensor.shape) > 1 and tensor.row_bytes > limit:
+            tensor = tensor.with_fused_rows()
+        return tensor
+
     def check_cover(self) -> None:
         """Raise ValueError when chunks overlap, leave a gap or lie outside."""
         total = 0

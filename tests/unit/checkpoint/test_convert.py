@@ -9,10 +9,11 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText
 
-from megatron_rb.checkpoint.hf.reader import canonical_name
+from megatron_rb.checkpoint.conversion.options import parse_size
+from megatron_rb.checkpoint.hf.names import canonical_name
+from megatron_rb.checkpoint.hf.side_files import copy_side_files
+from megatron_rb.checkpoint.manifest import find_checkpoint, find_side_files
 from megatron_rb.cli import main as rb
-from megatron_rb.platform import get_platform
-from megatron_rb.platform.mcore_shims import install_mcore_shims
 from tests.distributed.world import run_world
 from tests.parity.tiny_models import write_model
 
@@ -57,7 +58,7 @@ def test_exported_weights_are_the_imported_ones(model):
 
 def test_everything_beside_the_weights_is_carried_along(model):
     names = {path.name for path in model.hf.iterdir()}
-    assert {path.name for path in model.exported.iterdir()} == names
+    assert {path.name for path in model.exported.iterdir()} == names | {"manifest.json"}
     assert (model.exported / "chat_template.jinja").read_text() == "{{ messages }}"
     assert json.loads((model.exported / "config.json").read_text()) == json.loads(
         (model.hf / "config.json").read_text()
@@ -163,7 +164,7 @@ class TestRefusals:
         assert convert("export", "--ckpt", made.ckpt, "--out", sharded, "--max-shard-size", "200KB") == 0
         shard = sorted(sharded.glob("*.safetensors"))[1]
         shard.write_bytes(shard.read_bytes()[:-100])
-        refused("is damaged or incomplete", "import", "--hf", sharded, "--out", tmp_path / "a")
+        refused("is cut off", "import", "--hf", sharded, "--out", tmp_path / "a")
         shard.unlink()
         refused(f"lacks {shard.name}", "import", "--hf", sharded, "--out", tmp_path / "a")
         assert not list(tmp_path.glob("a*"))
@@ -177,9 +178,6 @@ class TestRefusals:
 
 
 def test_run_folder_means_its_newest_checkpoint(tmp_path):
-    install_mcore_shims(get_platform("cpu"))
-    from megatron_rb.checkpoint.convert import copy_side_files, find_checkpoint, find_side_files
-
     hf = write_model(tmp_path / "source", "qwen3_vl", 0)
     checkpoints = tmp_path / "run" / "checkpoints"
     for name in ("step_00000020", "step_00000040", "step_00000060.writing-0badcafe"):
@@ -193,7 +191,4 @@ def test_run_folder_means_its_newest_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("2GiB", 2 * 2**30), ("1.5MB", 1_500_000), ("7", 7)])
 def test_sizes_are_read(text, size):
-    install_mcore_shims(get_platform("cpu"))
-    from megatron_rb.checkpoint.convert import parse_size
-
     assert parse_size(text) == size

@@ -9,8 +9,8 @@ from megatron_rb.platform.mcore_shims import install_mcore_shims
 
 install_mcore_shims(CpuPlatform())
 
-from megatron_rb.checkpoint.manager import (  # noqa: E402
-    CheckpointManager,
+from megatron_rb.checkpoint.manager import CheckpointManager  # noqa: E402
+from megatron_rb.checkpoint.manifest import (  # noqa: E402
     check_same_model,
     complete_steps,
     is_checkpoint,

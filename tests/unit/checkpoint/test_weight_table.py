@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from megatron_rb.checkpoint.hf.reader import HFReader, canonical_name
-from megatron_rb.checkpoint.hf.table import weight_table
-from megatron_rb.checkpoint.hf.writer import exported_name
+from megatron_rb.checkpoint.hf.names import canonical_name, exported_name
+from megatron_rb.checkpoint.hf.reader import HFReader
+from megatron_rb.checkpoint.hf.table import stored_rules, weight_table
 from megatron_rb.models.robobrain.config import load_shape, shape_from_dict
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
@@ -58,11 +58,29 @@ def test_qwen2_5_is_exported_as_on_the_hub():
 
 @pytest.mark.parametrize("model", PARAMETERS)
 def test_published_models_have_their_number_of_weights(model):
+    shape = shape_from_dict(CONFIGS[model])
+    assert sum(math.prod(rule.shape) for rule in stored_rules(shape).values()) == PARAMETERS[model]
+
+
+@pytest.mark.parametrize("model", PARAMETERS)
+def test_the_table_has_the_shapes_of_the_model_itself(model):
+    """The table is written without building a model; here one is built, on the meta device."""
     install_mcore_shims(get_platform("cpu"))
-    from megatron_rb.checkpoint.convert import model_specs
+    from megatron_rb.models.layers import LocalLayers
+    from megatron_rb.models.robobrain.build import ModelOptions, build_stages, default_layout, named_parameters
+    from megatron_rb.parallel.groups import Place, build_groups, destroy_groups
+    from megatron_rb.parallel.sharding import shard_of, stored_shape
 
     shape = shape_from_dict(CONFIGS[model])
-    specs = model_specs(shape, get_platform("cpu"))
-    assert sum(math.prod(spec.full_shape) for spec in specs.values()) == PARAMETERS[model]
-    tied = {"language.head.output.weight"} if shape.text.tied_embeddings else set()
-    assert specs.keys() == weight_table(shape).keys() - tied
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        build_groups(1, 1, 1, timeout_minutes=1, seed=0)
+        lone = Place(0, 1, 0, 1, 0, 1, 1, 0, 1)
+        stages = build_stages(shape, default_layout(shape, 1), lone, ModelOptions(), LocalLayers(), "meta")
+        specs = {name: shard_of(parameter) for name, parameter in named_parameters(stages)}
+    finally:
+        destroy_groups()
+        torch.distributed.destroy_process_group()
+    rules = stored_rules(shape)
+    assert {name: spec.full_shape for name, spec in specs.items()} == {name: r.shape for name, r in rules.items()}
+    assert {name: stored_shape(spec) for name, spec in specs.items()} == {n: r.stored_shape for n, r in rules.items()}

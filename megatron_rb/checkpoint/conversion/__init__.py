@@ -1,0 +1,1 @@
+"""Between checkpoint formats: from file to file in blocks, on the CPU, without torch.distributed or megatron-core."""

@@ -1,0 +1,98 @@
+"""What a folder is, from its descriptions alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_rb.checkpoint.conversion.verify import find_side
+from megatron_rb.checkpoint.hf.folder import find_tensors, match_tensors
+from megatron_rb.checkpoint.hf.table import stored_rules
+from megatron_rb.checkpoint.manifest import read_manifest
+from megatron_rb.checkpoint.storage.tensors import StoredTensor
+from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
+from megatron_rb.models.robobrain.config import load_shape
+
+OPTIMIZER = "optimizer.state."
+MODULES = ("vision", "merger", "embedding", "decoder", "head")
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Format, step, family, parameters per module, types, layout, platform and size of a folder, JSON-able.
+
+    Raises:
+        ValueError: it is none that is known, or is damaged.
+    """
+    side = find_side(path)
+    return _describe_hf(side.path) if side.checkpoint is None else _describe_checkpoint(side.checkpoint)
+
+
+def _describe_hf(folder: Path) -> dict[str, Any]:
+    shape = load_shape(folder)
+    tensors = match_tensors(folder, find_tensors(folder), shape).tensors
+    natives = {hf: name for name, rule in stored_rules(shape).items() for hf in rule.hf_names}
+    sizes = {name: _module(natives[name]) for name in tensors}
+    return {
+        "format": "Hugging Face",
+        "folder": str(folder),
+        "family": shape.family,
+        "tied_embeddings": shape.text.tied_embeddings,
+        "parameters": _per_module(tensors, sizes),
+        "dtypes": _dtypes(tensors.values()),
+        "files": len({path for tensor in tensors.values() for path in tensor.paths}),
+        "bytes": sum(tensor.num_bytes for tensor in tensors.values()),
+    }
+
+
+def _describe_checkpoint(folder: Path) -> dict[str, Any]:
+    manifest, stored = read_manifest(folder), read_dist_folder(folder)
+    weights = {name: t for name, t in stored.tensors.items() if not name.startswith(OPTIMIZER)}
+    optimizer = {name: t for name, t in stored.tensors.items() if name.startswith(OPTIMIZER)}
+    modules = {name: _module(name) for name in weights}
+    conversion = folder / "manifest.json"
+    return {
+        "format": "training checkpoint",
+        "folder": str(folder),
+        "step": manifest["step"],
+        "family": manifest["model"]["family"],
+        "tied_embeddings": manifest["model"]["text"]["tied_embeddings"],
+        "parameters": _per_module(weights, modules),
+        "dtypes": _dtypes(weights.values()),
+        "optimizer": sorted({name.removeprefix(OPTIMIZER).partition(".")[0] for name in optimizer}),
+        "optimizer_dtypes": _dtypes(optimizer.values()),
+        "objects": sorted(stored.objects),
+        "layout": manifest["layout"],
+        "platform": manifest["platform"],
+        "converted_by": json.loads(conversion.read_text())["conversion"] if conversion.is_file() else "",
+        "files": len({path for tensor in stored.tensors.values() for path in tensor.paths}),
+        "bytes": sum(tensor.num_bytes for tensor in stored.tensors.values()),
+    }
+
+
+def _module(native: str) -> str:
+    """The module a parameter is counted under."""
+    if native.startswith(("vision.merger.", "vision.deepstack.")):
+        return "merger"
+    if native.startswith("vision."):
+        return "vision"
+    parts = {"language.embedding.": "embedding", "language.head.": "head"}
+    return next((module for prefix, module in parts.items() if native.startswith(prefix)), "decoder")
+
+
+def _per_module(tensors: Mapping[str, StoredTensor], modules: Mapping[str, str]) -> dict[str, int]:
+    counts = dict.fromkeys(MODULES, 0)
+    for name, tensor in tensors.items():
+        counts[modules[name]] += math.prod(tensor.shape)
+    return counts | {"total": sum(counts.values())}
+
+
+def _dtypes(tensors: Iterable[StoredTensor]) -> dict[str, int]:
+    """Number of tensors of each type."""
+    found: dict[str, int] = {}
+    for tensor in tensors:
+        name = str(tensor.dtype).removeprefix("torch.")
+        found[name] = found.get(name, 0) + 1
+    return found

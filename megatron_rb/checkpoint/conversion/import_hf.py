@@ -1,0 +1,131 @@
+"""A Hugging Face folder as a checkpoint of step 0 that opens under any layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_rb.checkpoint.conversion.files import WRITING, write_dist_file, written_chunks
+from megatron_rb.checkpoint.conversion.options import target_dtype
+from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity, versions
+from megatron_rb.checkpoint.conversion.stream import (
+    Job,
+    Piece,
+    Progress,
+    Silent,
+    Target,
+    paths_of,
+    plan_files,
+    tensor_checksum,
+)
+from megatron_rb.checkpoint.conversion.workspace import Workspace
+from megatron_rb.checkpoint.hf.folder import Matched, find_tensors, match_tensors
+from megatron_rb.checkpoint.hf.side_files import copy_side_files
+from megatron_rb.checkpoint.hf.table import TEXT, stored_rules
+from megatron_rb.checkpoint.manifest import FORMAT, SIDE_FOLDER
+from megatron_rb.checkpoint.manifest import MANIFEST as CHECKPOINT
+from megatron_rb.checkpoint.storage.tensors import open_files
+from megatron_rb.checkpoint.storage.torch_dist import Blob, read_dist_folder, write_dist_metadata
+from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
+
+FILE_BYTES = 1 << 30
+"""Size of a finished piece of work: what a stopped conversion loses at most, per thread."""
+
+
+def import_folder(
+    hf: str | Path, out: str | Path, dtype: str = "keep", allow_drop: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Summary:  # fmt: skip
+    """Turn a Hugging Face folder into a checkpoint of step 0 that holds weights only.
+
+    Args:
+        dtype: `keep`, or the type all weights are converted to.
+        allow_drop: tensors of the folder, by name, that may be left out.
+
+    Raises:
+        ValueError: the folder is no RoboBrain model, its tensors are not those of its config.json, or `out` is taken.
+    """
+    hf, target_type = Path(hf), target_dtype(dtype)
+    shape = load_shape(hf)
+    matched = match_tensors(hf, find_tensors(hf), shape, allow_drop)
+    targets = import_targets(shape, matched, target_type)
+    identity = {"import": str(hf.resolve()), "dtype": dtype, "files": files_identity(paths_of(targets))}
+    workspace = Workspace(out, identity)
+    with open_files() as pool:
+        job = Job(pool, progress or Silent())
+        _check_tied(hf, matched, job)
+        source = {"folder": str(hf.resolve())}
+        outcome = Outcome("import", source, {}, key_map(targets), matched.dropped)
+        with workspace.opened(sum(target.num_bytes for target in targets)):
+            write_checkpoint(workspace, targets, outcome, checkpoint_json(0, shape), {}, job)
+            copy_side_files(hf, workspace.folder / SIDE_FOLDER)
+            finish_checkpoint(workspace, outcome, job)
+    return outcome.summary(out)
+
+
+def import_targets(shape: RoboBrainShape, matched: Matched, dtype: torch.dtype | None) -> list[Target]:
+    """What a checkpoint of the model stores, as rows of the folder's tensors."""
+    targets = []
+    for name, rule in stored_rules(shape).items():
+        sources = [matched.tensors[hf_name] for hf_name in rule.hf_names]
+        pieces = tuple(Piece(sources[run.source], run.start, run.count) for run in rule.runs)
+        types = {source.dtype for source in sources}
+        if len(types) > 1 and dtype is None:
+            raise ValueError(
+                f"{name} is made of tensors of different types ({', '.join(sorted(map(str, types)))}); "
+                "choose one with --dtype"
+            )
+        targets.append(Target(name, dtype or types.pop(), rule.stored_shape, pieces))
+    return targets
+
+
+def checkpoint_json(step: int, shape: RoboBrainShape) -> dict[str, Any]:
+    """The content of `checkpoint.json` of converted weights."""
+    info = {"platform": "converter", **versions()}
+    return {"format": FORMAT, "step": step, "model": model_fingerprint(shape), "layout": {}, "platform": info}
+
+
+def write_checkpoint(
+    workspace: Workspace, targets: list[Target], outcome: Outcome, manifest: dict[str, Any], common: Any, job: Job,
+    objects: Mapping[str, Blob] | None = None,
+) -> None:  # fmt: skip
+    """Write tensors, table of contents and `checkpoint.json` into the workspace."""
+    files = {f"__0_{number}.distcp": group for number, group in enumerate(plan_files(targets, FILE_BYTES))}
+    job.progress.total(WRITING, sum(target.num_bytes for target in targets))
+    for name in workspace.finished.keys() & files.keys():
+        job.progress.advance(WRITING, sum(target.num_bytes for target in files[name]))
+    writers = {name: partial(write_dist_file, targets=group, job=job) for name, group in files.items()}
+    outcome.records = workspace.write_files(writers, job)
+    forms = {target.name: (target.dtype, target.shape) for target in targets}
+    write_dist_metadata(workspace.folder, forms, written_chunks(outcome.records), objects or {}, common)
+    (workspace.folder / CHECKPOINT).write_text(json.dumps(manifest, indent=2))
+
+
+def finish_checkpoint(workspace: Workspace, outcome: Outcome, job: Job) -> None:
+    """Read the new checkpoint again, compare, and publish it."""
+    with workspace.discarded_when_wrong():
+        check_written(read_dist_folder(workspace.folder).tensors, outcome, job)
+    outcome.write(workspace.folder)
+    workspace.publish()
+
+
+def key_map(targets: Sequence[Target]) -> dict[str, list[str]]:
+    """Names of the sources of every target."""
+    return {t.name: list(dict.fromkeys(piece.tensor.name for piece in t.pieces)) for t in targets}
+
+
+def _check_tied(folder: Path, matched: Matched, job: Job) -> None:
+    """A stored copy of a tied embedding must be one."""
+    if matched.head_copy is None:
+        return
+    embedding = matched.tensors[f"{TEXT}.embed_tokens.weight"]
+    if tensor_checksum(embedding, job) != tensor_checksum(matched.head_copy, job):
+        raise ValueError(
+            f"{folder} says tie_word_embeddings, but its {matched.head_copy.name} is not {embedding.name}; "
+            "set tie_word_embeddings to false in its config.json if the head is its own"
+        )

@@ -1,0 +1,217 @@
+"""Copies tensors from the files that hold them into new ones, block by block, checking what passes by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from megatron_rb.checkpoint.storage.checksum import Checksum, count_nans
+from megatron_rb.checkpoint.storage.tensors import BLOCK_BYTES, FilePool, StoredTensor, as_bytes, row_blocks
+
+
+class Stopped(Exception):
+    """The user or another thread's failure ended the conversion."""
+
+
+class Progress(Protocol):
+    """Told how far a conversion is, from any thread."""
+
+    def total(self, doing: str, num_bytes: int) -> None: ...
+
+    def advance(self, doing: str, num_bytes: int) -> None: ...
+
+
+class Silent:
+    """No progress shown."""
+
+    def total(self, doing: str, num_bytes: int) -> None: ...
+
+    def advance(self, doing: str, num_bytes: int) -> None: ...
+
+
+@dataclass
+class Job:
+    """What the threads of a conversion share."""
+
+    pool: FilePool
+    progress: Progress = field(default_factory=Silent)
+    stop: Event = field(default_factory=Event)
+
+    def advance(self, doing: str, num_bytes: int) -> None:
+        if self.stop.is_set():
+            raise Stopped
+        self.progress.advance(doing, num_bytes)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a stored tensor."""
+
+    tensor: StoredTensor
+    start: int
+    count: int
+
+    @property
+    def is_whole(self) -> bool:
+        return self.start == 0 and self.count == self.tensor.num_rows
+
+    @classmethod
+    def whole(cls, tensor: StoredTensor) -> Piece:
+        """All of a tensor, in rows that fit into a block."""
+        short = tensor.with_short_rows()
+        return cls(short, 0, short.num_rows)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor to be written: pieces of others below each other."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __post_init__(self) -> None:
+        elements = sum(piece.count * (piece.tensor.row_bytes // piece.tensor.dtype.itemsize) for piece in self.pieces)
+        if elements != math.prod(self.shape):
+            raise ValueError(f"{self.name}: {elements} elements cannot make up the shape {self.shape}")
+
+
+@dataclass
+class CastReport:
+    """What a change of type did."""
+
+    elements: int = 0
+    changed: int = 0
+    """Elements whose value is not the same any more."""
+    max_abs_error: float = 0.0
+
+    def add(self, before: torch.Tensor, after: torch.Tensor) -> None:
+        wide = torch.promote_types(before.dtype, after.dtype)
+        difference = (after.to(wide) - before.to(wide)).abs()
+        self.elements += before.numel()
+        self.changed += int((difference != 0).sum())  # NaNs count as changed: their payload may be another
+        finite = difference[difference.isfinite()]
+        self.max_abs_error = max(self.max_abs_error, float(finite.max()) if finite.numel() else 0.0)
+
+
+@dataclass
+class Copied:
+    """The record of one written tensor."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    checksum: str
+    nans: int
+    sources: dict[str, str]
+    """Checksum of every stored tensor it was made of, by name."""
+    cast: CastReport | None
+
+    def as_json(self) -> dict:
+        record: dict = {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "shape": list(self.shape),
+            "checksum": self.checksum,
+            "sources": self.sources,
+        }
+        if self.nans:
+            record["nans"] = self.nans
+        if self.cast is not None:
+            record["cast"] = vars(self.cast)
+        return record
+
+
+class TensorCopy:
+    """One pass over the blocks of a target; `record` is complete after the last block."""
+
+    def __init__(self, target: Target, job: Job) -> None:
+        self.target = target
+        self.job = job
+        self.checksum = Checksum()
+        self.nans = 0
+        self.sources: dict[str, str] = {}
+        casts = any(piece.tensor.dtype != target.dtype for piece in target.pieces)
+        self.cast = CastReport() if casts else None
+
+    def blocks(self, doing: str) -> Iterator[memoryview]:
+        """The bytes of the target in order; each block is valid until the next is asked for."""
+        for piece in self.target.pieces:
+            own = Checksum() if piece.is_whole else None
+            for block in self._piece_blocks(piece, own):
+                self.checksum.update(block)
+                self.nans += count_nans(block, self.target.dtype)
+                yield block
+                self.job.advance(doing, len(block))
+            if own is not None:
+                self.sources[piece.tensor.name] = own.hexdigest()
+
+    def _piece_blocks(self, piece: Piece, own: Checksum | None) -> Iterator[memoryview]:
+        tensor = piece.tensor
+        buffer = np.empty(max(BLOCK_BYTES, tensor.row_bytes), np.uint8).data
+        for start, count in row_blocks(piece.count, tensor.row_bytes):
+            block = buffer[: count * tensor.row_bytes]
+            self.job.pool.read_rows(tensor, piece.start + start, count, block)
+            if own is not None:
+                own.update(block)
+            yield block if tensor.dtype == self.target.dtype else self._converted(block, tensor.dtype)
+
+    def _converted(self, block: memoryview, dtype: torch.dtype) -> memoryview:
+        before = torch.frombuffer(block, dtype=dtype)
+        after = before.to(self.target.dtype)
+        assert self.cast is not None
+        self.cast.add(before, after)
+        return as_bytes(after).data
+
+    def record(self) -> Copied:
+        """Reads those sources again that were not read from their first row to their last."""
+        for piece in self.target.pieces:
+            if piece.tensor.name not in self.sources:
+                self.sources[piece.tensor.name] = tensor_checksum(piece.tensor, self.job)
+        target = self.target
+        return Copied(
+            target.name, target.dtype, target.shape, self.checksum.hexdigest(), self.nans, self.sources, self.cast
+        )
+
+
+def tensor_checksum(tensor: StoredTensor, job: Job, doing: str = "") -> str:
+    """Checksum of the bytes of a stored tensor, in row-major order."""
+    result = Checksum()
+    tensor = tensor.with_short_rows()
+    buffer = np.empty(max(BLOCK_BYTES, tensor.row_bytes), np.uint8).data
+    for start, count in row_blocks(tensor.num_rows, tensor.row_bytes):
+        block = buffer[: count * tensor.row_bytes]
+        job.pool.read_rows(tensor, start, count, block)
+        result.update(block)
+        if doing:
+            job.advance(doing, len(block))
+    return result.hexdigest()
+
+
+def plan_files(targets: list[Target], max_bytes: int) -> list[list[Target]]:
+    """Targets of each file, filled in order and closed when the next does not fit; one alone may exceed the limit."""
+    files: list[list[Target]] = []
+    filled = 0
+    for target in targets:
+        if not files or filled + target.num_bytes > max_bytes:
+            files.append([])
+            filled = 0
+        files[-1].append(target)
+        filled += target.num_bytes
+    return files
+
+
+def paths_of(targets: list[Target]) -> set[Path]:
+    """All files that targets are read from."""
+    return {path for target in targets for piece in target.pieces for path in piece.tensor.paths}

@@ -1,0 +1,181 @@
+"""Folders of torch.distributed.checkpoint (megatron-core's `torch_dist`): where their tensors lie, and writing them.
+
+`.metadata` says in which file, where and how long the blob of every chunk is; a blob is what torch.save writes.
+Nothing is imported because a file names it, and neither a device nor a process group is needed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from megatron_rb.checkpoint.storage.restricted import read_torch_file, restricted_loads
+from megatron_rb.checkpoint.storage.tensors import DamagedFile, StoredChunk, StoredTensor
+
+METADATA, COMMON, BACKEND = ".metadata", "common.pt", "metadata.json"
+BACKEND_CONTENT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A piece of a file."""
+
+    file: str
+    position: int
+    length: int
+
+
+@dataclass(frozen=True)
+class DistFolder:
+    """A folder's table of contents."""
+
+    folder: Path
+    tensors: dict[str, StoredTensor]
+    objects: dict[str, Blob]
+    """Pickled objects by name, e.g. `rng/shard_0_2`."""
+
+    def read_object(self, name: str) -> Any:
+        """One pickled object, its classes as inert stand-ins; tensors in it are StoredTensors."""
+        blob = self.objects[name]
+        return read_torch_file(self.folder / blob.file, blob.position, blob.length).tree
+
+    def read_common(self) -> Any:
+        """What all ranks share: the scalars of `common.pt`."""
+        return read_torch_file(self.folder / COMMON).tree
+
+
+def is_dist_folder(folder: Path) -> bool:
+    return (folder / METADATA).is_file()
+
+
+def read_dist_folder(folder: Path) -> DistFolder:
+    """Find every tensor and object of a folder; reads descriptions only.
+
+    Raises:
+        DamagedFile: files are missing or cut off, or a blob is not what the metadata says.
+        UnsafePickle: the metadata names something that a checkpoint does not need.
+    """
+    path = folder / METADATA
+    if not path.is_file():
+        raise DamagedFile(f"{folder} is damaged: it has no {METADATA}")
+    metadata = restricted_loads(path.read_bytes(), str(path))
+    blobs = {(index.fqn, _tuple(index.offset)): info for index, info in metadata.storage_data.items()}
+    absent = sorted({i.relative_path for i in blobs.values() if not (folder / i.relative_path).is_file()})
+    if absent:
+        raise DamagedFile(f"{folder} is damaged: {len(absent)} of its files are missing, e.g. {absent[0]}")
+    tensors, objects = {}, {}
+    for name, entry in metadata.state_dict_metadata.items():
+        if entry.type_name.endswith(".BytesStorageMetadata"):
+            info = blobs[name, None]
+            objects[name] = Blob(info.relative_path, info.offset, info.length)
+        else:
+            tensors[name] = _tensor(folder, name, entry, blobs)
+    return DistFolder(folder, tensors, objects)
+
+
+def _tuple(value: Any) -> tuple[int, ...] | None:
+    return None if value is None else tuple(value)
+
+
+def _tensor(folder: Path, name: str, entry: Any, blobs: Mapping) -> StoredTensor:
+    # TensorProperties are pickled as a tuple that begins with the type.
+    dtype, shape = entry.properties.state[0], tuple(entry.size)
+    chunks = []
+    for described in entry.chunks:
+        offsets, sizes = tuple(described.offsets), tuple(described.sizes)
+        info = blobs.get((name, offsets))
+        if info is None:
+            raise DamagedFile(f"{folder} is damaged: no file holds the part of {name} at {offsets}")
+        path = folder / info.relative_path
+        found = read_torch_file(path, info.offset, info.length).tree
+        if not isinstance(found, StoredTensor) or (found.dtype, found.shape) != (dtype, sizes):
+            raise DamagedFile(f"{path} is damaged: at byte {info.offset} it does not hold {name} as {METADATA} says")
+        chunks += [
+            StoredChunk(
+                tuple(a + b for a, b in zip(offsets, part.offsets, strict=True)), part.sizes, path, part.position
+            )
+            for part in found.chunks
+        ]
+    tensor = StoredTensor(name, dtype, shape, tuple(chunks))
+    tensor.check_cover()
+    return tensor
+
+
+@dataclass(frozen=True)
+class WrittenChunk:
+    """A chunk of a tensor and the blob that holds it."""
+
+    name: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    blob: Blob
+
+
+def write_dist_metadata(
+    folder: Path,
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    chunks: Iterable[WrittenChunk],
+    objects: Mapping[str, Blob],
+    common: Any,
+) -> None:
+    """Write the three small files that make a folder with the blobs a checkpoint."""
+    parts: dict[str, list[ChunkStorageMetadata]] = {name: [] for name in tensors}
+    storage: dict[MetadataIndex, _StorageInfo] = {}
+    for chunk in chunks:
+        offsets = torch.Size(chunk.offsets)
+        parts[chunk.name].append(ChunkStorageMetadata(offsets, torch.Size(chunk.sizes)))
+        storage[MetadataIndex(chunk.name, offsets)] = _info(chunk.blob)
+    entries: dict[str, Any] = {
+        name: TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(shape), parts[name])
+        for name, (dtype, shape) in tensors.items()
+    }
+    for name, blob in objects.items():
+        entries[name] = BytesStorageMetadata()
+        storage[MetadataIndex(name)] = _info(blob)
+    (folder / METADATA).write_bytes(pickle.dumps(Metadata(entries, storage_data=storage), protocol=2))
+    (folder / BACKEND).write_text(json.dumps(BACKEND_CONTENT))
+    buffer = io.BytesIO()
+    torch.save(common, buffer)
+    (folder / COMMON).write_bytes(buffer.getvalue())
+
+
+def _info(blob: Blob) -> _StorageInfo:
+    return _StorageInfo(blob.file, blob.position, blob.length)
+
+
+def chunk_rows(shape: tuple[int, ...], dtype: torch.dtype, limit: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Offsets and sizes of consecutive blocks of a tensor of at most `limit` bytes each, along its first dimension.
+
+    A leading dimension of few, large rows (fused parts) is cut along the second one as well.
+    """
+    if not shape or math.prod(shape) == 0:
+        return [((0,) * len(shape), shape)]
+    row = math.prod(shape[1:]) * dtype.itemsize
+    if row > limit and len(shape) > 1:
+        inner = chunk_rows(shape[1:], dtype, limit)
+        return [((index, *offsets), (1, *sizes)) for index in range(shape[0]) for offsets, sizes in inner]
+    step = max(1, limit // row)
+    tail = shape[1:]
+    return [((start, *[0] * len(tail)), (min(step, shape[0] - start), *tail)) for start in range(0, shape[0], step)]
