@@ -1,54 +1,15 @@
-"""Time a training step beside transformers' own on the same small models."""
+"""Measure: `step` beside transformers' own training step, `convert` beside plain copying of the same files."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
-from dataclasses import asdict
-from pathlib import Path
+import importlib
 
-from transformers.utils import logging as transformers_logging
-
-from megatron_rb.platform import get_platform
-from megatron_rb.platform.mcore_shims import install_mcore_shims
-
-FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+WHAT = ("step", "convert")
 
 
 def main(argv: list[str]) -> int:
-    options = _parser().parse_args(argv)
-    platform = get_platform("cpu")
-    install_mcore_shims(platform)
-
-    from megatron_rb.evaluation.step_benchmark import OURS, REFERENCES, compare_steps, one_process
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    place = one_process(platform, options.threads)
-    rows = []
-    print(f"{'model':<12}{'side':<32}{'s / step':>10}{'CPU s':>10}{'tokens / s':>12}{'first loss':>12}", flush=True)
-    for family in options.families:
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            result = compare_steps(Path(folder), family, place, platform, options.steps)
-        for side, times in result.times.items():
-            rate, loss = result.tokens / times.median, result.losses[side]
-            print(f"{family:<12}{side:<32}{times.median:>10.3f}{times.median_cpu:>10.3f}{rate:>12.0f}{loss:>12.5f}")
-        ratios = f"{result.wall_ratio:>10.3f}{result.cpu_ratio:>10.3f}"
-        print(f"{family:<12}{'faster of ours / of theirs':<32}{ratios}", flush=True)
-        compared = {"ours": result.faster(OURS), "reference": result.faster(REFERENCES)}
-        ratio = {"wall_ratio": result.wall_ratio, "cpu_ratio": result.cpu_ratio}
-        rows.append(asdict(result) | compared | ratio | {"threads": options.threads})
-    if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=2))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rb bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["step"], default="step", help="what is timed (default: step)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of each side")
-    parser.add_argument("--steps", type=int, default=5, metavar="K", help="timed steps of each side")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--json", default="", metavar="FILE", help="write every time")
-    return parser
+    parser = argparse.ArgumentParser(prog="rb bench", description=__doc__, add_help=False)
+    parser.add_argument("what", nargs="?", choices=WHAT, default="step", help="what is measured (default: step)")
+    options, rest = parser.parse_known_args(argv)
+    return importlib.import_module(f"megatron_rb.tools._bench_{options.what}").main(rest)

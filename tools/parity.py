@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         ours, rows = run_parity(
             Path(folder), options.hf, weights=options.weights, layout_text=options.layout, tp_size=options.tp,
             pp_size=options.pp, sequence_parallel=options.sequence_parallel, samples_file=options.samples,
-            grads=options.grads, seed=options.seed, start=_start_workers,
+            grads=options.grads, seed=options.seed, start=start_workers,
         )  # fmt: skip
     print_report(rows)
     if options.json:
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     return 0 if all(row.passed is not False for row in rows) else 1
 
 
-def _start_workers(folder: Path, processes: int) -> int:
+def start_workers(folder: Path, processes: int) -> int:
     threads = threads_per_rank(0, len(os.sched_getaffinity(0)), processes)
     worker, port = "megatron_rb.evaluation.parity_worker", free_port("127.0.0.1")
     return run_job(JobSpec(worker, (str(folder),), processes, folder, master_port=port, threads_per_rank=threads))

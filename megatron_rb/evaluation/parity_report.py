@@ -50,16 +50,23 @@ def run_parity(
     check_tp_size(tp_size, shape)
     layout = read_layout(layout_text, shape, pp_size)
     samples = read_samples(samples_file, hf_path, shape, folder) if samples_file else draw_samples(shape, seed)
-    ParitySpec(hf_path, weights or hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads).write(
-        folder, samples
-    )
-    processes = layout.pp_size * tp_size
+    spec = ParitySpec(hf_path, weights or hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads)
+    ours = run_workers(spec, folder, samples, layout, start)
+    reference = run_transformers(hf_path, shape, samples, grads)
+    return ours, compare(ours, reference)
+
+
+def run_workers(
+    spec: ParitySpec, folder: Path, samples: Sequence[EncodedSample], layout: PipelineLayout,
+    start: Callable[[Path, int], int],
+) -> Trace:  # fmt: skip
+    """What the stack does with samples, in as many processes as the spec says."""
+    spec.write(folder, list(samples))
+    processes = layout.pp_size * spec.tp_size
     code = start(folder, processes)
     if code:
         raise RuntimeError(f"a process of the parity run failed with exit code {code}; its output stands above")
-    ours = merge_traces(load_rank_traces(folder, processes), layout)
-    reference = run_transformers(hf_path, shape, samples, grads)
-    return ours, compare(ours, reference)
+    return merge_traces(load_rank_traces(folder, processes), layout)
 
 
 def read_layout(text: str, shape: RoboBrainShape, pp_size: int) -> PipelineLayout:

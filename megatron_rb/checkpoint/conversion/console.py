@@ -81,3 +81,5 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
     verdict = "equal" if comparison.equal else f"{len(comparison.differences)} differences"
     nans = f", {comparison.nans} NaNs with their payloads" if comparison.nans else ""
     console.print(f"{verdict}: {comparison.compared:,} tensors, {comparison.num_bytes / 1e9:.3f} GB compared{nans}")
+    if comparison.forward is not None:
+        console.print(f"largest difference of a logit: {comparison.forward:.3g}")

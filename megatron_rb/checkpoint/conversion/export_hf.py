@@ -13,7 +13,16 @@ from megatron_rb.checkpoint.conversion.files import WRITING, write_safetensors
 from megatron_rb.checkpoint.conversion.import_hf import key_map
 from megatron_rb.checkpoint.conversion.options import parse_size, target_dtype
 from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity
-from megatron_rb.checkpoint.conversion.stream import Job, Piece, Progress, Silent, Target, paths_of, plan_files
+from megatron_rb.checkpoint.conversion.stream import (
+    Job,
+    Piece,
+    Progress,
+    Silent,
+    Target,
+    known_checksums,
+    paths_of,
+    plan_files,
+)
 from megatron_rb.checkpoint.conversion.workspace import Workspace
 from megatron_rb.checkpoint.hf.folder import find_tensors
 from megatron_rb.checkpoint.hf.names import exported_name, shard_name
@@ -56,7 +65,7 @@ def export_checkpoint(
     outcome = Outcome("export", {"checkpoint": str(source.resolve())}, {}, key_map(targets))
     num_bytes = sum(target.num_bytes for target in targets)
     with open_files() as pool, workspace.opened(num_bytes):
-        job = Job(pool, progress or Silent())
+        job = Job(pool, progress or Silent(), known=known_checksums(source))
         job.progress.total(WRITING, num_bytes)
         for name in workspace.finished:
             job.progress.advance(WRITING, sum(target.num_bytes for target in files[name]))

@@ -19,6 +19,7 @@ from megatron_rb.checkpoint.conversion.stream import (
     Progress,
     Silent,
     Target,
+    known_checksums,
     paths_of,
     plan_files,
     tensor_checksum,
@@ -57,7 +58,7 @@ def import_folder(
     identity = {"import": str(hf.resolve()), "dtype": dtype, "files": files_identity(paths_of(targets))}
     workspace = Workspace(out, identity)
     with open_files() as pool:
-        job = Job(pool, progress or Silent())
+        job = Job(pool, progress or Silent(), known=known_checksums(hf))
         _check_tied(hf, matched, job)
         source = {"folder": str(hf.resolve())}
         outcome = Outcome("import", source, {}, key_map(targets), matched.dropped)

@@ -15,7 +15,7 @@ import torch
 
 from megatron_rb.checkpoint.conversion.import_hf import key_map, write_checkpoint
 from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity
-from megatron_rb.checkpoint.conversion.stream import Job, Piece, Progress, Silent, Target, paths_of
+from megatron_rb.checkpoint.conversion.stream import Job, Piece, Progress, Silent, Target, known_checksums, paths_of
 from megatron_rb.checkpoint.conversion.workspace import Workspace
 from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.manifest import RESEED, SIDE_FOLDER, find_checkpoint, find_side_files, read_manifest
@@ -61,7 +61,7 @@ def migrate_checkpoint(checkpoint: str | Path, out: str | Path, to: str, progres
     outcome.dropped = dropped
     workspace = Workspace(out, identity)
     with open_files() as pool, workspace.opened(sum(target.num_bytes for target in targets)):
-        job = Job(pool, progress or Silent())
+        job = Job(pool, progress or Silent(), known=known_checksums(source))
         folder = workspace.folder
         objects, manifest = _random_states(source, stored, rng, manifest, to, folder, outcome)
         manifest["layout"] = manifest["layout"] | {"device_type": to}

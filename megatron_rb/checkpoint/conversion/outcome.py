@@ -14,12 +14,11 @@ from typing import Any
 import torch
 
 from megatron_rb.checkpoint.conversion.files import FileRecord
-from megatron_rb.checkpoint.conversion.stream import Job, tensor_checksum
+from megatron_rb.checkpoint.conversion.stream import MANIFEST, Job, tensor_checksum
 from megatron_rb.checkpoint.conversion.workspace import in_parallel
 from megatron_rb.checkpoint.storage.checksum import ALGORITHM
 from megatron_rb.checkpoint.storage.tensors import StoredTensor
 
-MANIFEST = "manifest.json"
 COMPARING = "comparing"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -12,8 +13,18 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from megatron_rb.checkpoint.storage.checksum import Checksum, count_nans
-from megatron_rb.checkpoint.storage.tensors import BLOCK_BYTES, FilePool, StoredTensor, as_bytes, row_blocks
+from megatron_rb.checkpoint.storage.checksum import ALGORITHM, Checksum, count_nans
+from megatron_rb.checkpoint.storage.tensors import (
+    BLOCK_BYTES,
+    DamagedFile,
+    FilePool,
+    StoredTensor,
+    as_bytes,
+    row_blocks,
+)
+
+MANIFEST = "manifest.json"
+"""What a conversion says of itself, beside the tensors it wrote."""
 
 
 class Stopped(Exception):
@@ -43,6 +54,17 @@ class Job:
     pool: FilePool
     progress: Progress = field(default_factory=Silent)
     stop: Event = field(default_factory=Event)
+    known: Mapping[str, str] = field(default_factory=dict)
+    """Checksums that the source's own manifest gives for its tensors, by name."""
+
+    def check_source(self, tensor: StoredTensor, found: str) -> None:
+        """Raise DamagedFile when a tensor is not what the source's manifest says."""
+        if self.known.get(tensor.name, found) != found:
+            files = ", ".join(sorted(path.name for path in tensor.paths))
+            raise DamagedFile(
+                f"{tensor.name} in {files} is not what the {MANIFEST} beside it says ({found} instead of "
+                f"{self.known[tensor.name]}): the file has changed since it was written; fetch it again"
+            )
 
     def advance(self, doing: str, num_bytes: int) -> None:
         if self.stop.is_set():
@@ -179,6 +201,7 @@ class TensorCopy:
         for piece in self.target.pieces:
             if piece.tensor.name not in self.sources:
                 self.sources[piece.tensor.name] = tensor_checksum(piece.tensor, self.job)
+            self.job.check_source(piece.tensor, self.sources[piece.tensor.name])
         target = self.target
         return Copied(
             target.name, target.dtype, target.shape, self.checksum.hexdigest(), self.nans, self.sources, self.cast
@@ -215,3 +238,14 @@ def plan_files(targets: list[Target], max_bytes: int) -> list[list[Target]]:
 def paths_of(targets: list[Target]) -> set[Path]:
     """All files that targets are read from."""
     return {path for target in targets for piece in target.pieces for path in piece.tensor.paths}
+
+
+def known_checksums(folder: Path) -> dict[str, str]:
+    """Checksums of the tensors of a folder by name, where a conversion has left them; none where not."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text())
+    if content.get("checksum") != ALGORITHM:
+        return {}
+    return {name: entry["checksum"] for name, entry in content["tensors"].items()}

@@ -47,6 +47,8 @@ class Comparison:
     nans: int = 0
     """NaNs in A; their payloads are part of the comparison."""
     differences: list[Difference] = field(default_factory=list)
+    forward: float | None = None
+    """Largest absolute difference of a logit, where it was asked for; it has no part in the verdict."""
 
     @property
     def equal(self) -> bool:

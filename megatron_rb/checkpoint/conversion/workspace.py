@@ -105,6 +105,7 @@ class Workspace:
 
         def write(name: str) -> FileRecord:
             record = {"file": name, **writers[name](self.folder / name)}
+            _flush(self.folder / name)  # now, while other files are being written
             return record | {"bytes": (self.folder / name).stat().st_size}
 
         for record in in_parallel([lambda name=name: write(name) for name in todo], job):  # type: ignore[misc]
@@ -124,18 +125,22 @@ class Workspace:
     def publish(self) -> None:
         """Flush everything to the disk and give the folder its name."""
         for path in sorted(self.folder.rglob("*")):
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
+            if path.name not in self.finished:
+                _flush(path)
         (self.folder / JOURNAL).unlink()
         if self.final.is_dir():
             self.final.rmdir()  # an empty folder the user made
         self.folder.rename(self.final)
-        descriptor = os.open(self.final.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _flush(self.final.parent)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def in_parallel(actions: list[Callable[[], Any]], job: Job) -> Iterator[Any]:

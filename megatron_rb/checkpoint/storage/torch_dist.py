@@ -9,26 +9,18 @@ from __future__ import annotations
 import io
 import json
 import math
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
+from megatron_rb.checkpoint.storage.class_pickle import Call, Global, Instance, dumps
 from megatron_rb.checkpoint.storage.restricted import read_torch_file, restricted_loads
 from megatron_rb.checkpoint.storage.tensors import DamagedFile, StoredChunk, StoredTensor
 
+CHECKPOINT = "torch.distributed.checkpoint"
 METADATA, COMMON, BACKEND = ".metadata", "common.pt", "metadata.json"
 BACKEND_CONTENT = {
     "sharded_backend": "torch_dist",
@@ -141,28 +133,53 @@ def write_dist_metadata(
     common: Any,
 ) -> None:
     """Write the three small files that make a folder with the blobs a checkpoint."""
-    parts: dict[str, list[ChunkStorageMetadata]] = {name: [] for name in tensors}
-    storage: dict[MetadataIndex, _StorageInfo] = {}
+    parts: dict[str, list[Instance]] = {name: [] for name in tensors}
+    storage: dict[Instance, Instance] = {}
     for chunk in chunks:
-        offsets = torch.Size(chunk.offsets)
-        parts[chunk.name].append(ChunkStorageMetadata(offsets, torch.Size(chunk.sizes)))
-        storage[MetadataIndex(chunk.name, offsets)] = _info(chunk.blob)
-    entries: dict[str, Any] = {
-        name: TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(shape), parts[name])
+        offsets = _size(chunk.offsets)
+        parts[chunk.name].append(_metadata("ChunkStorageMetadata", offsets=offsets, sizes=_size(chunk.sizes)))
+        storage[_index(chunk.name, offsets)] = _info(chunk.blob)
+    entries = {
+        name: _metadata("TensorStorageMetadata", properties=_properties(dtype), size=_size(shape), chunks=parts[name])
         for name, (dtype, shape) in tensors.items()
     }
     for name, blob in objects.items():
-        entries[name] = BytesStorageMetadata()
-        storage[MetadataIndex(name)] = _info(blob)
-    (folder / METADATA).write_bytes(pickle.dumps(Metadata(entries, storage_data=storage), protocol=2))
+        entries[name] = Instance(Global(f"{CHECKPOINT}.metadata", "BytesStorageMetadata"), None)
+        storage[_index(name, None)] = _info(blob)
+    metadata = _metadata(
+        "Metadata", state_dict_metadata=entries, planner_data=None, storage_data=storage, storage_meta=None
+    )
+    (folder / METADATA).write_bytes(dumps(metadata))
     (folder / BACKEND).write_text(json.dumps(BACKEND_CONTENT))
     buffer = io.BytesIO()
     torch.save(common, buffer)
     (folder / COMMON).write_bytes(buffer.getvalue())
 
 
-def _info(blob: Blob) -> _StorageInfo:
-    return _StorageInfo(blob.file, blob.position, blob.length)
+def _metadata(name: str, **state: Any) -> Instance:
+    return Instance(Global(f"{CHECKPOINT}.metadata", name), state)
+
+
+def _index(name: str, offset: Call | None) -> Instance:
+    return _metadata("MetadataIndex", fqn=name, offset=offset, index=None)
+
+
+def _size(sizes: tuple[int, ...]) -> Call:
+    return Call(Global("torch", "Size"), (tuple(sizes),))
+
+
+def _properties(dtype: torch.dtype) -> Instance:
+    layout = Call(Global("torch.serialization", "_get_layout"), ("torch.strided",))
+    contiguous = Call(Global(f"{CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"), (0,))
+    name = str(dtype).removeprefix("torch.")
+    return Instance(
+        Global(f"{CHECKPOINT}.metadata", "TensorProperties"), (Global("torch", name), layout, False, contiguous, False)
+    )
+
+
+def _info(blob: Blob) -> Instance:
+    state = {"relative_path": blob.file, "offset": blob.position, "length": blob.length}
+    return Instance(Global(f"{CHECKPOINT}.filesystem", "_StorageInfo"), state)
 
 
 def chunk_rows(shape: tuple[int, ...], dtype: torch.dtype, limit: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

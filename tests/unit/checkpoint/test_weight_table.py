@@ -10,10 +10,10 @@ from megatron_rb.checkpoint.hf.names import canonical_name, exported_name
 from megatron_rb.checkpoint.hf.reader import HFReader
 from megatron_rb.checkpoint.hf.table import stored_rules, weight_table
 from megatron_rb.models.robobrain.config import load_shape, shape_from_dict
+from megatron_rb.models.robobrain.published import CONFIGS, PARAMETERS
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 from tests.parity.tiny_models import write_model
-from tests.unit.models.published import CONFIGS, PARAMETERS
 
 TINY = [("qwen3_vl", 0), ("qwen3_vl", 1), ("qwen2_5_vl", 2), ("qwen2_5_vl", 3)]
 """Odd seeds tie the embeddings."""

@@ -1,0 +1,41 @@
+"""The command line of `rb convert`."""
+
+from __future__ import annotations
+
+import argparse
+
+from megatron_rb.checkpoint.conversion.migrate import PLATFORMS
+
+
+def options(argv: list[str], description: str | None) -> argparse.Namespace:
+    """The parsed command line; `way` is the subcommand."""
+    parser = argparse.ArgumentParser(prog="rb convert", description=description)
+    ways = parser.add_subparsers(dest="way", required=True, metavar="import|export|migrate|inspect|verify")
+    way = ways.add_parser("import", help="Hugging Face folder to training checkpoint")
+    way.add_argument("--hf", required=True, metavar="DIR", help="Hugging Face folder")
+    way.add_argument("--allow-drop", action="append", default=[], metavar="NAME", help="a tensor to leave out")
+    _common(way)
+    way = ways.add_parser("export", help="training checkpoint to Hugging Face folder")
+    way.add_argument("--ckpt", required=True, metavar="DIR", help="a checkpoint, or a run folder: its newest one")
+    way.add_argument("--hf", default="", metavar="DIR", help="config and tokenizer; default: kept with the run")
+    way.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
+    _common(way)
+    way = ways.add_parser("migrate", help="training checkpoint for a cluster of another kind")
+    way.add_argument("--ckpt", required=True, metavar="DIR", help="a checkpoint, or a run folder: its newest one")
+    way.add_argument("--to", required=True, choices=PLATFORMS)
+    way.add_argument("--out", required=True, metavar="DIR", help="new folder")
+    way = ways.add_parser("inspect", help="what a folder is")
+    way.add_argument("folder", metavar="DIR")
+    way.add_argument("--json", action="store_true")
+    way = ways.add_parser("verify", help="compare two folders tensor by tensor")
+    way.add_argument("a", metavar="A")
+    way.add_argument("b", metavar="B")
+    way.add_argument("--hf", default="", metavar="DIR", help="config of checkpoints that come without one")
+    way.add_argument("--forward", action="store_true", help="compare logits of drawn samples too")
+    way.add_argument("--json", action="store_true")
+    return parser.parse_args(argv)
+
+
+def _common(way: argparse.ArgumentParser) -> None:
+    way.add_argument("--out", required=True, metavar="DIR", help="new folder")
+    way.add_argument("--dtype", default="keep", metavar="TYPE", help="keep (default), bf16 or fp32")
