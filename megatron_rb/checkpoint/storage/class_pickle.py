@@ -32,8 +32,12 @@ class Call:
     args: tuple
 
 
-class _Pickler(pickle._Pickler):  # type: ignore[name-defined]
-    dispatch: Any = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+_PYTHON_PICKLER: Any = pickle._Pickler  # type: ignore[attr-defined]
+"""The one written in Python: the other cannot be taught to write a class by name alone."""
+
+
+class _Pickler(_PYTHON_PICKLER):
+    dispatch = dict(_PYTHON_PICKLER.dispatch)
 
     def save_global_name(self, obj: Global) -> None:
         self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
