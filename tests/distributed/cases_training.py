@@ -7,18 +7,25 @@ import torch.distributed as dist
 
 
 def losses(cases: list[dict], steps: int) -> list[list[float]]:
-    """Per case the loss of every step, as rank 0 sees it. A case has `hf`, `layout`, `tp`, `pp` and settings."""
+    """Per case the loss of every step, as rank 0 sees it. A case has `hf`, `layout`, `tp`, `pp` and settings.
+
+    `migrate`: `[checkpoint, out, platform]` conversions that rank 0 does before the case starts; `load`: folder of
+    checkpoints to continue from; `save`: folder a checkpoint goes into after the last step; `last`: that step.
+    """
     torch.set_num_threads(1)
     from megatron_rb.platform import get_platform
     from megatron_rb.platform.mcore_shims import install_mcore_shims
 
     platform = get_platform("cpu")
     install_mcore_shims(platform)
+    from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
+    from megatron_rb.checkpoint.manager import CheckpointManager
+    from megatron_rb.checkpoint.sharded import TrainingState
     from megatron_rb.config.schema import Config
     from megatron_rb.evaluation.parity import share_packs
     from megatron_rb.evaluation.parity_samples import draw_samples
     from megatron_rb.layout import parse_layout
-    from megatron_rb.models.robobrain.config import load_shape
+    from megatron_rb.models.robobrain.config import load_shape, model_fingerprint
     from megatron_rb.models.robobrain.inputs import build_micro_batch
     from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
     from megatron_rb.train.build import build_trainable
@@ -46,8 +53,17 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         trainable = build_trainable(config, shape, layout, place, platform, case["hf"])
         schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, steps)
         runner = Runner(trainable.chunks, shape, place, torch.device("cpu"))
+        state = TrainingState(
+            trainable.chunks, trainable.optimizer, {"schedule": schedule}, model_fingerprint(shape),
+            {"layout": str(layout), "tp": case["tp"]}, platform, lambda step: None,
+        )  # fmt: skip
+        if dist.get_rank() == 0:
+            for checkpoint, out, to in case.get("migrate", ()):
+                migrate_checkpoint(checkpoint, out, to)
+        dist.barrier()
+        first = CheckpointManager(case["load"]).load(state).step if "load" in case else 0
         curve = []
-        for step in range(steps):
+        for step in range(first, case.get("last", steps)):
             samples = draw_samples(shape, seed=case["sample_seed"] + step % 2)
             share = share_packs([[sample] for sample in samples], place)
             batches = [
@@ -65,6 +81,8 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
             schedule.step()
             curve.append(sum_over_world(results, batches, place, False).loss)
         curves.append(curve)
+        if "save" in case:
+            CheckpointManager(case["save"], asynchronous=False).save(case.get("last", steps), state)
         for chunk in trainable.chunks:
             if getattr(chunk, "remove_forward_pre_hook_handles", None):
                 chunk.disable_forward_pre_hook(param_sync=True)

@@ -73,7 +73,7 @@ def read_dist_folder(folder: Path) -> DistFolder:
     if not path.is_file():
         raise DamagedFile(f"{folder} is damaged: it has no {METADATA}")
     metadata = restricted_loads(path.read_bytes(), str(path))
-    blobs = {(index.fqn, _tuple(index.offset)): info for index, info in metadata.storage_data.items()}
+    blobs = {(index.fqn, _tuple(index.state.get("offset"))): info for index, info in metadata.storage_data.items()}
     absent = sorted({i.relative_path for i in blobs.values() if not (folder / i.relative_path).is_file()})
     if absent:
         raise DamagedFile(f"{folder} is damaged: {len(absent)} of its files are missing, e.g. {absent[0]}")
