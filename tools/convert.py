@@ -11,12 +11,21 @@ from pathlib import Path
 from rich.console import Console
 
 from megatron_rb.checkpoint.conversion.command_line import options
-from megatron_rb.checkpoint.conversion.console import byte_bars, show_comparison, show_description, show_summary
+from megatron_rb.checkpoint.conversion.console import (
+    ByteBars,
+    byte_bars,
+    show_comparison,
+    show_description,
+    show_summary,
+)
 from megatron_rb.checkpoint.conversion.describe import describe
 from megatron_rb.checkpoint.conversion.export_hf import export_checkpoint
 from megatron_rb.checkpoint.conversion.import_hf import import_folder
 from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
+from megatron_rb.checkpoint.conversion.outcome import Summary
 from megatron_rb.checkpoint.conversion.verify import Comparison, find_side, verify
+from megatron_rb.platform import get_platform
+from megatron_rb.platform.mcore_shims import install_mcore_shims
 
 
 def main(argv: list[str]) -> int:
@@ -28,19 +37,26 @@ def main(argv: list[str]) -> int:
         print(json.dumps(description, indent=1)) if o.json else show_description(console, description)
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does: what is finished is kept
-    with byte_bars(console) as bars:
-        if o.way == "verify":
-            comparison = verify(o.a, o.b, bars, o.hf)
-        elif o.way == "import":
-            result = import_folder(o.hf, o.out, o.dtype, o.allow_drop, bars)
-        elif o.way == "export":
-            result = export_checkpoint(o.ckpt, o.out, o.hf, o.dtype, o.max_shard_size, bars)
-        else:
-            result = migrate_checkpoint(o.ckpt, o.out, o.to, bars)
-    if o.way == "verify":
-        return _verdict(o, comparison, console)
+    try:
+        with byte_bars(console) as bars:
+            result = _run(o, bars)
+    except KeyboardInterrupt:
+        console.print("stopped; run the same command again to go on: finished files are kept")
+        return 130
+    if isinstance(result, Comparison):
+        return _verdict(o, result, console)
     show_summary(console, result)
     return 0
+
+
+def _run(o: Namespace, bars: ByteBars) -> Summary | Comparison:
+    if o.way == "verify":
+        return verify(o.a, o.b, bars, o.hf)
+    if o.way == "import":
+        return import_folder(o.hf, o.out, o.dtype, o.allow_drop, bars)
+    if o.way == "export":
+        return export_checkpoint(o.ckpt, o.out, o.hf, o.dtype, o.max_shard_size, bars)
+    return migrate_checkpoint(o.ckpt, o.out, o.to, bars)
 
 
 def _verdict(o: Namespace, comparison: Comparison, console: Console) -> int:
@@ -51,8 +67,10 @@ def _verdict(o: Namespace, comparison: Comparison, console: Console) -> int:
 
 
 def _forward(o: Namespace) -> float:
+    """Needs torch.distributed and transformers; the rest does not."""
+    install_mcore_shims(get_platform("cpu"))
     from megatron_rb.evaluation.forward_difference import forward_difference
-    from megatron_rb.tools.parity import start_workers  # needs torch.distributed and transformers, the rest does not
+    from megatron_rb.tools.parity import start_workers
 
     with tempfile.TemporaryDirectory(prefix="forward-") as folder:
         return forward_difference((find_side(o.a), find_side(o.b)), o.hf, Path(folder), start_workers)
