@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import torch
 
-from megatron_rb.checkpoint.storage.tensors import DamagedFile, StoredChunk, StoredTensor
+from megatron_rb.checkpoint.storage.mosaic import strided_chunks
+from megatron_rb.checkpoint.storage.tensors import DamagedFile, StoredTensor
 
-CHUNK_LIMIT = 1 << 20
-"""Separate pieces of one non-contiguous tensor that are still described."""
 _NUMPY_TYPE = re.compile(r"[<>=|]?([biufcSU]\d+|\?)")
 
 
@@ -216,7 +214,8 @@ def _view(storage: Any, dtype: Any, offset: Any, size: Any, stride: Any, metadat
         raise DamagedFile(
             f"{storage.path}: a tensor of shape {shape} ends beyond the {storage.num_bytes} bytes of its storage"
         )
-    chunks = tuple(_rectangles(shape, strides, start, dtype.itemsize, storage)) if math.prod(shape) else ()
+    position = storage.position + start * dtype.itemsize
+    chunks = tuple(strided_chunks(shape, strides, storage.path, position, dtype.itemsize))
     return PickledTensor("", dtype, shape, chunks)
 
 
@@ -225,29 +224,6 @@ def _counts(values: Any) -> tuple[int, ...]:
     if any(type(count) is not int or count < 0 for count in counts):
         raise TypeError("sizes, strides and offsets are whole numbers")
     return counts
-
-
-def _rectangles(
-    shape: tuple[int, ...], strides: tuple[int, ...], start: int, itemsize: int, storage: StoredStorage
-) -> Iterator[StoredChunk]:
-    """Largest parts of a strided tensor whose elements follow each other in the file."""
-    sizes, run = [1] * len(shape), 1
-    for dim in reversed(range(len(shape))):
-        if shape[dim] == 1:
-            continue
-        if strides[dim] == run:
-            sizes[dim], run = shape[dim], run * shape[dim]
-        elif run > 1:
-            break
-    outer = [range(0, length, size) for length, size in zip(shape, sizes, strict=True)]
-    if math.prod(map(len, outer)) > CHUNK_LIMIT:
-        raise UnsafePickle(
-            f"{storage.path}: a tensor of shape {shape} with strides {strides} lies there in more than {CHUNK_LIMIT} "
-            "pieces; save it with contiguous()"
-        )
-    for offsets in product(*outer):
-        element = start + sum(index * step for index, step in zip(offsets, strides, strict=True))
-        yield StoredChunk(tuple(offsets), tuple(sizes), storage.path, storage.position + element * itemsize)
 
 
 # numpy
