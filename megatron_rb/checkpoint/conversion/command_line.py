@@ -10,7 +10,9 @@ from megatron_rb.checkpoint.conversion.migrate import PLATFORMS
 def options(argv: list[str], description: str | None) -> argparse.Namespace:
     """The parsed command line; `way` is the subcommand."""
     parser = argparse.ArgumentParser(prog="rb convert", description=description)
-    ways = parser.add_subparsers(dest="way", required=True, metavar="import|export|migrate|inspect|verify")
+    ways = parser.add_subparsers(
+        dest="way", required=True, metavar="import|export|from-megatron|migrate|inspect|verify"
+    )
     way = ways.add_parser("import", help="Hugging Face folder to training checkpoint")
     way.add_argument("--hf", required=True, metavar="DIR", help="Hugging Face folder")
     way.add_argument("--allow-drop", action="append", default=[], metavar="NAME", help="a tensor to leave out")
@@ -19,6 +21,12 @@ def options(argv: list[str], description: str | None) -> argparse.Namespace:
     way.add_argument("--ckpt", required=True, metavar="DIR", help="a checkpoint, or a run folder: its newest one")
     way.add_argument("--hf", default="", metavar="DIR", help="config and tokenizer; default: kept with the run")
     way.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
+    _common(way)
+    way = ways.add_parser("from-megatron", help="legacy Megatron checkpoint (mp_rank_*) to training checkpoint")
+    way.add_argument("--ckpt", required=True, metavar="DIR", help="its root, or the folder of one iteration")
+    way.add_argument("--hf", default="", metavar="DIR", help="config and tokenizer; default: config.json beside it")
+    way.add_argument("--no-optimizer", action="store_true", help="weights only")
+    way.add_argument("--allow-drop", action="append", default=[], metavar="NAME", help="a key to leave out")
     _common(way)
     way = ways.add_parser("migrate", help="training checkpoint for a cluster of another kind")
     way.add_argument("--ckpt", required=True, metavar="DIR", help="a checkpoint, or a run folder: its newest one")

@@ -94,7 +94,16 @@ class Outcome:
             changed, elements = sum(c["changed"] for c in casts), sum(c["elements"] for c in casts)
             worst = max(cast["max_abs_error"] for cast in casts)
             notes.append(f"the change of type altered {changed:,} of {elements:,} values, by {worst:.3g} at most")
-        notes += [f"{name} was left out: {reason}" for name, reason in self.dropped.items()]
+        notes += self.extra.get("warnings", [])
+        differing = self.extra.get("main_weights", {}).get("differing", [])
+        if differing:
+            notes.append(f"{len(differing)} weights are not the rounded fp32 main weights, e.g. {differing[0]}")
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.dropped.items():
+            by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
+            others = f" and {len(names) - 1} more were" if len(names) > 1 else " was"
+            notes.append(f"{names[0]}{others} left out: {reason}")
         return notes
 
 

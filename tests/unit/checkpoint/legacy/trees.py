@@ -263,15 +263,16 @@ def megatron_enum() -> Iterator[enum.Enum]:
 
 
 def training_args(tree: Tree) -> argparse.Namespace:
-    return argparse.Namespace(
+    args = argparse.Namespace(
         num_layers=tree.text_layers, hidden_size=HIDDEN, ffn_hidden_size=FFN, num_attention_heads=HEADS,
         untie_embeddings_and_output_weights=not tree.tied, swiglu=True, normalization="RMSNorm", add_qkv_bias=True,
         tensor_model_parallel_size=tree.tp, pipeline_model_parallel_size=tree.pp, num_experts=None, seed=1234,
         params_dtype=torch.bfloat16, consumed_train_samples=48, data_parallel_size=4,
         apply_layernorm_1p=tree.zero_centered,
         transformer_impl="transformer_engine" if tree.transformer_engine else "local",
-        **tree.args,
     )  # fmt: skip
+    vars(args).update(tree.args)
+    return args
 
 
 def rank_folder(folder: Path, tree: Tree, tp_rank: int, stage: int) -> Path:
