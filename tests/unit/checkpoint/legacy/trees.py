@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 Tensors = dict[str, torch.Tensor]
+TRACKER = "latest_checkpointed_iteration.txt"
 VISION_LAYERS, VISION_HEADS, VISION_HIDDEN = 3, 4, 32
 HEADS, HIDDEN, FFN, VOCABULARY = 4, 64, 96, 120
 
@@ -295,7 +296,7 @@ def write_tree(root: Path, hf: Tensors, tree: Tree, extra: RankState | None = No
             chunks = [chunk_state(hf, tree, tp_rank, stage, chunk) for chunk in range(len(tree.chunk_layers[0]))]
             write_rank(folder, tree, tp_rank, stage, chunks, extra(tp_rank, stage) if extra else {})
     word = "release" if tree.iteration is None else str(tree.iteration)
-    (root / "latest_checkpointed_iteration.txt").write_text(word)
+    (root / TRACKER).write_text(word)
     return root
 
 
