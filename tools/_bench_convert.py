@@ -10,8 +10,16 @@ from pathlib import Path
 from megatron_rb.evaluation.convert_benchmark import ConvertResult, compare_with_copy, cut_depth
 from megatron_rb.models.robobrain.published import CONFIGS
 
-CASES = {"RoboBrain2.0-3B": 0, "RoboBrain2.0-32B": 4}
+CASES = {
+    "RoboBrain2.0-3B": 0,
+    "RoboBrain2.0-32B": 4,
+    "RoboBrain2.0-7B": 4,
+    "RoboBrain2.5-4B": 4,
+    "RoboBrain2.5-8B": 4,
+}
 """Layers of each kind that are kept; 0 = all."""
+EQUAL = {None: "", True: "  equal to the source", False: "  NOT EQUAL to the source"}
+DEFAULT = ["RoboBrain2.0-3B", "RoboBrain2.0-32B"]
 
 
 def main(argv: list[str]) -> int:
@@ -35,14 +43,14 @@ def _show(result: ConvertResult) -> None:
     print(
         f"{result.model:<18}{result.direction:<8}{result.num_bytes / 1e9:>7.2f}{result.largest_tensor / 1e9:>11.2f}"
         f"{copies[middle]:>8.2f}{conversions[middle]:>8.2f}{result.ratio:>7.2f}{result.best_ratio:>7.2f}"
-        f"{result.peak_memory / 1e9:>9.2f}",
+        f"{result.peak_memory / 1e9:>9.2f}{EQUAL[result.round_trip_equal]}",
         flush=True,
     )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rb bench convert", description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--models", nargs="+", choices=list(CASES), default=DEFAULT)
     parser.add_argument("--layers", type=int, metavar="N", help="layers of each kind that are kept; 0 = all")
     parser.add_argument("--rounds", type=int, default=5, metavar="K", help="counted rounds")
     parser.add_argument(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_rb.checkpoint.conversion.verify import verify
 from megatron_rb.checkpoint.hf.names import exported_name, shard_name
 from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.checkpoint.storage.safetensors_files import safetensors_header
@@ -90,6 +91,8 @@ class ConvertResult:
     copies: list[float]
     """Seconds of `cp` and `sync`."""
     conversions: list[Timing]
+    round_trip_equal: bool | None = None
+    """After the export: every tensor is byte for byte that of the source."""
 
     @property
     def ratio(self) -> float:
@@ -136,8 +139,10 @@ def compare_with_copy(
                     result.conversions.append(converted)
                 if direction == "import" and number == rounds:
                     out.rename(scratch / "kept")
-                else:
-                    shutil.rmtree(out)
+                    continue
+                if number == rounds:
+                    result.round_trip_equal = verify(source, out).equal
+                shutil.rmtree(out)
             show(result)
             results.append(result)
         return results

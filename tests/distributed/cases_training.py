@@ -6,6 +6,16 @@ import torch
 import torch.distributed as dist
 
 
+class Position:
+    """Stands in for the loader: the samples of a step are drawn from its number."""
+
+    def state_dict(self) -> dict:
+        return {"seed": 0, "epoch": 0, "position": 0}
+
+    def load_state_dict(self, state: dict) -> None:
+        assert state.keys() == self.state_dict().keys()
+
+
 def losses(cases: list[dict], steps: int) -> list[list[float]]:
     """Per case the loss of every step, as rank 0 sees it. A case has `hf`, `layout`, `tp`, `pp` and settings.
 
@@ -54,7 +64,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, steps)
         runner = Runner(trainable.chunks, shape, place, torch.device("cpu"))
         state = TrainingState(
-            trainable.chunks, trainable.optimizer, {"schedule": schedule}, model_fingerprint(shape),
+            trainable.chunks, trainable.optimizer, {"schedule": schedule, "data": Position()}, model_fingerprint(shape),
             {"layout": str(layout), "tp": case["tp"]}, platform, lambda step: None,
         )  # fmt: skip
         if dist.get_rank() == 0:

@@ -11,6 +11,8 @@ from typing import Any
 from megatron_rb.checkpoint.conversion.verify import find_side
 from megatron_rb.checkpoint.hf.folder import find_tensors, match_tensors
 from megatron_rb.checkpoint.hf.table import stored_rules
+from megatron_rb.checkpoint.legacy.arguments import plain_value
+from megatron_rb.checkpoint.legacy.tree import is_legacy_checkpoint, read_tree
 from megatron_rb.checkpoint.manifest import read_manifest
 from megatron_rb.checkpoint.storage.tensors import StoredTensor
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
@@ -26,6 +28,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: it is none that is known, or is damaged.
     """
+    if Path(path).is_dir() and is_legacy_checkpoint(path):
+        return _describe_legacy(Path(path))
     side = find_side(path)
     return _describe_hf(side.path) if side.checkpoint is None else _describe_checkpoint(side.checkpoint)
 
@@ -69,6 +73,31 @@ def _describe_checkpoint(folder: Path) -> dict[str, Any]:
         "converted_by": json.loads(conversion.read_text())["conversion"] if conversion.is_file() else "",
         "files": len({path for tensor in stored.tensors.values() for path in tensor.paths}),
         "bytes": sum(tensor.num_bytes for tensor in stored.tensors.values()),
+    }
+
+
+def _describe_legacy(path: Path) -> dict[str, Any]:
+    tree = read_tree(path)
+    tensors = {
+        f"{rank} {chunk} {key}": value
+        for rank, file in tree.ranks.items()
+        for chunk, state in enumerate(file.chunks)
+        for key, value in state.items()
+        if isinstance(value, StoredTensor)
+    }
+    has_optimizer = any(file.tree.get("optimizer") for file in tree.ranks.values())
+    return {
+        "format": "legacy Megatron checkpoint",
+        "folder": str(tree.folder),
+        "step": tree.iteration,
+        "release": tree.is_release,
+        "dtypes": _dtypes(tensors.values()),
+        "optimizer": "yes" if has_optimizer else "no",
+        "layout": {"tp": tree.tp_size, "pp": tree.pp_size, "virtual_chunks": tree.num_chunks},
+        "platform": ", ".join(sorted(tree.device_tags())),
+        "args": {name: plain_value(value) for name, value in sorted(tree.first.args.items())},
+        "files": len(tree.ranks),
+        "bytes": sum(tensor.num_bytes for tensor in tensors.values()),
     }
 
 

@@ -48,8 +48,8 @@ def convert_legacy(
 
     Args:
         checkpoint: the root (its tracker file is followed) or the folder of one iteration.
-        hf: Hugging Face folder the checkpoint descends from; empty = a config.json in the checkpoint's own folders, else
-            one derived from its arguments.
+        hf: Hugging Face folder the checkpoint descends from; empty = a config.json in the checkpoint's own folders, or
+            else one derived from its arguments.
 
     Raises:
         ValueError: ranks are missing or of different checkpoints, the tensors are not those of the model, or `out` is

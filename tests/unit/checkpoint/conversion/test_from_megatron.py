@@ -124,6 +124,14 @@ def test_config_is_derived_from_arguments_and_shapes(tmp_path, monkeypatch):
     assert verify(tmp_path / "out", tmp_path / "hf").equal
 
 
+def test_inspect_tells_what_a_tree_is(tmp_path):
+    root, _, _ = written(tmp_path, UNEVEN)
+    found = describe(root)
+    assert (found["format"], found["step"], found["optimizer"]) == ("legacy Megatron checkpoint", 3, "yes")
+    assert found["layout"] == {"tp": 2, "pp": 2, "virtual_chunks": 1} and found["args"]["num_layers"] == 4
+    json.dumps(found)
+
+
 def test_missing_rank(tmp_path):
     exact = trees.write_hf_folder(tmp_path / "hf")
     root = trees.write_tree(tmp_path / "tree", trees.rounded(exact), UNEVEN)
