@@ -11,6 +11,7 @@ import torch
 
 from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.checkpoint.legacy.checkpoint import LegacyCheckpoint, read_legacy
+from megatron_rb.checkpoint.legacy.tree import is_legacy_checkpoint
 from megatron_rb.checkpoint.storage.tensors import open_files
 from megatron_rb.models.robobrain.config import load_shape
 from tests.unit.checkpoint.legacy import trees
@@ -304,6 +305,12 @@ def test_malicious_rank_runs_nothing(tmp_path: Path):
     with pytest.raises(ValueError, match=r"asks for builtins.eval"):
         read(root, hf)
     assert not marker.exists()
+
+
+def test_legacy_folders_are_recognised(tmp_path: Path):
+    root, hf, _ = written(tmp_path, EVEN)
+    assert is_legacy_checkpoint(root) and is_legacy_checkpoint(root / "iter_0000003")
+    assert not is_legacy_checkpoint(hf) and not is_legacy_checkpoint(tmp_path / "nowhere")
 
 
 def test_other_folders_are_explained(tmp_path: Path):
