@@ -11,6 +11,7 @@ import torch
 
 from megatron_rb.checkpoint.conversion.files import WRITING, write_safetensors
 from megatron_rb.checkpoint.conversion.import_hf import key_map
+from megatron_rb.checkpoint.conversion.integrity import check_containers
 from megatron_rb.checkpoint.conversion.options import parse_size, target_dtype
 from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity
 from megatron_rb.checkpoint.conversion.stream import (
@@ -54,7 +55,8 @@ def export_checkpoint(
     side_files = find_side_files(source, hf)
     shape = load_shape(side_files)
     check_same_model(read_manifest(source), model_fingerprint(shape), source)
-    targets = export_targets(shape, model_tensors(source, shape), target_type)
+    stored = read_dist_folder(source)
+    targets = export_targets(shape, native_tensors(stored.tensors, stored_rules(shape), source), target_type)
     shards = plan_files(targets, max_bytes)
     files = {shard_name(index, len(shards)): group for index, group in enumerate(shards)}
     identity = {
@@ -66,6 +68,7 @@ def export_checkpoint(
     num_bytes = sum(target.num_bytes for target in targets)
     with open_files() as pool, workspace.opened(num_bytes):
         job = Job(pool, progress or Silent(), known=known_checksums(source))
+        check_containers(stored.blobs_of(stored_rules(shape)), job)
         job.progress.total(WRITING, num_bytes)
         for name in workspace.finished:
             job.progress.advance(WRITING, sum(target.num_bytes for target in files[name]))

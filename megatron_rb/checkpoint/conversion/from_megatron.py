@@ -14,6 +14,7 @@ from megatron_rb.checkpoint.conversion.import_hf import (
     key_map,
     write_checkpoint,
 )
+from megatron_rb.checkpoint.conversion.integrity import check_containers
 from megatron_rb.checkpoint.conversion.migrate import check_main_weights, portable_group
 from megatron_rb.checkpoint.conversion.options import target_dtype
 from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, files_identity
@@ -78,6 +79,8 @@ def convert_legacy(
                 "folder when you export"
             )
         job = Job(pool, progress or Silent())
+        ranks = read_tree(legacy.folder).ranks.values()
+        check_containers([file for rank in ranks for file in (rank.file, rank.optimizer_file) if file], job)
         with workspace.opened(sum(target.num_bytes for target in targets)):
             step = legacy.iteration if state is not None else 0
             manifest = checkpoint_json(step, shape) | ({RESEED: True} if step else {})

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megatron_rb.checkpoint.conversion.files import WRITING, write_dist_file, written_chunks
+from megatron_rb.checkpoint.conversion.integrity import check_containers
 from megatron_rb.checkpoint.conversion.options import target_dtype
 from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity, versions
 from megatron_rb.checkpoint.conversion.stream import (
@@ -30,6 +31,7 @@ from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.hf.table import TEXT, stored_rules
 from megatron_rb.checkpoint.manifest import FORMAT, SIDE_FOLDER
 from megatron_rb.checkpoint.manifest import MANIFEST as CHECKPOINT
+from megatron_rb.checkpoint.storage.restricted import read_torch_file
 from megatron_rb.checkpoint.storage.tensors import open_files
 from megatron_rb.checkpoint.storage.torch_dist import Blob, read_dist_folder, write_dist_metadata
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
@@ -59,6 +61,8 @@ def import_folder(
     workspace = Workspace(out, identity)
     with open_files() as pool:
         job = Job(pool, progress or Silent(), known=known_checksums(hf))
+        pickled = [path for path in paths_of(targets) if path.suffix != ".safetensors"]
+        check_containers([read_torch_file(path) for path in pickled], job)
         _check_tied(hf, matched, job)
         source = {"folder": str(hf.resolve())}
         outcome = Outcome("import", source, {}, key_map(targets), matched.dropped)

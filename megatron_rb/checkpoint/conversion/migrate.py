@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from megatron_rb.checkpoint.conversion.import_hf import key_map, write_checkpoint
+from megatron_rb.checkpoint.conversion.integrity import check_containers
 from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity
 from megatron_rb.checkpoint.conversion.stream import Job, Piece, Progress, Silent, Target, known_checksums, paths_of
 from megatron_rb.checkpoint.conversion.workspace import Workspace
@@ -63,6 +64,7 @@ def migrate_checkpoint(checkpoint: str | Path, out: str | Path, to: str, progres
     with open_files() as pool, workspace.opened(sum(target.num_bytes for target in targets)):
         job = Job(pool, progress or Silent(), known=known_checksums(source))
         folder = workspace.folder
+        check_containers(stored.blobs, job)
         objects, manifest = _random_states(source, stored, rng, manifest, to, folder, outcome)
         manifest["layout"] = manifest["layout"] | {"device_type": to}
         manifest["platform"] = {"platform": to, "migrated_from": manifest["platform"]}

@@ -127,9 +127,14 @@ def read_torch_file(path: Path, position: int = 0, length: int | None = None) ->
 
 
 def damaged_records(file: TorchFile) -> Iterator[str]:
-    """Names of the records whose bytes do not have the checksum of the container; reads the whole content."""
+    """Names of the records whose bytes do not have the checksum of the container; reads the whole content.
+
+    A checksum of 0 was not computed by the writer and is not compared.
+    """
     with open(file.path, "rb") as handle:
         for record in file.records:
+            if not record.crc32:
+                continue
             handle.seek(record.position)
             left, crc = record.size, 0
             while left and (block := handle.read(min(left, BLOCK_BYTES))):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from megatron_rb.checkpoint.storage.class_pickle import Call, Global, Instance, dumps
-from megatron_rb.checkpoint.storage.restricted import read_torch_file, restricted_loads
+from megatron_rb.checkpoint.storage.restricted import TorchFile, read_torch_file, restricted_loads
 from megatron_rb.checkpoint.storage.tensors import DamagedFile, StoredChunk, StoredTensor
 
 CHECKPOINT = "torch.distributed.checkpoint"
@@ -47,6 +47,13 @@ class DistFolder:
     tensors: dict[str, StoredTensor]
     objects: dict[str, Blob]
     """Pickled objects by name, e.g. `rng/shard_0_2`."""
+    blobs: tuple[TorchFile, ...]
+    """The tensors' blobs; each knows the checksums that were written with it."""
+
+    def blobs_of(self, names: Iterable[str]) -> list[TorchFile]:
+        """The blobs of some of the tensors."""
+        wanted = {(chunk.path, chunk.position) for name in names for chunk in self.tensors[name].chunks}
+        return [b for b in self.blobs if any((b.path, record.position) in wanted for record in b.records)]
 
     def read_object(self, name: str) -> Any:
         """One pickled object, its classes as inert stand-ins; tensors in it are StoredTensors."""
@@ -78,20 +85,21 @@ def read_dist_folder(folder: Path) -> DistFolder:
     if absent:
         raise DamagedFile(f"{folder} is damaged: {len(absent)} of its files are missing, e.g. {absent[0]}")
     tensors, objects = {}, {}
+    files: list[TorchFile] = []
     for name, entry in metadata.state_dict_metadata.items():
         if entry.type_name.endswith(".BytesStorageMetadata"):
             info = blobs[name, None]
             objects[name] = Blob(info.relative_path, info.offset, info.length)
         else:
-            tensors[name] = _tensor(folder, name, entry, blobs)
-    return DistFolder(folder, tensors, objects)
+            tensors[name] = _tensor(folder, name, entry, blobs, files)
+    return DistFolder(folder, tensors, objects, tuple(files))
 
 
 def _tuple(value: Any) -> tuple[int, ...] | None:
     return None if value is None else tuple(value)
 
 
-def _tensor(folder: Path, name: str, entry: Any, blobs: Mapping) -> StoredTensor:
+def _tensor(folder: Path, name: str, entry: Any, blobs: Mapping, files: list[TorchFile]) -> StoredTensor:
     # TensorProperties are pickled as a tuple that begins with the type.
     dtype, shape = entry.properties.state[0], tuple(entry.size)
     chunks = []
@@ -101,7 +109,8 @@ def _tensor(folder: Path, name: str, entry: Any, blobs: Mapping) -> StoredTensor
         if info is None:
             raise DamagedFile(f"{folder} is damaged: no file holds the part of {name} at {offsets}")
         path = folder / info.relative_path
-        found = read_torch_file(path, info.offset, info.length).tree
+        files.append(read_torch_file(path, info.offset, info.length))
+        found = files[-1].tree
         if not isinstance(found, StoredTensor) or (found.dtype, found.shape) != (dtype, sizes):
             raise DamagedFile(f"{path} is damaged: at byte {info.offset} it does not hold {name} as {METADATA} says")
         chunks += [

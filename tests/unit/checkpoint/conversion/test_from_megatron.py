@@ -12,6 +12,7 @@ import torch
 from megatron_rb.checkpoint.conversion.describe import describe
 from megatron_rb.checkpoint.conversion.export_hf import export_checkpoint
 from megatron_rb.checkpoint.conversion.from_megatron import convert_legacy
+from megatron_rb.checkpoint.conversion.import_hf import import_folder
 from megatron_rb.checkpoint.conversion.verify import verify
 from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.checkpoint.storage.restricted import read_torch_file
@@ -130,6 +131,33 @@ def test_inspect_tells_what_a_tree_is(tmp_path):
     assert (found["format"], found["step"], found["optimizer"]) == ("legacy Megatron checkpoint", 3, "yes")
     assert found["layout"] == {"tp": 2, "pp": 2, "virtual_chunks": 1} and found["args"]["num_layers"] == 4
     json.dumps(found)
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(content)
+
+
+def test_flipped_byte_is_found_by_the_checksum_of_the_container(tmp_path):
+    root, hf, _ = written(tmp_path, UNEVEN)
+    victim = sorted(root.rglob("model_optim_rng.pt"))[2]
+    tensor = read_torch_file(victim).tree["model"]["language_model.decoder.layers.0.mlp.linear_fc2.weight"]
+    flip(victim, tensor.chunks[0].position + 11)
+    with pytest.raises(ValueError, match=f"{victim.parent.name}/{victim.name}: .* does not have the checksum"):
+        convert_legacy(root, tmp_path / "out", str(hf))
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_flipped_byte_in_a_bin_file(tmp_path):
+    exact = trees.write_hf_folder(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    victim = tmp_path / "hf" / "pytorch_model.bin"
+    torch.save(trees.rounded(exact), victim)
+    import_folder(tmp_path / "hf", tmp_path / "good")
+    flip(victim, read_torch_file(victim).tree["lm_head.weight"].chunks[0].position)
+    with pytest.raises(ValueError, match="pytorch_model.bin: .* does not have the checksum"):
+        import_folder(tmp_path / "hf", tmp_path / "bad")
 
 
 def test_missing_rank(tmp_path):
