@@ -14,7 +14,7 @@ from megatron_rb.checkpoint.conversion.migrate import portable_common
 from megatron_rb.checkpoint.conversion.outcome import COMPARING
 from megatron_rb.checkpoint.conversion.stream import Job, Piece, Progress, Silent, Target, TensorCopy
 from megatron_rb.checkpoint.conversion.workspace import in_parallel
-from megatron_rb.checkpoint.hf.folder import find_tensors, match_tensors
+from megatron_rb.checkpoint.hf.folder import find_tensors
 from megatron_rb.checkpoint.hf.names import canonical_name
 from megatron_rb.checkpoint.manifest import find_checkpoint, find_side_files
 from megatron_rb.checkpoint.storage.tensors import open_files
@@ -123,12 +123,23 @@ def _checkpoint_tensors(side: Side, hf: str) -> dict[str, Target]:
 
 def _hf_tensors(side: Side, hf: str) -> dict[str, Target]:
     if side.checkpoint is None:
-        found = find_tensors(side.path)
-        known = match_tensors(side.path, found, load_shape(side.path), allow_drop=()).tensors
-        return {name: Target(name, t.dtype, t.shape, (Piece.whole(t),)) for name, t in known.items()}
+        return _folder_tensors(side.path)
     shape = load_shape(find_side_files(side.checkpoint, hf))
     targets = export_targets(shape, model_tensors(side.checkpoint, shape), None)
     return {canonical_name(target.name): target for target in targets}
+
+
+def _folder_tensors(folder: Path) -> dict[str, Target]:
+    """Everything in a Hugging Face folder, known or not; a tied head is the embedding and counted once."""
+    tied = load_shape(folder).text.tied_embeddings
+    targets: dict[str, Target] = {}
+    for stored_name, tensor in find_tensors(folder).items():
+        name = canonical_name(stored_name)
+        if name in targets:
+            raise ValueError(f"{folder} holds {name} twice, under two releases' names")
+        if not (tied and name == "lm_head.weight"):
+            targets[name] = Target(name, tensor.dtype, tensor.shape, (Piece.whole(tensor),))
+    return targets
 
 
 def _digest(target: Target, job: Job) -> tuple[str, int]:
