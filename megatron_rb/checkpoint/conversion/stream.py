@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from threading import Event, local
 from typing import Protocol
 
 import numpy as np
@@ -56,6 +56,17 @@ class Job:
     stop: Event = field(default_factory=Event)
     known: Mapping[str, str] = field(default_factory=dict)
     """Checksums that the source's own manifest gives for its tensors, by name."""
+
+    _buffers: local = field(default_factory=local, repr=False)
+
+    def buffer(self, num_bytes: int) -> memoryview:
+        """This thread's block of memory: valid until it asks again. Fresh memory for each block would cost as much as
+        copying into it.
+        """
+        held = getattr(self._buffers, "held", None)
+        if held is None or len(held) < num_bytes:
+            held = self._buffers.held = np.empty(max(num_bytes, BLOCK_BYTES), np.uint8).data
+        return held[:num_bytes]
 
     def check_source(self, tensor: StoredTensor, found: str) -> None:
         """Raise DamagedFile when a tensor is not what the source's manifest says."""
@@ -181,9 +192,8 @@ class TensorCopy:
 
     def _piece_blocks(self, piece: Piece, own: Checksum | None) -> Iterator[memoryview]:
         tensor = piece.tensor
-        buffer = np.empty(max(BLOCK_BYTES, tensor.row_bytes), np.uint8).data
         for start, count in row_blocks(piece.count, tensor.row_bytes):
-            block = buffer[: count * tensor.row_bytes]
+            block = self.job.buffer(count * tensor.row_bytes)
             self.job.pool.read_rows(tensor, piece.start + start, count, block)
             if own is not None:
                 own.update(block)
@@ -212,9 +222,8 @@ def tensor_checksum(tensor: StoredTensor, job: Job, doing: str = "") -> str:
     """Checksum of the bytes of a stored tensor, in row-major order."""
     result = Checksum()
     tensor = tensor.with_short_rows()
-    buffer = np.empty(max(BLOCK_BYTES, tensor.row_bytes), np.uint8).data
     for start, count in row_blocks(tensor.num_rows, tensor.row_bytes):
-        block = buffer[: count * tensor.row_bytes]
+        block = job.buffer(count * tensor.row_bytes)
         job.pool.read_rows(tensor, start, count, block)
         result.update(block)
         if doing:

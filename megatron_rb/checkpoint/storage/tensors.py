@@ -13,7 +13,7 @@ from threading import Lock
 import numpy as np
 import torch
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 2 << 20
 """Bytes that are read, hashed and written at a time: large enough for a disk, small enough for a cache."""
 INTEGERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 """numpy type that moves elements of a size without touching their bits."""
