@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from megatron_rb.checkpoint.convert import copy_side_files
+from megatron_rb.checkpoint.fence import Fence
 from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.checkpoint.sharded import TrainingState
 from megatron_rb.config.derive import Derived, derive, derive_steps
@@ -19,9 +20,11 @@ from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import StepLoader
 from megatron_rb.data.packing import Budget
 from megatron_rb.layout import PipelineLayout
+from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.writers import build_writers
 from megatron_rb.models.robobrain.build import default_layout
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
+from megatron_rb.parallel.attempt import Attempt
 from megatron_rb.parallel.groups import (
     Place,
     build_groups,
@@ -41,7 +44,7 @@ from megatron_rb.train.task import Task
 logger = logging.getLogger(__name__)
 
 
-def assemble(config: Config, platform: Platform) -> Run:
+def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: Attempt) -> Run:
     """Check everything that can be checked, then build the run and restore its newest checkpoint, if there is one.
 
     Raises:
@@ -63,7 +66,10 @@ def assemble(config: Config, platform: Platform) -> Run:
     schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, train_steps)
     runner = Runner(trainable.chunks, shape, place, platform.current_device())
     task = _task(config, derived, runner, training, evaluation, ledger)
-    checkpoints = CheckpointManager(derived.checkpoint_dir, config.checkpoint.keep_last, config.checkpoint.asynchronous)
+    checkpoints = CheckpointManager(
+        derived.checkpoint_dir, config.checkpoint.keep_last, config.checkpoint.asynchronous,
+        fence=Fence(attempt.id, attempt.fence) if attempt.fence is not None else None,
+    )  # fmt: skip
     state = _training_state(config, shape, layout, place, platform, trainable, schedule, task)
     first_step = _resume(config, checkpoints, state)
     if place.rank == 0:
@@ -71,7 +77,7 @@ def assemble(config: Config, platform: Platform) -> Run:
     writer = build_writers(config.metrics, derived.run_dir, train_steps, first_step, place.rank == 0)
     return Run(
         config, place, platform, trainable.chunks, trainable.optimizer, schedule, task, checkpoints, writer,
-        train_steps, state, step=first_step, saved_step=first_step if first_step else -1,
+        train_steps, state, heartbeat, step=first_step, saved_step=first_step if first_step else -1,
     )  # fmt: skip
 
 
@@ -130,6 +136,7 @@ def _training_state(
 
 def _resume(config: Config, checkpoints: CheckpointManager, state: TrainingState) -> int:
     """Step the run continues from; 0 for a new run."""
+    checkpoints.take_over()
     newest = checkpoints.latest()
     if newest is None:
         return 0

@@ -30,6 +30,7 @@ def train(run: Run) -> bool:
             run.step += 1
             totals = run.totals(results, data.micro_batches, stop.requested)
             run.report(data, totals, rates, grad_norm, start)
+            run.heartbeat.finish_step(run.step)
             if run.due(config.schedule.eval_every):
                 run.evaluate()
             if run.due(config.checkpoint.save_every):

@@ -17,6 +17,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.checkpoint.sharded import TrainingState
 from megatron_rb.config.schema import Config
+from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.record import EvalRecord, StepRecord
 from megatron_rb.metrics.writers import Writer
 from megatron_rb.models.robobrain.inputs import MicroBatch
@@ -42,6 +43,7 @@ class Run:
     writer: Writer
     train_steps: int
     state: TrainingState
+    heartbeat: Heartbeat
     step: int = 0
     saved_step: int = -1
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -93,7 +95,8 @@ class Run:
     def evaluate(self) -> dict[str, float]:
         """Evaluate the present weights once."""
         if self.step not in self.evaluations:
-            values = self.task.evaluate()
+            with self.heartbeat.during("evaluate"):
+                values = self.task.evaluate()
             self.evaluations[self.step] = values
             if values:
                 self.writer.write_eval(EvalRecord(self.step, values))
@@ -102,12 +105,14 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of the present step, once."""
         if self.saved_step != self.step:
-            self.checkpoints.save(self.step, self.state)
+            with self.heartbeat.during("checkpoint"):
+                self.checkpoints.save(self.step, self.state)
             self.saved_step = self.step
 
     def close(self) -> None:
         """Complete what is still being written."""
-        self.checkpoints.close()
+        with self.heartbeat.during("checkpoint"):
+            self.checkpoints.close()
         self.writer.close()
         self.task.close()
 
