@@ -25,10 +25,12 @@ from typing import Any
 from megatron_rb.launch.beats import Beats, Hang, remove_earlier
 from megatron_rb.launch.job import JobSpec, load_job
 from megatron_rb.launch.limits import Limits
-from megatron_rb.launch.plan import AttemptPlan, beats_dir, load_plan, owner
+from megatron_rb.launch.plan import AttemptPlan, beats_dir, load_plan, owner, sign_of_life
 from megatron_rb.launch.topology import rank_table
 
 POLL_SECONDS, REPORT_SECONDS, FENCE_SECONDS = 0.1, 0.5, 1.0
+LOOP_FACTOR = 2.0
+"""Times the silence of a machine, until the process that keeps the run going is taken to be gone."""
 GIVE_UP_SECONDS = 10.0
 """After a kill; processes that do not even die then cannot be helped."""
 
@@ -47,15 +49,18 @@ class Agent:
         self.hang: Hang | None = None
         self.reported_at = self.fenced_at = 0.0
         self.killed_at = float("inf")
+        self.loop_sign, self.loop_seen_at, self.rescued = 0, time.monotonic(), False
 
     def run(self) -> None:
         self._catch_signals()
         killed = remove_earlier(self.job.run_id, self.beats.folder, self.plan.id)
         self._say("hello", ranks=self.ranks, step_id=os.environ.get("SLURM_STEP_ID", ""), killed=killed)
         try:
-            while len(self.beats.exits) < len(self.ranks) and time.monotonic() < self.killed_at + GIVE_UP_SECONDS:
+            while not self._all_ended() and time.monotonic() < self.killed_at + GIVE_UP_SECONDS:
                 self._turn()
                 time.sleep(POLL_SECONDS)
+            if self.starter is None:
+                self._wait_for_loop()
         finally:
             self._end_starter()
             shutil.rmtree(self.beats.folder, ignore_errors=True)
@@ -84,9 +89,40 @@ class Agent:
             self.fenced_at = now
             if owner(self.job.run_dir) != self.plan.id:
                 self._obey("kill")  # another attempt owns the run
+            if self.starter is None:
+                self._look_for_loop(now)
         if now - self.reported_at > REPORT_SECONDS:
             self.reported_at = now
             self._report()
+
+    def _all_ended(self) -> bool:
+        return len(self.beats.exits) == len(self.ranks) or self.rescued
+
+    def _wait_for_loop(self) -> None:
+        """Leave only when the loop was seen after the last rank has ended: nobody else would see that it is gone."""
+        seen = self.loop_seen_at
+        while self.loop_seen_at == seen and not self.rescued and self.killed_at == float("inf"):
+            self._look_for_loop(time.monotonic())
+            time.sleep(POLL_SECONDS)
+
+    def _look_for_loop(self, now: float) -> None:
+        """Slurm keeps a job that lost its batch host, and with it the loop: have it queued again from here."""
+        try:
+            sign = sign_of_life(self.job.run_dir).stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if sign != self.loop_sign:
+            self.loop_sign, self.loop_seen_at = sign, now
+        if now - self.loop_seen_at < LOOP_FACTOR * self.job.patience.silence:
+            return
+        self.rescued = True
+        self._obey("kill")
+        claim = self.job.launch_dir / f"rescue_{self.plan.number}"
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+            job_id = os.environ["SLURM_JOB_ID"]
+            for words in (["requeue", job_id], ["update", f"JobId={job_id}", f"ExcNodeList={self.plan.loop_node}"]):
+                subprocess.run(["scontrol", *words], timeout=30)
 
     def _report(self) -> None:
         beats = {rank: progress.beat for rank, progress in self.beats.progress.items()}

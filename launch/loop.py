@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from megatron_rb.launch.job import JobSpec, write_whole
-from megatron_rb.launch.plan import AttemptPlan, fence_file, owner
+from megatron_rb.launch.plan import AttemptPlan, fence_file, owner, sign_of_life
 from megatron_rb.launch.record import (
     COMPLETED,
     FAILED,
@@ -27,7 +27,7 @@ from megatron_rb.launch.record import (
     read_steps,
     running_seconds,
 )
-from megatron_rb.launch.verdict import Verdict, judge
+from megatron_rb.launch.verdict import judge
 from megatron_rb.launch.watch import AttemptResult, RankState, lost_steps
 
 STOP_FILE = "stop"
@@ -72,6 +72,8 @@ class Loop:
     def run(self) -> int:
         self._close_orphaned_attempt()
         while True:
+            if self.signals:
+                return self._stopped()
             nodes = self._find_nodes()
             if len(nodes) < self.job.nodes:
                 return self._without_enough_nodes(nodes)
@@ -84,8 +86,6 @@ class Loop:
             if result.outcome == "stopped":
                 return self._stopped()
             verdict = judge(self.record.attempts[self.record.launched_at :], self.job.max_retries)
-            if self.signals:
-                verdict = Verdict(False, f"{verdict.reason}, while it was being stopped")
             if not verdict.retry:
                 assert result.failure is not None
                 return self._end(FAILED, verdict.reason, result.failure.code)
@@ -99,7 +99,10 @@ class Loop:
     def publish(self, ranks: Mapping[int, RankState]) -> None:
         """Write where every rank is, for `rb launch action=status`."""
         states = {rank: [state.phase, state.step, dict(state.sections)] for rank, state in ranks.items()}
-        write_whole(self.job.launch_dir / "ranks.json", json.dumps({"time": now(), "ranks": states}))
+        write_whole(
+            sign_of_life(self.job.run_dir),
+            json.dumps({"time": now(), "attempt": len(self.record.attempts), "ranks": states}),
+        )
 
     def _find_nodes(self) -> list[str]:
         held = self.engine.machines()
@@ -131,7 +134,8 @@ class Loop:
         number = len(self.record.attempts) + 1
         address, port = self.engine.place_for_rank_zero(nodes[0], number)
         attempt_id = f"{self.job.run_id}/{number}-{secrets.token_hex(3)}"
-        plan = AttemptPlan(number, attempt_id, tuple(nodes), address, port, dict(self.record.slowest))
+        here = os.environ.get("SLURMD_NODENAME", "")
+        plan = AttemptPlan(number, attempt_id, tuple(nodes), address, port, dict(self.record.slowest), here)
         note = AttemptNote(number, plan.id, list(nodes), now(), newest_checkpoint(self.job.checkpoint_dir), self.job_id)
         self.record.attempts.append(note)
         self.record.state, self.record.reason = RUNNING, ""

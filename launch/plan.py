@@ -23,6 +23,8 @@ class AttemptPlan:
     master_port: int
     slowest: dict[str, float] = field(default_factory=dict)
     """See `Limits`."""
+    loop_node: str = ""
+    """Machine of the process that keeps the run going."""
 
     def save(self, run_dir: Path) -> None:
         """Write the plan and make this the attempt that owns the run."""
@@ -42,6 +44,11 @@ def plan_file(run_dir: Path, number: int) -> Path:
 def fence_file(run_dir: Path) -> Path:
     """Holds the id of the attempt that owns the run."""
     return run_dir / "launch" / "attempt"
+
+
+def sign_of_life(run_dir: Path) -> Path:
+    """File that the process which keeps the run going changes all the time."""
+    return run_dir / "launch" / "ranks.json"
 
 
 def owner(run_dir: Path) -> str:

@@ -21,7 +21,8 @@ from megatron_rb.launch.record import newest_checkpoint
 from megatron_rb.launch.topology import rank_table
 from megatron_rb.launch.verdict import class_of_exit
 
-TURN_SECONDS, DUMP_SECONDS, FENCE_SECONDS, END_SECONDS = 0.1, 1.5, 1.0, 10.0
+TURN_SECONDS, DUMP_SECONDS, FENCE_SECONDS, END_SECONDS, ASK_AGAIN_SECONDS = 0.1, 1.5, 1.0, 10.0, 2.0
+PUBLISH_SECONDS = 0.5
 START_SECONDS = 120.0
 """For a machine to report for the first time."""
 
@@ -102,7 +103,7 @@ class AttemptWatch:
         """What srun or ssh said themselves."""
         self.failure: Failure | None = None
         self.first_step_at: float | None = None
-        self.handled = 0
+        self.asked_at = float("-inf")
         self.end_at = float("inf")
         self.lost = False
         self.started = time.monotonic()
@@ -122,7 +123,7 @@ class AttemptWatch:
         return self._result()
 
     def _wait(self, channels: Sequence[Channel], selector: selectors.BaseSelector) -> None:
-        slow_at, was_ended = 0.0, False
+        slow_at, published_at, was_ended = 0.0, 0.0, False
         while True:
             for key, _ in selector.select(timeout=TURN_SECONDS):
                 if not self._read(key.fd):
@@ -137,9 +138,11 @@ class AttemptWatch:
             now = time.monotonic()
             self._pass_signals(channels)
             self._find_silent_nodes(now)
+            if now - published_at > PUBLISH_SECONDS:
+                published_at = now
+                self.publish(self.ranks)
             if now - slow_at > FENCE_SECONDS:
                 slow_at = now
-                self.publish(self.ranks)
                 self.lost = owner(self.job.run_dir) != self.plan.id
             if self.failure is not None and self.end_at == float("inf"):
                 self._begin_end(channels, now)
@@ -240,8 +243,9 @@ class AttemptWatch:
                 self.failure = Failure("node", f"{text}: {self._last_words()}", 1, None, node)
 
     def _pass_signals(self, channels: Sequence[Channel]) -> None:
-        while self.handled < len(self.signals):
-            self.handled += 1
+        now = time.monotonic()
+        if self.signals and now - self.asked_at > ASK_AGAIN_SECONDS:
+            self.asked_at = now
             self.starter.order(channels, "stop")
 
     def _blame_channels(self, channels: Sequence[Channel]) -> None:

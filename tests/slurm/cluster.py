@@ -50,7 +50,7 @@ class ClusterOptions:
     """Run MariaDB and slurmdbd, so that `sacct` answers."""
     slurmd_timeout: int = 30
     """Seconds after which Slurm itself notices that a node is gone."""
-    requeue_delay: int = 2
+    requeue_delay: int = 5
     """Seconds a requeued job waits at least (life time of a credential)."""
     extra: tuple[str, ...] = ()
     """Further lines of slurm.conf; `{folder}` is replaced."""
