@@ -138,10 +138,13 @@ def requeue(run_dir: Path) -> int:
         raise ValueError(
             f"only a run of cluster=slurm can be queued again, {run_dir} is one of {job.engine}; use action=run"
         )
-    state, _ = present_state(record)
+    state, reason = present_state(record)
     if state == RUNNING:
         slurm.ask_to_save(record.job_id)
         print(f"{record.run_id}: job {record.job_id} saves and is queued again")
+    elif state == QUEUED and "held" in reason:
+        slurm.release(record.job_id)
+        print(f"{record.run_id}: job {record.job_id} was held and is released")
     elif state == QUEUED:
         print(f"{record.run_id}: job {record.job_id} is queued already")
     else:

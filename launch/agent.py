@@ -28,7 +28,7 @@ from megatron_rb.launch.limits import Limits
 from megatron_rb.launch.plan import AttemptPlan, beats_dir, load_plan, owner, sign_of_life
 from megatron_rb.launch.topology import rank_table
 
-POLL_SECONDS, REPORT_SECONDS, FENCE_SECONDS = 0.1, 0.5, 1.0
+POLL_SECONDS, REPORT_SECONDS, FENCE_SECONDS = 0.1, 0.5, 0.3
 LOOP_FACTOR = 2.0
 """Times the silence of a machine, until the process that keeps the run going is taken to be gone."""
 GIVE_UP_SECONDS = 10.0

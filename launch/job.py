@@ -79,6 +79,8 @@ class JobSpec:
     checkpoint_dir: Path = Path("checkpoints")
     tp_size: int = 1
     pp_size: int = 1
+    after: str = ""
+    """Slurm job that must have finished well before this one starts; empty = none."""
     node_env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """By machine, after `env`."""
     secrets: tuple[str, ...] = ()

@@ -191,7 +191,7 @@ class Loop:
         return code
 
     def _save(self) -> None:
-        if owner(self.job.run_dir) == self.held:  # else it belongs to a later attempt now
+        if owner(self.job.run_dir).startswith(self.held):  # else it belongs to a later attempt now
             self.record.save(self.job.run_dir)
 
     def _close_orphaned_attempt(self) -> None:

@@ -46,6 +46,11 @@ def fence_file(run_dir: Path) -> Path:
     return run_dir / "launch" / "attempt"
 
 
+def give_up_ownership(run_dir: Path, plan: AttemptPlan) -> None:
+    """End the attempt: its supervisors kill their ranks when they see this, and nothing of it may write any more."""
+    write_whole(fence_file(run_dir), f"{plan.id}/ended")
+
+
 def sign_of_life(run_dir: Path) -> Path:
     """File that the process which keeps the run going changes all the time."""
     return run_dir / "launch" / "ranks.json"

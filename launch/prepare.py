@@ -46,10 +46,27 @@ def build_job(config: Config, derived: Derived) -> JobSpec:
         engine=cluster.name, launcher=_launcher(config), nodes=cluster.nodes, spare_nodes=cluster.spare_nodes,
         max_retries=cluster.max_retries, python=python, host_python=cluster.host_python or python,
         work_dir=Path.cwd(), checkpoint_dir=Path(os.path.abspath(derived.checkpoint_dir)), tp_size=derived.tp_size,
-        pp_size=derived.pp_size, node_env=_node_environments(config, hosts), secrets=tuple(cluster.secrets),
+        pp_size=derived.pp_size, after=_job_before(config), node_env=_node_environments(config, hosts),
+        secrets=tuple(cluster.secrets),
         patience=Patience(
             cluster.grace_seconds, cluster.silence_seconds, cluster.hang_seconds, cluster.return_seconds
         ),
+        ssh=SshSpec(hosts, tuple(cluster.ssh.options), cluster.ssh.fan_out, cluster.ssh.connect_seconds),
+    )  # fmt: skip
+    _check_nodes(job)
+    return job
+
+
+def job_for_machines(config: Config) -> JobSpec:
+    """A job for `rb doctor`: the machines of a config, without a model, data or run folder."""
+    cluster = config.cluster
+    processes = cluster.processes_per_node or 2
+    hosts = _hosts(config, processes)
+    python = cluster.python or sys.executable
+    job = JobSpec(
+        module="", arguments=(), processes=processes, run_dir=Path(), master_addr=cluster.master_addr,
+        master_port=cluster.master_port, env=_environment(cluster.env), engine=cluster.name,
+        nodes=len(hosts) or cluster.nodes, python=python, work_dir=Path.cwd(),
         ssh=SshSpec(hosts, tuple(cluster.ssh.options), cluster.ssh.fan_out, cluster.ssh.connect_seconds),
     )  # fmt: skip
     _check_nodes(job)
@@ -99,6 +116,21 @@ def _comes_later(config: Config, path: str) -> bool:
     """Whether a run that this one waits for will have written the path."""
     after = config.cluster.after
     return bool(after) and not after.isdigit() and Path(os.path.abspath(path)).is_relative_to(os.path.abspath(after))
+
+
+def _job_before(config: Config) -> str:
+    """The Slurm job of the run that `cluster.after` names by its folder."""
+    after = config.cluster.after
+    if not after or after.isdigit():
+        return after
+    if config.cluster.name != "slurm":
+        raise ValueError(
+            f"cluster.after is for cluster=slurm, this is cluster={config.cluster.name}; start the runs in turn"
+        )
+    before = load_record(Path(after))
+    if before is None or not before.job_id:
+        raise ValueError(f"cluster.after: {after} is not the folder of a submitted run; submit that one first")
+    return before.job_id
 
 
 def _launcher(config: Config) -> str:

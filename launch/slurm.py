@@ -112,6 +112,11 @@ def ask_to_save(job_id: str) -> None:
     _run("scancel", "--batch", "--signal=USR1", job_id)
 
 
+def release(job_id: str) -> None:
+    """Let a held job start."""
+    _run("scontrol", "release", job_id)
+
+
 def requeue(job_id: str) -> None:
     """Have a job end and start again."""
     _run("scontrol", "requeue", job_id)
@@ -204,8 +209,14 @@ class SlurmEngine:
 
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         """End the step on the nodes that still answer, without waiting for one that does not."""
-        _try("scancel", "--signal=KILL", *self._steps())
-        process.terminate()
+        if process.poll() is None:
+            steps = self._steps()
+            if steps:  # not waited for: a node that is gone would hold it up
+                subprocess.Popen(
+                    ["scancel", "--quiet", "--signal=KILL", *steps], start_new_session=True,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+            process.terminate()
 
     def _steps(self) -> list[str]:
         """Steps of this job that run ranks; only its own, by id."""

@@ -119,7 +119,8 @@ def _slurm_state(record: RunRecord) -> tuple[str, str]:
     if job is None:
         return FAILED, f"Slurm does not know job {record.job_id} any more, and the run did not say how it ended"
     if job.state == QUEUED:
-        return QUEUED, record.reason or f"Slurm: {job.word}, {job.reason}"
+        waits = f"Slurm: {job.word}, {job.reason}"
+        return QUEUED, f"{record.reason}; {waits}" if record.reason else waits
     if job.state == RUNNING:
         return (RUNNING if record.attempts else QUEUED), record.reason
     return job.state, f"Slurm: {job.word}" + (f", {job.reason}" if job.reason not in ("", "None") else "")

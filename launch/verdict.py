@@ -54,9 +54,8 @@ def judge(attempts: Sequence[AttemptNote], max_retries: int) -> Verdict:
 
 def _same_place(before: AttemptNote, last: AttemptNote) -> bool:
     """A program that fails at the same step again fails by itself, and not by its machine."""
-    by_itself = ("rank", "hang")
-    same = before.kind in by_itself and last.kind in by_itself and before.last_step == last.last_step
-    return same and before.phase == last.phase
+    by_itself = last.kind in ("rank", "hang") and before.kind == last.kind
+    return by_itself and (before.last_step, before.phase) == (last.last_step, last.phase)
 
 
 def _without_progress(attempts: Sequence[AttemptNote]) -> int:

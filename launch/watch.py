@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.limits import Limits
-from megatron_rb.launch.plan import AttemptPlan, owner
+from megatron_rb.launch.plan import AttemptPlan, give_up_ownership, owner
 from megatron_rb.launch.record import newest_checkpoint
 from megatron_rb.launch.topology import rank_table
 from megatron_rb.launch.verdict import class_of_exit
 
 TURN_SECONDS, DUMP_SECONDS, FENCE_SECONDS, END_SECONDS, ASK_AGAIN_SECONDS = 0.1, 1.5, 1.0, 10.0, 2.0
-PUBLISH_SECONDS = 0.5
+PUBLISH_SECONDS, KILL_SECONDS = 0.5, 1.5
 START_SECONDS = 120.0
 """For a machine to report for the first time."""
 
@@ -104,7 +104,7 @@ class AttemptWatch:
         self.failure: Failure | None = None
         self.first_step_at: float | None = None
         self.asked_at = float("-inf")
-        self.end_at = float("inf")
+        self.end_at = self.failed_at = float("inf")
         self.lost = False
         self.started = time.monotonic()
         self.unfinished: dict[int, bytes] = {}
@@ -144,7 +144,7 @@ class AttemptWatch:
             if now - slow_at > FENCE_SECONDS:
                 slow_at = now
                 self.lost = owner(self.job.run_dir) != self.plan.id
-            if self.failure is not None and self.end_at == float("inf"):
+            if self.failure is not None and self.end_at == float("inf") and self._is_explained(now):
                 self._begin_end(channels, now)
             if self.lost or now > self.end_at:
                 return
@@ -152,25 +152,52 @@ class AttemptWatch:
     def _begin_end(self, channels: Sequence[Channel], now: float) -> None:
         """Kill at once, or after the stacks of a hang are written."""
         assert self.failure is not None
-        wait = 0.0
+        self.end_at = now
         if self.failure.kind == "hang":
             self.starter.order(channels, "dump")
-            wait = DUMP_SECONDS
-        elif self.failure.kind in ("rank", "configuration"):
-            wait = 0.3  # others may report the same fault, with a better cause
-        self.end_at = now + wait
+            self.end_at += DUMP_SECONDS
+
+    def _is_explained(self, now: float) -> bool:
+        """A rank may fail because the machine of another one is gone: wait until every machine has spoken since."""
+        assert self.failure is not None
+        if self.failure.kind != "rank":
+            return True
+        self.failed_at = min(self.failed_at, now)
+        unheard = [node for node in self._unfinished_nodes() if self.heard.get(node, self.started) <= self.failed_at]
+        silent = [node for node in unheard if now - self.heard.get(node, self.started) > self.job.patience.silence]
+        if silent:
+            text = f"{silent[0]} has not answered for {self.job.patience.silence:g} s; {self.failure.text}"
+            self.failure = Failure("node", text, 1, None, silent[0])
+        return not unheard or bool(silent)
+
+    def _unfinished_nodes(self) -> list[str]:
+        return [node for node in self.plan.nodes if any(
+            state.code is None for rank, state in self.ranks.items() if self.node_of[rank] == node
+        )]  # fmt: skip
 
     def _end(self, channels: Sequence[Channel]) -> None:
         done = all(state.code is not None for state in self.ranks.values())
+        if not done and not self.lost:
+            give_up_ownership(self.job.run_dir, self.plan)
+            self._wait_for_channels(channels, KILL_SECONDS)
         if not done:
             self.starter.order(channels, "kill")
         end = time.monotonic() + END_SECONDS
+        # The supervisors leave when they have seen that this process is there to take note of the end.
+        while done and time.monotonic() < end and any(channel.process.poll() is None for channel in channels):
+            self.publish(self.ranks)
+            time.sleep(TURN_SECONDS)
         for channel in channels:
             try:
-                channel.process.wait(max(0.1, end - time.monotonic()) if done else 0.5)
+                channel.process.wait(0.5)
             except subprocess.TimeoutExpired:
                 channel.process.kill()
                 channel.process.wait()
+
+    def _wait_for_channels(self, channels: Sequence[Channel], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and any(channel.process.poll() is None for channel in channels):
+            time.sleep(TURN_SECONDS)
 
     def _read(self, descriptor: int) -> bool:
         """Take in what a channel has written; False at its end."""
@@ -232,9 +259,7 @@ class AttemptWatch:
     def _find_silent_nodes(self, now: float) -> None:
         if self.failure is not None:
             return
-        for node in self.plan.nodes:
-            if all(self.ranks[rank].code is not None for rank, place in self.node_of.items() if place == node):
-                continue  # its ranks have ended and so has its supervisor
+        for node in self._unfinished_nodes():  # where all ranks have ended the supervisor has ended too
             silent = now - self.heard.get(node, self.started)
             if node in self.heard and silent > self.job.patience.silence:
                 self.failure = Failure("node", f"{node} has not answered for {silent:.1f} s", 1, None, node)
@@ -253,10 +278,13 @@ class AttemptWatch:
         if self.failure is None:
             silent = sorted({self.node_of[rank] for rank, state in self.ranks.items() if state.code is None})
             code = next((channel.process.returncode for channel in channels if channel.process.returncode), 1)
-            named = [node for node in silent if any(re.search(rf"\b{re.escape(node)}\b", word) for word in self.words)]
+            named = re.search(r"failed on node (\S+?):", "\n".join(self.words))
+            if named is not None:
+                text = f"nothing can be started on {named[1]}: {self._last_words()}"
+                self.failure = Failure("node", text, code, None, named[1])
+                return
             text = f"{', '.join(silent)} ended without a report: {self._last_words()}"
-            started = bool(self.heard)
-            self.failure = Failure("rank" if started else "start", text, code, None, named[0] if named else "")
+            self.failure = Failure("start", text, code)
 
     def _last_words(self) -> str:
         return "; ".join(list(self.words)[-3:]) or "no message"

@@ -44,6 +44,7 @@ LEAST: dict[str, float] = {
     "checkpoint.save_every": 0,
     "checkpoint.keep_last": 0,
     "metrics.log_every": 1,
+    "metrics.compare_ranks_every": 0,
     "cluster.nodes": 1,
     "cluster.processes_per_node": 0,
     "cluster.spare_nodes": 0,

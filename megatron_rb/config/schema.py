@@ -167,6 +167,8 @@ class MetricsConfig:
     """Write TensorBoard event files."""
     plots: bool = True
     """Write a PNG of the curves into the run folder."""
+    compare_ranks_every: int = 50
+    """Steps between two comparisons of the ranks' times, which name a rank that holds the others up; 0 = never."""
 
 
 @dataclass

@@ -38,6 +38,7 @@ from megatron_rb.tasks.sft import SupervisedFineTuning
 from megatron_rb.train.build import Trainable, build_trainable
 from megatron_rb.train.run import Run, layout_state, seed_everything
 from megatron_rb.train.schedule import LearningRateSchedule
+from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import Runner
 from megatron_rb.train.task import Task
 
@@ -75,9 +76,10 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
     if place.rank == 0:
         copy_side_files(config.model.hf_path, derived.checkpoint_dir / "hf")
     writer = build_writers(config.metrics, derived.run_dir, train_steps, first_step, place.rank == 0)
+    sections = SectionTimer([chunk.module for chunk in trainable.chunks], platform, config.metrics.compare_ranks_every)
     return Run(
         config, place, platform, trainable.chunks, trainable.optimizer, schedule, task, checkpoints, writer,
-        train_steps, state, heartbeat, step=first_step, saved_step=first_step if first_step else -1,
+        train_steps, state, heartbeat, sections, step=first_step, saved_step=first_step if first_step else -1,
     )  # fmt: skip
 
 

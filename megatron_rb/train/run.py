@@ -24,6 +24,7 @@ from megatron_rb.models.robobrain.inputs import MicroBatch
 from megatron_rb.parallel.groups import Place
 from megatron_rb.platform import Platform
 from megatron_rb.train.schedule import LearningRateSchedule
+from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.task import StepBatches, Task
 from megatron_rb.train.totals import StepTotals, sum_over_world
 
@@ -44,6 +45,7 @@ class Run:
     train_steps: int
     state: TrainingState
     heartbeat: Heartbeat
+    sections: SectionTimer
     step: int = 0
     saved_step: int = -1
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -86,7 +88,19 @@ class Run:
 
     def totals(self, results, batches: Sequence[MicroBatch], stop_requested: bool) -> StepTotals:
         """Sums of the step over the world."""
-        return sum_over_world(results, batches, self.place, stop_requested)
+        start = time.perf_counter()
+        totals = sum_over_world(results, batches, self.place, stop_requested)
+        self.sections.add("wait", time.perf_counter() - start)
+        return totals
+
+    def compare_ranks(self, data: StepBatches, start: float) -> None:
+        """After a step that was measured: gather the times of all ranks and name the one that is slow."""
+        if not self.sections.active:
+            return
+        self.sections.add("data", data.wait_seconds)
+        self.heartbeat.sections = dict(self.sections.seconds)
+        record = self.sections.gather(self.step, time.perf_counter() - start, self.place)
+        self.writer.write_ranks(record)
 
     def due(self, every: int) -> bool:
         """Is something that happens every so many steps due after this one? 0 = never before the end."""

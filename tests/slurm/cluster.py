@@ -52,6 +52,8 @@ class ClusterOptions:
     """Seconds after which Slurm itself notices that a node is gone."""
     requeue_delay: int = 5
     """Seconds a requeued job waits at least (life time of a credential)."""
+    small_disk_mb: int = 0
+    """Size of a file system of its own at `SlurmCluster.small_disk`; 0 = none."""
     extra: tuple[str, ...] = ()
     """Further lines of slurm.conf; `{folder}` is replaced."""
 
@@ -94,6 +96,10 @@ class SlurmCluster:
             (self.folder / name).mkdir()
         self.port = _free_port_range()
         try:
+            if self.options.small_disk_mb:
+                self.small_disk.mkdir()
+                size = f"size={self.options.small_disk_mb}m"
+                subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(self.small_disk)], check=True)
             self._write_files()
             self._start_all()
         except BaseException:
@@ -117,6 +123,16 @@ class SlurmCluster:
     def ssh_config(self) -> Path:
         """`ssh -F <this> node2`."""
         return self.folder / "ssh_config"
+
+    @property
+    def small_disk(self) -> Path:
+        """A file system that is soon full."""
+        return self.folder / "small"
+
+    @property
+    def broken_prolog(self) -> Path:
+        """While this file names a node, Slurm's prolog fails there."""
+        return self.folder / "broken_prolog"
 
     def command(self, *words: str, timeout: float = 30, check: bool = True) -> str:
         """Run a command of Slurm on the submitting side and return its output."""
@@ -175,6 +191,8 @@ class SlurmCluster:
                 process.kill()
                 process.wait()
         self.daemons.clear()
+        if self.small_disk.is_mount():
+            subprocess.run(["umount", "-l", str(self.small_disk)], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _idle(self) -> list[str]:
@@ -254,6 +272,9 @@ class SlurmCluster:
         switches.append(f"SwitchName=spine Switches=leaf[1-{len(leaves)}]")
         (folder / "topology.conf").write_text("\n".join([*switches, ""]))
         (folder / "plugstack.conf").touch()
+        prolog = f'#!/bin/sh\n! grep -qsx "$SLURMD_NODENAME" {self.broken_prolog}\n'
+        (folder / "prolog").write_text(prolog)
+        (folder / "prolog").chmod(0o755)
         (folder / "slurm.conf").write_text("\n".join([*self._slurm_conf(), ""]))
         if _slurm_version() >= (23, 11):
             (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
@@ -289,6 +310,7 @@ class SlurmCluster:
             "SlurmdParameters=config_overrides", "SlurmctldTimeout=10", f"SlurmdTimeout={options.slurmd_timeout}",
             "InactiveLimit=0", "KillWait=5", "MinJobAge=3600", "CompleteWait=0", "WaitTime=0", "MessageTimeout=10",
             "ReturnToService=2", "JobRequeue=1", f"AccountingStorageType=accounting_storage/{storage}",
+            f"Prolog={folder}/prolog", "PrologFlags=Alloc",
             "JobCompType=jobcomp/none", "TopologyPlugin=topology/tree", f"PlugStackConfig={folder}/plugstack.conf",
             *(line.format(folder=folder) for line in options.extra), *nodes,
             "PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP",

@@ -16,7 +16,7 @@ from megatron_rb.launch.record import RunRecord, load_record, read_steps
 from tests.slurm.cluster import SlurmCluster, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STEPS = 16
+STEPS = 32
 
 
 def model_settings(inputs: Path) -> list[str]:
@@ -24,7 +24,7 @@ def model_settings(inputs: Path) -> list[str]:
     return [
         f"model.hf_path={inputs / 'hf'}", "model.dtype=fp32", f"data.train=[{inputs / 'heldout.jsonl'}]",
         "data.seq_length=512", "data.max_patches=1024", "data.global_batch_size=6", "checkpoint.init=random",
-        "optimizer.lr=1e-3", f"schedule.train_steps={STEPS}", "checkpoint.save_every=4",
+        "optimizer.lr=1e-3", f"schedule.train_steps={STEPS}", "checkpoint.save_every=8",
         "checkpoint.asynchronous=false", "metrics.tensorboard=false", "metrics.plots=false", "platform.name=cpu",
         "parallel.tp_size=1", "parallel.pp_size=2", "parallel.layout=P v | v M E t*3 L", "cluster.grace_seconds=20",
     ]  # fmt: skip
@@ -98,6 +98,17 @@ class TinyRun:
         found = self.cluster.execute(node, "pgrep", "-f", f"train.main --config {self.run_dir}/config.yaml").split()
         assert found, f"no rank on {node}:\n{self.story()}"
         self.cluster.execute(node, "kill", f"-{signal}", *found)
+
+    def environment_of_rank(self, node: str) -> dict[str, str]:
+        """Environment of a training process on a node."""
+        assert self.cluster is not None
+        pids = self.cluster.execute(node, "pgrep", "-f", f"train.main --config {self.run_dir}/config.yaml").split()
+        words = self.cluster.execute(node, "cat", f"/proc/{pids[0]}/environ").split("\0")
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def process_environment(self) -> dict[str, str]:
+        """For a process that is started by hand."""
+        return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **self._environment()}
 
     def kinds(self) -> list[str]:
         """Why each attempt failed; empty = it did not."""

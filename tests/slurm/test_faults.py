@@ -1,28 +1,47 @@
 """One job meets one fault after the other, and ends with the losses of a run that met none."""
 
+import contextlib
+import re
+
 import pytest
 
 from tests.slurm.cluster import wait_for
 from tests.slurm.runs import TinyRun, same_curve
 
 pytestmark = pytest.mark.timeout(240)
+ODD = "a 'b'  \"c\" $HOME\n`two` \\ lines é"
 
 
 @pytest.fixture(scope="module")
 def spared(patient_cluster, inputs, tmp_path_factory):
-    """Two nodes and a spare: a rank is killed, a rank hangs, a node loses its power."""
-    settings = ["cluster=slurm", "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.spare_nodes=1"]
-    run = TinyRun(inputs, tmp_path_factory.mktemp("spared") / "run", patient_cluster, settings).start()
-    run.wait_step(5)
+    """Two nodes and a spare: a rank is killed, the disk is full, a rank hangs, a node loses its power."""
+    disk = patient_cluster.small_disk
+    settings = [
+        "cluster=slurm", "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.spare_nodes=1",
+        f"checkpoint.dir={disk}/checkpoints",
+    ]  # fmt: skip
+    folder = tmp_path_factory.mktemp("spared")
+    run = TinyRun(inputs, folder / "run", patient_cluster, [*settings, f"cluster.env={{ODD: {_quoted(ODD)}}}"])
+    run.start()
+    run.wait_step(9)
     run.signal_ranks(run.nodes()[1], "KILL")
     run.wait_attempt(2)
-    run.signal_ranks(run.nodes()[0], "STOP")
+    fill(disk / "ballast")
+    wait_for(lambda: run.record.attempts[1].ended is not None, 60, run.story)
+    published = sorted(
+        path.name for path in (disk / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)
+    )
+    (disk / "ballast").unlink()
     run.wait_attempt(3)
+    run.wait_step(17)
+    environment = run.environment_of_rank(run.nodes()[1])
+    run.signal_ranks(run.nodes()[1], "STOP")
+    run.wait_attempt(4)
     lost = run.nodes()[1]
     patient_cluster.power_off(lost)
     run.wait_state("COMPLETED")
     patient_cluster.power_on(lost)
-    return run, lost
+    return run, lost, published, environment
 
 
 def test_faults_do_not_change_the_losses(spared, undisturbed):
@@ -30,80 +49,105 @@ def test_faults_do_not_change_the_losses(spared, undisturbed):
 
 
 def test_every_fault_is_recognised(spared):
-    run, lost = spared
-    assert run.kinds() == ["rank", "hang", "node", ""], run.story()
-    killed, hung, gone, _ = run.record.attempts
+    run, lost, _, _ = spared
+    assert run.kinds() == ["rank", "rank", "hang", "node", ""], run.story()
+    killed, _, hung, gone, _ = run.record.attempts
     assert (killed.rank, killed.exit_code) == (1, 137)
     assert "made no progress" in hung.cause
     assert gone.node == lost and run.record.bad_nodes == [lost]
     assert lost not in run.nodes() and len(run.nodes()) == 2
 
 
+def test_full_disk_publishes_no_half_written_checkpoint(spared):
+    run, _, published, _ = spared
+    assert published, run.story()
+    assert "No space left" in "".join((run.run_dir / f"logs/rank_{rank}.log").read_text() for rank in range(2))
+    assert run.record.attempts[2].resumed_from == int(published[-1].removeprefix("step_"))
+
+
 def test_hang_leaves_the_stacks_of_every_rank(spared):
-    folder = spared[0].run_dir / "stacks/attempt_2"
+    folder = spared[0].run_dir / "stacks/attempt_3"
     stacks = [(folder / f"rank_{rank}.txt").read_text() for rank in range(2)]
-    assert all("train/loop.py" in text and "Thread 0x" in text for text in stacks), stacks
+    assert all("train/loop.py" in text and "hread 0x" in text for text in stacks), stacks
+
+
+def test_environment_value_arrives_unchanged(spared):
+    assert spared[3]["ODD"] == ODD
 
 
 @pytest.fixture(scope="module")
 def unspared(impatient_cluster, inputs, tmp_path_factory):
-    """No spare: a node reboots, the job is told that its time is over, the batch host loses its power."""
-    settings = ["cluster=slurm", "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.return_seconds=20"]
-    run = TinyRun(inputs, tmp_path_factory.mktemp("unspared") / "run", impatient_cluster, settings).start()
+    """No spare: a node reboots, the job is warned that its time is over, its batch host and a node lose their power.
+
+    Meanwhile the slurmd of another job's only node dies. Its processes live on, deaf to the launcher.
+    """
+    folder = tmp_path_factory.mktemp("unspared")
+    settings = ["cluster=slurm", "cluster.processes_per_node=2", "schedule.train_steps=4000"]
+    split = TinyRun(inputs, folder / "split", impatient_cluster, settings).start()
+    settings = ["cluster=slurm", "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.return_seconds=6"]
+    split.wait_attempt(1)
+    deaf = split.nodes()[0]
+    for part in ("launch.batch", "launch.agent"):
+        impatient_cluster.execute(deaf, "pkill", "-STOP", "-f", f"{part} {split.run_dir}")
+    impatient_cluster.kill_slurmd(deaf)
+    split.wait_attempt(2, seconds=90)
+    wait_for(lambda: "may not write" in _log(split), 40, split.story)
+    fenced = split.record.attempts[0].id
+    split.act("stop", "--now")
+    impatient_cluster.power_off(deaf)
+    impatient_cluster.power_on(deaf)
+    run = TinyRun(inputs, folder / "run", impatient_cluster, settings).start()
     run.wait_step(3)
     rebooted = run.nodes()[1]
     impatient_cluster.power_off(rebooted)
     impatient_cluster.power_on(rebooted)
     run.wait_attempt(2)
-    job_id = run.record.job_id
-    impatient_cluster.command("scancel", "--batch", "--signal=USR1", job_id)
+    impatient_cluster.command("scancel", "--batch", "--signal=USR1", run.record.job_id)
     run.wait_attempt(3)
     batch_host = run.nodes()[0]
     impatient_cluster.power_off(batch_host)
-    run.wait_state("COMPLETED", seconds=120)
-    impatient_cluster.power_on(batch_host)
-    return run, rebooted, batch_host
+    run.wait_attempt(4, seconds=90)
+    lost = run.nodes()[1]
+    impatient_cluster.power_off(lost)
+    run.wait_attempt(5, seconds=90)
+    run.wait_state("COMPLETED", seconds=60)
+    for node in (batch_host, lost):
+        impatient_cluster.power_on(node)
+    return run, (rebooted, batch_host, lost), split, fenced
 
 
 def test_requeued_job_gives_the_same_losses(unspared, undisturbed):
     assert unspared[0].losses() == same_curve(undisturbed)
 
 
-def test_reboot_warning_and_lost_batch_host_are_recognised(unspared):
-    run, rebooted, batch_host = unspared
+def test_lost_machines_without_a_spare_are_recognised(unspared):
+    run, (rebooted, batch_host, lost), _, _ = unspared
     notes = run.record.attempts
-    assert [note.outcome for note in notes] == ["failed", "stopped", "failed", "finished"], run.story()
+    assert [note.outcome for note in notes] == ["failed", "stopped", "failed", "failed", "finished"], run.story()
     assert notes[0].kind == "node" and notes[0].node == rebooted
     assert "batch script was lost" in notes[2].cause
     assert notes[2].resumed_from == notes[1].last_step > 0
     assert batch_host not in notes[3].nodes
+    assert notes[3].kind == "node" and notes[3].node == lost
+    assert lost not in notes[4].nodes
 
 
-@pytest.fixture(scope="module")
-def split(impatient_cluster, inputs, tmp_path_factory):
-    """The slurmd of the only node dies; its processes live on, deaf to the launcher, while the job runs elsewhere."""
-    settings = ["cluster=slurm", "cluster.processes_per_node=2", "schedule.train_steps=400"]
-    run = TinyRun(inputs, tmp_path_factory.mktemp("split") / "run", impatient_cluster, settings).start()
-    run.wait_step(3)
-    node, first = run.nodes()[0], run.record.attempts[0].id
-    for part in ("launch.batch", "launch.agent"):
-        impatient_cluster.execute(node, "pkill", "-STOP", "-f", f"{part} {run.run_dir}")
-    impatient_cluster.kill_slurmd(node)
-    run.wait_attempt(2, seconds=90)
-    wait_for(lambda: "may not write" in _log(run), 40, run.story)
-    impatient_cluster.execute(node, "pkill", "-CONT", "-f", f"megatron_rb.launch.* {run.run_dir}")
-    second = run.nodes()[0]
-    run.act("stop")
-    impatient_cluster.power_off(node)
-    impatient_cluster.power_on(node)
-    return run, first, (node, second)
+def test_writer_of_a_lost_node_is_fenced_off(unspared):
+    _, _, split, fenced = unspared
+    assert f"attempt {fenced} may not write checkpoints any more" in _log(split)
+    assert split.record.state == "STOPPED"
+    assert split.record.attempts[0].nodes != split.record.attempts[1].nodes
 
 
-def test_writer_of_a_lost_node_is_fenced_off(split):
-    run, first, (node, second) = split
-    assert second != node
-    assert f"attempt {first} may not write checkpoints any more" in _log(run)
-    assert run.record.state == "STOPPED"
+def fill(file) -> None:
+    """Take what is left of a file system."""
+    with contextlib.suppress(OSError), open(file, "wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(1 << 16))
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _log(run: TinyRun) -> str:
