@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from megatron_rb.launch import slurm
 from megatron_rb.launch.batch import carry_on
 from megatron_rb.launch.folder import check_same_run, nothing_left_behind, own_folder, write_folder
 from megatron_rb.launch.job import JobSpec, load_job
+from megatron_rb.launch.local import check_port
 from megatron_rb.launch.loop import STOP_FILE
 from megatron_rb.launch.record import (
     COMPLETED,
@@ -27,7 +29,7 @@ from megatron_rb.launch.record import (
     load_record,
     now,
 )
-from megatron_rb.launch.ssh import unreachable
+from megatron_rb.launch.ssh import on_all, unreachable
 from megatron_rb.launch.status import all_runs, present_state, process_lives, run_status
 
 ACTIONS = ("run", "dryrun", "status", "logs", "stop", "requeue")
@@ -53,7 +55,7 @@ def dry_run(config: Config, job: JobSpec) -> int:
     check_same_run(config, job)
     with nothing_left_behind(job.run_dir), own_folder(job.run_dir):
         files = write_folder(config, job)
-        if job.engine == "slurm" and slurm.is_installed():
+        if job.engine == "slurm" and slurm.answers():
             print(f"# {slurm.test_only(job.launch_dir / 'job.sbatch')}")
     for path in files:
         print(f"\n# {path}\n{path.read_text().rstrip()}")
@@ -67,6 +69,8 @@ def run(config: Config, job: JobSpec, options: Options) -> int:
     follow = options.follow if options.follow is not None else job.engine == "local"
     if job.engine == "ssh":
         _check_hosts(job)
+    elif job.engine == "local" and job.master_port:
+        check_port(job.master_addr or "127.0.0.1", job.master_port)
     if job.engine == "slurm":
         return _submit(config, job, follow)
     with own_folder(job.run_dir):
@@ -245,6 +249,18 @@ def _check_hosts(job: JobSpec) -> None:
         more = f" (and {len(silent) - 1} more)" if len(silent) > 1 else ""
         raise ValueError(f"host {host}{more} does not answer: {words or 'no message'}; take it out of the "
                          f"host file, or try `ssh {' '.join(job.ssh.options)} {host} true`")  # fmt: skip
+    _check_remote_port(job, names[0])
+
+
+def _check_remote_port(job: JobSpec, host: str) -> None:
+    if not job.master_port:
+        return
+    probe = shlex.join([job.python, "-c", f"import socket; socket.socket().bind(('', {job.master_port}))"])
+    if on_all(job.ssh, [host], probe)[host].returncode:
+        raise ValueError(
+            f"port {job.master_port} of {host} is in use or {job.python} does not start there; choose another "
+            f"cluster.master_port, or 0 for a free one"
+        )
 
 
 def _check_unfinished(record: RunRecord) -> None:

@@ -80,8 +80,9 @@ def table(reports: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             f"{report['host']}: {report['platform']} x {report['devices']}, {report['cores']} cores, memory "
             f"{report['memory_free_gib']}/{report['memory_gib']} GiB free, disk {report['disk_free_gib']} GiB free, "
-            f"matmul {report['matmul_tflops']} TFLOP/s, inside {report['within'] or '-'} GB/s, to {pairs or 'nobody'} (GB/s), "
-            f"port {report['port']}" + (f"\n  {report['driver']}" if report["driver"] else "")
+            f"matmul {report['matmul_tflops']} TFLOP/s, inside {report['within'] or '-'} GB/s, "
+            f"to {pairs or 'nobody'} (GB/s), port {report['port']}"
+            + (f"\n  {report['driver']}" if report["driver"] else "")
         )
     libraries = ", ".join(f"{name} {version}" for name, version in reports[0]["libraries"].items())
     return "\n".join([*lines, f"libraries: {libraries}"])

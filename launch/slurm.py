@@ -25,7 +25,7 @@ from megatron_rb.launch.record import COMPLETED, FAILED, QUEUED, RUNNING, STOPPE
 from megatron_rb.launch.topology import choose_nodes, leaf_of_nodes
 from megatron_rb.launch.watch import AttemptResult, AttemptWatch, Channel
 
-COMMAND_SECONDS = 30
+COMMAND_SECONDS, ANSWER_SECONDS = 30, 1.5
 PORTS = (20000, 29999)
 
 _STATES = {
@@ -53,6 +53,17 @@ class JobState:
 def is_installed() -> bool:
     """Whether Slurm's command line is on this machine."""
     return shutil.which("sbatch") is not None
+
+
+def answers() -> bool:
+    """Whether this machine has Slurm's commands and a controller behind them."""
+    try:
+        return (
+            is_installed()
+            and subprocess.run(["sinfo", "-h"], capture_output=True, timeout=ANSWER_SECONDS).returncode == 0
+        )
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def submit(script: Path) -> str:

@@ -167,6 +167,10 @@ class SlurmCluster:
         """Only the daemon dies; the node's jobs live on."""
         self.execute(node, "pkill", "-KILL", "-x", "slurmd")
 
+    def declare_lost(self, node: str) -> None:
+        """Do at once what Slurm does by itself when a node has not answered for SlurmdTimeout."""
+        self.command("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+
     def wait_idle(self, count: int, seconds: float = 60) -> None:
         """Wait until so many nodes are idle."""
         wait_for(lambda: len(self._idle()) >= count, seconds, lambda: f"idle: {self._idle()}\n{self.errors()}")

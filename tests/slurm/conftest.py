@@ -49,14 +49,7 @@ def start_cluster(options: ClusterOptions) -> SlurmCluster:
 
 
 @pytest.fixture(scope="session")
-def patient_cluster(one_at_a_time):
+def cluster(one_at_a_time):
     """Slurm itself would notice a lost node after minutes only, as on most real clusters."""
-    with start_cluster(ClusterOptions(nodes=4, slurmd_timeout=300, sshd=True, small_disk_mb=160)) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="session")
-def impatient_cluster(one_at_a_time):
-    """Slurm itself notices a lost node within 12 to 25 seconds."""
-    with start_cluster(ClusterOptions(nodes=6, slurmd_timeout=4)) as cluster:
+    with start_cluster(ClusterOptions(nodes=6, slurmd_timeout=300, sshd=True, small_disk_mb=160)) as cluster:
         yield cluster

@@ -19,10 +19,10 @@ ONE_PROCESS = ["cluster=slurm", "parallel.pp_size=1", "parallel.layout=''", "clu
 
 
 @pytest.fixture(scope="module")
-def looked_after(patient_cluster, inputs, tmp_path_factory):
+def looked_after(cluster, inputs, tmp_path_factory):
     """A run that is watched, stopped, continued and ended; what every command said."""
     folder = tmp_path_factory.mktemp("commands")
-    run = TinyRun(inputs, folder / "run", patient_cluster, [*ONE_NODE, "schedule.train_steps=2000"])
+    run = TinyRun(inputs, folder / "run", cluster, [*ONE_NODE, "schedule.train_steps=2000"])
     said = {"submit": run.rb()}
     run.wait_step(2)
     said["status"] = run.act("status")
@@ -82,38 +82,38 @@ def test_folder_of_another_config_is_refused(looked_after):
     assert "optimizer.lr is 0.001 there and 0.002 here; choose another run_dir" in said["other"].stderr
 
 
-def test_wrong_data_is_not_tried_again(patient_cluster, inputs, tmp_path):
+def test_wrong_data_is_not_tried_again(cluster, inputs, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     settings = [*ONE_PROCESS, f"data.train=[{tmp_path / 'empty.jsonl'}]"]
-    run = TinyRun(inputs, tmp_path / "run", patient_cluster, settings)
+    run = TinyRun(inputs, tmp_path / "run", cluster, settings)
     done = run.rb("follow=true", timeout=100)
     assert done.returncode == 2, done.stdout + done.stderr
     assert run.kinds() == ["configuration"]
     assert "another attempt would fail as well" in run.status()["reason"]
 
 
-def test_chain_of_stages_and_array_of_a_sweep(patient_cluster, inputs, tmp_path):
-    one = TinyRun(inputs, tmp_path / "one", patient_cluster, [*ONE_PROCESS, "schedule.train_steps=2"]).start()
+def test_chain_of_stages_and_array_of_a_sweep(cluster, inputs, tmp_path):
+    one = TinyRun(inputs, tmp_path / "one", cluster, [*ONE_PROCESS, "schedule.train_steps=2"]).start()
     init = one.run_dir / "checkpoints/step_00000002"
     settings = [*ONE_PROCESS, "schedule.train_steps=2", f"cluster.after={one.run_dir}", f"checkpoint.init={init}"]
-    two = TinyRun(inputs, tmp_path / "two", patient_cluster, settings).start()
+    two = TinyRun(inputs, tmp_path / "two", cluster, settings).start()
     assert two.status()["state"] == "QUEUED"
     sweep = launch(
         *model_settings(inputs), *ONE_PROCESS, f"run_dir={tmp_path / 'sweep'}", "schedule.train_steps=2",
-        "optimizer.lr=1e-3,1e-4", env=patient_cluster.env,
+        "optimizer.lr=1e-3,1e-4", env=cluster.env,
     )  # fmt: skip
     assert sweep.returncode == 0, sweep.stderr
     two.wait_state("COMPLETED", 100)
     assert two.record.created > 0 and two.record.attempts[0].started >= one.record.ended
-    runs = [TinyRun(inputs, tmp_path / "sweep" / str(number), patient_cluster) for number in range(2)]
+    runs = [TinyRun(inputs, tmp_path / "sweep" / str(number), cluster) for number in range(2)]
     for run in runs:
         run.wait_state("COMPLETED", 100)
     first, second = (run.losses() for run in runs)
     assert first[1] == second[1] and first[2] != second[2]
 
 
-def test_killed_submit_leaves_no_second_job(patient_cluster, inputs, tmp_path):
-    run = TinyRun(inputs, tmp_path / "run", patient_cluster, ["cluster=slurm", "cluster.nodes=4", "world_size=8"])
+def test_killed_submit_leaves_no_second_job(cluster, inputs, tmp_path):
+    run = TinyRun(inputs, tmp_path / "run", cluster, ["cluster=slurm", "cluster.nodes=4", "world_size=8"])
     words = [*model_settings(inputs), *run.settings, f"run_dir={run.run_dir}", "cluster.slurm.options=[--hold]"]
     submit = subprocess.Popen(
         [sys.executable, "-m", "megatron_rb.cli", "launch", *words], cwd=REPOSITORY, stdout=subprocess.DEVNULL,
@@ -124,19 +124,19 @@ def test_killed_submit_leaves_no_second_job(patient_cluster, inputs, tmp_path):
     submit.send_signal(signal.SIGINT)
     submit.wait(20)
     run.rb("cluster.slurm.options=[--hold]")
-    names = patient_cluster.command("squeue", "-h", "-o", "%k").split()
+    names = cluster.command("squeue", "-h", "-o", "%k").split()
     assert names.count(run.record.run_id) == 1
     run.act("stop", "--now")
 
 
-def test_prolog_failure_is_named_and_can_be_released(patient_cluster, inputs, tmp_path):
-    patient_cluster.broken_prolog.write_text("node1\nnode2\nnode3\nnode4\n")
-    run = TinyRun(inputs, tmp_path / "run", patient_cluster, [*ONE_PROCESS, "schedule.train_steps=1"]).start()
+def test_prolog_failure_is_named_and_can_be_released(cluster, inputs, tmp_path):
+    cluster.broken_prolog.write_text("".join(f"{node}\n" for node in cluster.nodes))
+    run = TinyRun(inputs, tmp_path / "run", cluster, [*ONE_PROCESS, "schedule.train_steps=1"]).start()
     wait_for(lambda: "held" in run.status()["reason"], 60, run.story)
     assert run.status()["state"] == "QUEUED"
-    patient_cluster.broken_prolog.unlink()
-    for node in patient_cluster.nodes:
-        patient_cluster.command("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+    cluster.broken_prolog.unlink()
+    for node in cluster.nodes:
+        cluster.command("scontrol", "update", f"nodename={node}", "state=resume", check=False)
     assert run.act("requeue").returncode == 0
     run.wait_state("COMPLETED", 60)
 

@@ -8,26 +8,26 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def survived(patient_cluster, inputs, tmp_path_factory):
+def survived(cluster, inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ssh")
     hosts = folder / "hosts"
     hosts.write_text("# two and a spare\nnode1 slots=8 type=A800\nnode2 slots=8 type=A800\nnode3 slots=8 type=MTT\n")
     settings = [
-        "cluster=ssh", f"cluster.ssh.hostfile={hosts}", f"cluster.ssh.options=[-F,{patient_cluster.ssh_config}]",
+        "cluster=ssh", f"cluster.ssh.hostfile={hosts}", f"cluster.ssh.options=[-F,{cluster.ssh_config}]",
         "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.spare_nodes=1", "cluster.secrets=[TOKEN]",
         "cluster.type_env={MTT: {KIND: musa}, A800: {KIND: cuda}}",
     ]  # fmt: skip
-    run = TinyRun(inputs, folder / "run", patient_cluster, settings, env={"TOKEN": "se cret"}).start()
+    run = TinyRun(inputs, folder / "run", cluster, settings, env={"TOKEN": "se cret"}).start()
     run.wait_step(9)
     environments = [run.environment_of_rank("node1")]
     run.signal_ranks("node2", "KILL")
     run.wait_attempt(2)
     run.wait_step(10)
-    patient_cluster.power_off("node2")
+    cluster.power_off("node2")
     run.wait_attempt(3)
     environments.append(run.environment_of_rank("node3"))
     run.wait_state("COMPLETED")
-    patient_cluster.power_on("node2")
+    cluster.power_on("node2")
     return run, environments
 
 
@@ -53,10 +53,10 @@ def test_secret_arrives_and_is_written_nowhere(survived):
     assert files and not [path for path in files if b"se cret" in path.read_bytes()]
 
 
-def test_host_that_does_not_answer_is_named(patient_cluster, inputs, tmp_path):
+def test_host_that_does_not_answer_is_named(cluster, inputs, tmp_path):
     settings = ["cluster=ssh", "cluster.ssh.hosts=[nowhere.invalid]", "cluster.processes_per_node=2"]
-    run = TinyRun(inputs, tmp_path / "run", patient_cluster, settings)
-    done = run.rb(f"cluster.ssh.options=[-F,{patient_cluster.ssh_config}]")
+    run = TinyRun(inputs, tmp_path / "run", cluster, settings)
+    done = run.rb(f"cluster.ssh.options=[-F,{cluster.ssh_config}]")
     assert done.returncode == 2
     assert "host nowhere.invalid does not answer" in done.stderr
     assert not run.run_dir.exists()
