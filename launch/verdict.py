@@ -11,7 +11,7 @@ CONFIGURATION_CODES = (2, 78)
 """Exit codes of a process that found its settings, data or checkpoint wrong (78: EX_CONFIG of sysexits.h)."""
 ELSEWHERE_CODES = (75,)
 """Exit codes of a process that asks to be tried on another machine (75: EX_TEMPFAIL)."""
-STRIKES = 2
+STRIKES = 3
 """Failures in a row on one machine, while the steps differ, that make it a bad one."""
 
 

@@ -128,6 +128,7 @@ class AttemptWatch:
             for key, _ in selector.select(timeout=TURN_SECONDS):
                 if not self._read(key.fd):
                     selector.unregister(key.fileobj)
+                    self._on_closed(next(c for c in channels if c.process.stdout is key.fileobj), len(channels))
             if all(state.code is not None for state in self.ranks.values()):
                 return
             ended = all(channel.process.poll() is not None for channel in channels)
@@ -255,6 +256,14 @@ class AttemptWatch:
             f"stacks/attempt_{self.plan.number}"
         )
         self.failure = Failure("hang", text, 124, rank, message["node"], phase)
+
+    def _on_closed(self, channel: Channel, channels: int) -> None:
+        """The connection to one machine of several has ended; its ranks have not."""
+        gone = [node for node in channel.nodes if node in self._unfinished_nodes()]
+        if channels > 1 and gone and (self.failure is None or self.failure.kind == "rank"):
+            cause = f"; {self.failure.text}" if self.failure is not None else ""
+            text = f"the connection to {gone[0]} has ended: {self._last_words()}{cause}"
+            self.failure = Failure("node", text, 1, None, gone[0])
 
     def _find_silent_nodes(self, now: float) -> None:
         if self.failure is not None:

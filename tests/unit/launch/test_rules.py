@@ -1,6 +1,7 @@
 """The launcher's arithmetic: time limits, verdicts, topology, ratios, simulated faults."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -75,8 +76,9 @@ def test_retries_are_counted_without_progress_only():
 
 def test_lost_machine_and_repeated_failures_on_one_are_excluded():
     assert judge([failed(1, "node", node="n2")], 3).exclude == "n2"
-    assert judge([failed(1, last_step=1, node="n2"), failed(2, last_step=2, node="n2")], 3).exclude == "n2"
-    assert judge([failed(1, last_step=1, node="n1"), failed(2, last_step=2, node="n2")], 3).exclude == ""
+    on_one = [failed(number, last_step=number, node="n2") for number in (1, 2, 3)]
+    assert judge(on_one, 3).exclude == "n2"
+    assert judge([failed(1, last_step=1, node="n1"), *on_one[1:]], 3).exclude == ""
 
 
 def test_nodes_of_one_leaf_stay_together():
@@ -91,8 +93,6 @@ def expand(text: str) -> list[str]:
 
 
 def test_tensor_parallel_ranks_share_a_machine():
-    from pathlib import Path
-
     places = rank_table(JobSpec("m", (), 4, Path(), nodes=4, tp_size=2, pp_size=2), ["a", "b", "c", "d"])
     groups: dict[tuple[int, int], set[str]] = {}
     for place in places:
