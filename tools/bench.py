@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +48,11 @@ def main(argv: list[str]) -> int:
 
 
 def _launch(file: str) -> int:
-    from tests.slurm.measure import main as measure  # the cluster is part of the repository, not of the package
+    repository = Path(__file__).resolve().parents[1]
+    if not (repository / "tests/slurm").is_dir():
+        raise ValueError("rb bench launch needs tests/slurm of the repository; install with `pip install -e .`")
+    sys.path.insert(0, str(repository))
+    from tests.slurm.measure import main as measure
 
     figures = measure()
     if file:

@@ -212,7 +212,8 @@ class SlurmCluster:
         path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
         with open(self.folder / "log" / f"{name}.out", "ab") as log:
             self.daemons[name] = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                ["setpriv", "--pdeathsig", "KILL", *words],  # nothing outlives these tests
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, **self.env, "PATH": path},
             )  # fmt: skip
 

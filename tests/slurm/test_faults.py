@@ -8,7 +8,7 @@ import pytest
 from tests.slurm.cluster import SlurmCluster, wait_for
 from tests.slurm.runs import TinyRun, same_curve
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 ODD = "a 'b'  \"c\" $HOME\n`two` \\ lines é"
 
 
@@ -92,18 +92,18 @@ def unspared(cluster, inputs, tmp_path_factory):
     cluster.kill_slurmd(deaf)
     cluster.declare_lost(deaf)
     run = TinyRun(inputs, folder / "run", cluster, settings).start()
-    split.wait_attempt(2)
-    wait_for(lambda: "may not write" in _log(split), 40, split.story)
-    fenced = split.record.attempts[0].id
-    split.act("stop", "--now")
-    cluster.power_off(deaf)
-    cluster.power_on(deaf)
     run.wait_step(3)
     rebooted = run.nodes()[1]
     cluster.power_off(rebooted)
     cluster.power_on(rebooted)
     run.wait_attempt(2)
     cluster.command("scancel", "--batch", "--signal=USR1", run.record.job_id)
+    split.wait_attempt(2)
+    wait_for(lambda: "may not write" in _log(split), 40, split.story)
+    fenced = split.record.attempts[0].id
+    split.act("stop", "--now")
+    cluster.power_off(deaf)
+    cluster.power_on(deaf)
     run.wait_attempt(3)
     batch_host = run.nodes()[0]
     _lose(cluster, run, batch_host)

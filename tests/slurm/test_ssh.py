@@ -4,7 +4,7 @@ import pytest
 
 from tests.slurm.runs import TinyRun, same_curve
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
