@@ -296,7 +296,8 @@ def _stop_job(record: RunRecord, run_dir: Path, state: str, at_once: bool) -> No
 
 def _slurm_ended(job_id: str) -> bool:
     job = slurm.job_state(job_id)
-    return job is None or job.state in ENDED
+    # A node that is gone keeps a job in COMPLETING until Slurm notices; what could be ended has ended by then.
+    return job is None or job.state in ENDED or job.word == "COMPLETING"
 
 
 def _stop_process(record: RunRecord, at_once: bool) -> None:

@@ -59,7 +59,9 @@ def _faults(folder: Path) -> dict[str, Any]:
     )
     with SlurmCluster(ClusterOptions(nodes=3, slurmd_timeout=300)) as cluster:
         settings = ["cluster=slurm", "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.spare_nodes=1"]
-        run = TinyRun(folder, folder / "run", cluster, [*settings, "schedule.train_steps=100000"]).start()
+        run = TinyRun(
+            folder, folder / "run", cluster, [*settings, "schedule.train_steps=100000", "checkpoint.save_every=100000"]
+        ).start()
         moments = []
         for attempt, fault in enumerate(("kill", "hang", "power off"), 1):
             run.wait_attempt(attempt)
