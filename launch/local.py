@@ -96,6 +96,19 @@ def free_port(address: str) -> int:
         raise ValueError(f"cluster.master_addr {address} is not an address of this machine: {error}") from error
 
 
+def check_port(address: str, port: int) -> None:
+    """Raise ValueError when rank 0 could not listen on the port."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+    except OSError as error:
+        raise ValueError(
+            f"port {port} of {address} is in use ({error.strerror}); choose another cluster.master_port, or 0 for "
+            f"a free one"
+        ) from error
+
+
 def _start(command: RankCommand, output: int, log_start: int) -> RankProcess:
     process = subprocess.Popen(
         command.argv,

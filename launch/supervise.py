@@ -6,15 +6,16 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from megatron_rb.launch.beats import Beats, Hang
 from megatron_rb.launch.local import RankProcess
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_POLL_SECONDS = 0.02
+_POLL_SECONDS, _LOOK_SECONDS, _DUMP_SECONDS = 0.02, 0.5, 1.5
 _TAIL_BYTES, _TAIL_LINES, _TRACEBACK_LINES = 65536, 15, 40
 _TERMINAL_CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|.)")
 
@@ -38,10 +39,24 @@ def caught_signals() -> Iterator[list[int]]:
 class Supervisor:
     """Waits for all ranks; `run` returns 0, the code of the first that failed, or 128 + the signal that ended all.
 
-    Ranks that were told to stop, saved and left with 0 have done what was asked: the answer is 0."""
+    Ranks that were told to stop, saved and left with 0 have done what was asked: the answer is 0.
 
-    def __init__(self, ranks: Sequence[RankProcess], received: list[int], grace_seconds: float) -> None:
+    Args:
+        beats: the progress that the ranks report; None = a hang is not looked for.
+        publish: called about twice a second.
+    """
+
+    def __init__(
+        self, ranks: Sequence[RankProcess], received: list[int], grace_seconds: float, beats: Beats | None = None,
+        publish: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.ranks = ranks
+        self.beats = beats
+        self.publish = publish
+        self.hang: Hang | None = None
+        self.failed_rank: int | None = None
+        """The first that failed."""
+        self.looked_at = 0.0
         self.received = received
         """Signals sent to the launcher; grows while `run` waits."""
         self.grace_seconds = grace_seconds
@@ -57,6 +72,7 @@ class Supervisor:
                 for rank in running:
                     if rank.poll():
                         self._on_error(rank)
+                self._look_for_hang()
                 self._keep_deadline()
                 time.sleep(_POLL_SECONDS)
         finally:
@@ -82,6 +98,26 @@ class Supervisor:
                 rank.send(signum)
             self._start_clock()
 
+    def _look_for_hang(self) -> None:
+        now = time.monotonic()
+        if self.beats is None or self.hang is not None or now - self.looked_at < _LOOK_SECONDS:
+            return
+        self.looked_at = now
+        self.beats.look()
+        self.publish()
+        ended = {rank.rank for rank in self.ranks if rank.exit_code is not None}
+        self.beats.exits.update(dict.fromkeys(ended, 0))
+        self.hang = self.beats.hang()
+        if self.hang is not None:
+            hang = self.hang
+            _say(
+                f"rank {hang.rank} made no progress for {hang.seconds:.0f} s in phase '{hang.phase}' after step "
+                f"{hang.step} (limit {hang.limit:.0f} s): writing the stacks of all ranks, then killing them"
+            )
+            self.beats.ask_for_stacks()
+            time.sleep(_DUMP_SECONDS)
+            self.failure_code, self.deadline = 124, 0.0
+
     def _on_error(self, rank: RankProcess) -> None:
         code = rank.exit_code or 0
         told = {code for signum in self.received for code in (-signum, 128 + signum)}
@@ -89,6 +125,7 @@ class Supervisor:
         if self.failure_code or code in told or killed_by_us:
             return  # follows from the first failure, or from what the rank was told
         self.failure_code = code if code > 0 else 128 - code
+        self.failed_rank = rank.rank
         _say(f"rank {rank.rank} {describe_exit(code)}; the end of {rank.log}:")
         for line in last_words(rank.log, rank.log_start):
             _say(f"    {line}")

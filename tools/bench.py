@@ -1,11 +1,11 @@
-"""Measure: `step` beside transformers' own training step, `convert` beside plain copying of the same files."""
+"""Measure: a training step beside transformers' own, conversions beside `cp`, the launcher's recovery on Slurm."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 
-WHAT = ("step", "convert")
+WHAT = ("step", "convert", "launch")
 
 
 def main(argv: list[str]) -> int:

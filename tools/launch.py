@@ -1,21 +1,50 @@
-"""Start a training run on this machine, e.g. `rb launch experiment=demo`."""
+"""Start a training run here, over ssh or under Slurm, and look after it, e.g. `rb launch experiment=demo`."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import derive
-from megatron_rb.launch.main import dry_run, launch
+from megatron_rb.launch.actions import dry_run, run
+from megatron_rb.launch.main import OF_A_RUN, act_on_run, split_words, sweep_of
+from megatron_rb.launch.prepare import build_job, check_paths
+from megatron_rb.launch.sweep import launch_sweep
 from megatron_rb.models.robobrain.config import load_shape
 
 
 def main(argv: list[str]) -> int:
-    """Check the settings, start all processes, wait for them."""
+    """Check the settings, then run, dryrun, status, logs, stop or requeue."""
+    given = _parser().parse_intermixed_args(argv)
+    options, settings = split_words(given.settings)
+    options = replace(options, as_json=given.json, now=given.now, rank=given.rank)
+    options = replace(options, follow=True if given.follow else options.follow)
+    if given.dry_run:
+        options = replace(options, action="dryrun")
+    if options.action in OF_A_RUN:
+        return act_on_run(options, settings)
+    prepared = []
+    for run_settings in sweep_of(settings):
+        config = load_config(run_settings)
+        derived = derive(config, load_shape(config.model.hf_path))
+        check_paths(config, derived)
+        prepared.append((config, build_job(config, derived)))
+    if len(prepared) > 1:
+        return launch_sweep(prepared, options)
+    config, job = prepared[0]
+    return dry_run(config, job) if options.action == "dryrun" else run(config, job, options)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rb launch", description=__doc__)
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="e.g. experiment=demo parallel.tp_size=2")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and start nothing")
-    options = parser.parse_intermixed_args(argv)
-    config = load_config(options.settings)
-    derived = derive(config, load_shape(config.model.hf_path))
-    return (dry_run if options.dry_run else launch)(config, derived, options.settings)
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value",
+        help="settings of the run, and action=run|dryrun|status|logs|stop|requeue, follow=true|false",
+    )  # fmt: skip
+    parser.add_argument("-f", "--follow", action="store_true", help="stay until the run has ended")
+    parser.add_argument("--json", action="store_true", help="status for a script to read")
+    parser.add_argument("--now", action="store_true", help="stop without saving")
+    parser.add_argument("--rank", type=int, metavar="N", help="whose log to show")
+    parser.add_argument("--dry-run", action="store_true", help="the same as action=dryrun")
+    return parser

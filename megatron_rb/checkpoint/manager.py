@@ -25,6 +25,7 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 
+from megatron_rb.checkpoint.fence import Fence, Fenced
 from megatron_rb.checkpoint.manifest import (
     FORMAT,
     MANIFEST,
@@ -70,17 +71,20 @@ class CheckpointManager:
         keep_last: complete checkpoints that are kept; 0 = all.
         asynchronous: write in a forked process; `maybe_finalize` then completes the checkpoint.
         low_memory: gather the optimizer state in the memory of one data-parallel rank instead of all of them.
+        fence: whether this attempt of the run may still write; None = nobody else can.
     """
 
     def __init__(
-        self, folder: str | Path, keep_last: int = 2, asynchronous: bool = True, low_memory: bool = True
-    ) -> None:
+        self, folder: str | Path, keep_last: int = 2, asynchronous: bool = True, low_memory: bool = True,
+        fence: Fence | None = None,
+    ) -> None:  # fmt: skip
         if keep_last < 0:
             raise ValueError(f"checkpoint.keep_last {keep_last} is negative; 0 keeps all checkpoints")
         self.folder = Path(folder)
         self.keep_last = keep_last
         self.asynchronous = asynchronous
         self.low_memory = low_memory
+        self.fence = fence
         self._queue = AsyncCallsQueue(persistent=False)
 
     def save(self, step: int, state: TrainingState) -> None:
@@ -117,6 +121,10 @@ class CheckpointManager:
         """Complete what is still being written."""
         self.maybe_finalize(blocking=True)
 
+    def take_over(self) -> None:
+        """Make this attempt the only writer; call it before `latest`. What others left unfinished is removed."""
+        _on_rank_zero(self._remove_unfinished)
+
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, or None; as rank 0 sees the folder."""
         return _on_rank_zero(lambda: max(complete_steps(self.folder), default=None))
@@ -141,16 +149,25 @@ class CheckpointManager:
             logger.info("checkpoint of step %d is complete already", step)
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.iterdir():
-            if LEFTOVER.match(leftover.name):
-                shutil.rmtree(leftover)
+        self._remove_unfinished()
         # The random part keeps apart the writers of a killed run, which may still be alive, and those of this one.
         writing = self.folder / f"step_{step:08d}.writing-{secrets.token_hex(4)}"
         writing.mkdir()
         return str(writing)
 
+    def _remove_unfinished(self) -> None:
+        self._check_fence()
+        for leftover in self.folder.iterdir() if self.folder.is_dir() else ():
+            if LEFTOVER.match(leftover.name):
+                shutil.rmtree(leftover)
+
+    def _check_fence(self) -> None:
+        if self.fence is not None:
+            self.fence.check()
+
     def _complete(self, writing: Path, manifest: dict[str, Any]) -> None:
         def rename_and_retain() -> None:
+            self._check_fence()
             _write_durably(writing / MANIFEST, json.dumps(manifest, indent=2))
             _sync_folder(writing)
             final = writing.with_name(writing.name.partition(".")[0])
@@ -222,7 +239,7 @@ def _on_rank_zero(action: Callable[[], Value]) -> Value:
     if dist.get_rank() == 0:
         try:
             outcome[0] = action()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Fenced) as error:
             outcome[1] = error
     # CPU tensors travel over gloo. The broadcast holds the others until rank 0 is done, the reduction rank 0 for them.
     dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import itertools
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from megatron_rb.config.rules import check_values
 from megatron_rb.config.schema import Config
 
 CONF_MODULE = "megatron_rb.conf"
+
+RENAMED = {"cluster.num_nodes": "cluster.nodes"}
+"""Earlier names of settings, which old command lines and run folders still use."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,28 @@ def load_config(overrides: Sequence[str]) -> Config:
         if not item.picks_file:
             _apply(config, item)
     return _finish(config)
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of the settings that list several values (`optimizer.lr=1e-4,3e-4`), the last one fastest.
+
+    A setting that is a text takes its commas as they are.
+    """
+    choices = [_values_of(text) for text in overrides]
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+def _values_of(text: str) -> list[str]:
+    key, equals, raw = text.partition("=")
+    if not equals or "," not in raw or _type_of(RENAMED.get(key, key)) in (None, str) and not group_choices(key):
+        return [text]
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return [text]  # said properly when the setting is read
+    if not override.is_sweep_override():
+        return [text]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
 def config_from_file(path: str | Path) -> Config:
@@ -100,6 +126,7 @@ def _walk(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
 def _parse(text: str) -> Setting:
     key, equals, raw = text.partition("=")
     key = key.strip().lstrip("+")
+    key = RENAMED.get(key, key)
     if not equals or not key or key.startswith("~"):
         raise ValueError(f"'{text}' is not a setting; write key=value, e.g. experiment=demo or parallel.tp_size=2")
     picks_file = bool(group_choices(key))
@@ -168,7 +195,7 @@ def _merge(tree: Mapping[Any, Any], origin: str) -> DictConfig:
 
 def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
-        key = f"{prefix}{name}"
+        key = RENAMED.get(f"{prefix}{name}", f"{prefix}{name}")
         if dataclasses.is_dataclass(_type_of(key)) and isinstance(value, Mapping):
             yield from _leaves(value, f"{key}.")
         else:
@@ -196,10 +223,10 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
 def _type_of(key: str) -> Any:
     """Declared type of a key, also of one inside a free-form mapping; None = there is no such setting."""
     types = setting_types()
-    parent, _, name = key.rpartition(".")
-    if key not in types and name and typing.get_origin(types.get(parent)) is dict:
-        return typing.get_args(types[parent])[1]
-    return types.get(key)
+    if key in types or "." not in key:
+        return types.get(key)
+    parent = _type_of(key.rpartition(".")[0])
+    return typing.get_args(parent)[1] if typing.get_origin(parent) is dict else None
 
 
 def _kind(declared: Any) -> str:

@@ -145,7 +145,7 @@ def _layout(parallel: ParallelConfig, shape: ModelSizes) -> PipelineLayout | Non
 def _world_size(config: Config, world_size: int) -> int:
     tp_size, pp_size = config.parallel.tp_size, config.parallel.pp_size
     cell = tp_size * pp_size
-    wanted = config.world_size or config.cluster.num_nodes * config.cluster.processes_per_node
+    wanted = config.world_size or config.cluster.nodes * config.cluster.processes_per_node
     if world_size and config.world_size and world_size != config.world_size:
         raise ValueError(
             f"{world_size} processes were started, the config asks for world_size {config.world_size}; "
@@ -163,15 +163,15 @@ def _world_size(config: Config, world_size: int) -> int:
 
 
 def _processes_per_node(config: Config, world_size: int) -> int:
-    num_nodes, given = config.cluster.num_nodes, config.cluster.processes_per_node
-    if given and given * num_nodes != world_size:
+    nodes, given = config.cluster.nodes, config.cluster.processes_per_node
+    if given and given * nodes != world_size:
         raise ValueError(
-            f"num_nodes {num_nodes} x processes_per_node {given} is {num_nodes * given}, the world has {world_size} "
+            f"cluster.nodes {nodes} x processes_per_node {given} is {nodes * given}, the world has {world_size} "
             f"processes; set processes_per_node=0 to have it computed"
         )
-    if world_size % num_nodes:
-        raise ValueError(f"{world_size} processes cannot be spread evenly over {num_nodes} nodes; change world_size")
-    return world_size // num_nodes
+    if world_size % nodes:
+        raise ValueError(f"{world_size} processes cannot be spread evenly over {nodes} nodes; change world_size")
+    return world_size // nodes
 
 
 def _check_data(data: DataConfig, dp_size: int, seq_multiple: int) -> None:

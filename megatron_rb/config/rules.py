@@ -12,7 +12,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.layers": ("auto", "local", "transformer_engine"),
     "data.verify": ("header", "decode"),
     "schedule.decay": ("cosine", "linear", "constant"),
-    "cluster.name": ("local",),
+    "cluster.name": ("local", "ssh", "slurm"),
+    "cluster.launcher": ("auto", "direct", "srun", "torchrun", "ft_launcher"),
+    "cluster.slurm.container_runtime": ("pyxis", "apptainer"),
 }
 
 # Smallest allowed value.
@@ -42,12 +44,29 @@ LEAST: dict[str, float] = {
     "checkpoint.save_every": 0,
     "checkpoint.keep_last": 0,
     "metrics.log_every": 1,
-    "cluster.num_nodes": 1,
+    "metrics.compare_ranks_every": 0,
+    "cluster.nodes": 1,
     "cluster.processes_per_node": 0,
+    "cluster.spare_nodes": 0,
+    "cluster.max_retries": 0,
+    "cluster.return_seconds": 0,
+    "cluster.slurm.gpus_per_node": -1,
+    "cluster.slurm.cpus_per_task": 0,
+    "cluster.slurm.warning_seconds": 0,
+    "cluster.slurm.array_limit": 0,
+    "cluster.ssh.fan_out": 1,
     "cluster.grace_seconds": 0,
 }
 
-ABOVE_ZERO = ("parallel.timeout_minutes", "data.video_fps", "optimizer.eps", "schedule.epochs")
+ABOVE_ZERO = (
+    "parallel.timeout_minutes",
+    "data.video_fps",
+    "optimizer.eps",
+    "schedule.epochs",
+    "cluster.silence_seconds",
+    "cluster.hang_seconds",
+    "cluster.ssh.connect_seconds",
+)
 """Quantities that make no sense at zero."""
 
 # Lowest and highest allowed value.

@@ -167,6 +167,8 @@ class MetricsConfig:
     """Write TensorBoard event files."""
     plots: bool = True
     """Write a PNG of the curves into the run folder."""
+    compare_ranks_every: int = 50
+    """Steps between two comparisons of the ranks' times, which name a rank that holds the others up; 0 = never."""
 
 
 @dataclass
@@ -176,21 +178,102 @@ class TaskConfig:
 
 
 @dataclass
+class SlurmConfig:
+    partition: str = ""
+    """Partition to submit to; empty = the cluster's default."""
+    account: str = ""
+    """Account that is charged; empty = the user's default."""
+    qos: str = ""
+    """Quality of service; empty = the default."""
+    reservation: str = ""
+    """Reservation to run in; empty = none."""
+    time: str = ""
+    """Time limit as Slurm writes it, e.g. `2-00:00:00`; empty = the partition's."""
+    constraint: str = ""
+    """Node features that are required; empty = any node."""
+    exclude: str = ""
+    """Nodes never to use, e.g. `node[3,7]`."""
+    gpus_per_node: int = -1
+    """Devices asked for on a node; -1 = one per process, or none with platform `cpu`."""
+    cpus_per_task: int = 0
+    """Cores of a process; 0 = the cluster's default."""
+    options: list[str] = field(default_factory=list)
+    """Further `#SBATCH` options, e.g. `[--exclusive, --mem=0]`."""
+    srun_options: list[str] = field(default_factory=list)
+    """Further options of the `srun` that starts the processes."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines of the batch script before anything starts, e.g. `[module load cuda/12.8]`."""
+    template: str = ""
+    """A Jinja2 file in place of `launch/sbatch.j2`; it gets the same names."""
+    container_image: str = ""
+    """Image that the processes run in; empty = no container."""
+    container_runtime: str = "pyxis"
+    """What opens the image: `pyxis` (srun options of enroot's plug-in) or `apptainer`."""
+    container_mounts: list[str] = field(default_factory=list)
+    """Mounts as the runtime writes them, e.g. `[/data:/data]`; run folder and working folder are always mounted."""
+    warning_seconds: int = 120
+    """Time before the limit of the job at which the run saves and is queued again."""
+    array_limit: int = 0
+    """Most runs of a sweep that may run at the same time; 0 = as many as fit."""
+
+
+@dataclass
+class SshConfig:
+    hostfile: str = ""
+    """File with a line `host slots=8 type=A800` per machine; `type` is free text and may be left out."""
+    hosts: list[str] = field(default_factory=list)
+    """Machines, instead of a host file."""
+    options: list[str] = field(default_factory=list)
+    """Options of `ssh`, e.g. `[-F, my_ssh_config]`."""
+    fan_out: int = 64
+    """Most connections that are opened at the same time."""
+    connect_seconds: float = 10.0
+    """Time a machine has to answer."""
+
+
+@dataclass
 class ClusterConfig:
     name: str = "local"
-    """Where the processes start: `local`."""
-    num_nodes: int = 1
-    """Machines of the run; `rb launch` starts the processes of one."""
+    """Where the processes start: `local`, `ssh` or `slurm`."""
+    nodes: int = 1
+    """Machines of the run."""
     processes_per_node: int = 0
-    """0 = what the parallel sizes need (`world_size`)."""
-    master_addr: str = "127.0.0.1"
-    """Address at which rank 0 meets the others."""
+    """0 = what the parallel sizes need (`world_size`), spread evenly."""
+    spare_nodes: int = 0
+    """Machines held in addition, which take the place of one that is lost."""
+    max_retries: int = 0
+    """Failed attempts in a row without a new checkpoint that are repeated; 0 = the first failure ends the run."""
+    launcher: str = "auto"
+    """What starts the processes of a machine: `direct`, `srun`, `torchrun`, `ft_launcher` (of nvidia-resiliency-ext),
+    or `auto`: direct on this machine, torchrun over ssh, srun under Slurm."""
+    python: str = ""
+    """Python of the training processes; empty = the one that runs `rb`."""
+    host_python: str = ""
+    """Python of the restart loop where `python` exists in a container only; empty = `python`."""
+    master_addr: str = ""
+    """Address at which rank 0 meets the others; empty = the machine of rank 0."""
     master_port: int = 0
     """0 = a free port."""
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables for every process."""
+    type_env: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Environment variables by the `type` of the host file; win over `env`."""
+    node_env: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Environment variables by host name; win over `type_env`."""
+    secrets: list[str] = field(default_factory=list)
+    """Names of variables that are handed on from the environment of `rb launch` and never written down."""
+    after: str = ""
+    """Run folder (or Slurm job id) of a run that must have finished well before this one starts (Slurm only)."""
     grace_seconds: float = 30.0
     """Time to save and leave after SIGTERM before a process is killed."""
+    silence_seconds: float = 4.0
+    """A machine whose supervisor says nothing for so long is lost."""
+    hang_seconds: float = 1800.0
+    """Time without progress that counts as a hang in a phase whose usual time is not known yet."""
+    return_seconds: float = 30.0
+    """Time a lost machine has to answer again where no spare is left; after it the job is queued again without it."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    ssh: SshConfig = field(default_factory=SshConfig)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from megatron_rb.metrics.record import EvalRecord, StepRecord
+from megatron_rb.metrics.stragglers import RankRecord
 
 RECENT_STEPS = 50
 """Steps the remaining time is estimated from."""
@@ -48,6 +49,11 @@ class ConsoleWriter:
     def write_eval(self, record: EvalRecord) -> None:
         values = "  ".join(f"{name} {value:.4g}" for name, value in record.values.items())
         self._print(f"{time.strftime('%H:%M:%S')}  evaluation at step {record.step}  {values}")
+
+    def write_ranks(self, record: RankRecord) -> None:
+        straggler = record.straggler()
+        if straggler is not None:
+            self._print(f"{time.strftime('%H:%M:%S')}  step {record.step}: {straggler} holds the others up")
 
     def close(self) -> None:
         if self._bar is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rb.metrics.record import EvalRecord, StepRecord
+from megatron_rb.metrics.stragglers import RankRecord
 
 
 class JsonlWriter:
@@ -36,6 +37,9 @@ class JsonlWriter:
 
     def write_eval(self, record: EvalRecord) -> None:
         self._write({"kind": "eval", **asdict(record)})
+
+    def write_ranks(self, record: RankRecord) -> None:
+        """Not kept here: metrics.jsonl is the record of the run, not of its machines."""
 
     def close(self) -> None:
         self._file.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -13,10 +15,12 @@ from megatron_rb.metrics.console import ConsoleWriter
 from megatron_rb.metrics.jsonl import JsonlWriter
 from megatron_rb.metrics.record import EvalRecord, StepRecord
 from megatron_rb.metrics.report import plot_curves
+from megatron_rb.metrics.stragglers import SECTIONS, RankRecord
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE, PLOT_FILE, TENSORBOARD_FOLDER = "metrics.jsonl", "curves.png", "tensorboard"
+RANKS_FILE = "stragglers.json"
 
 
 class Writer(Protocol):
@@ -25,6 +29,8 @@ class Writer(Protocol):
     def write_step(self, record: StepRecord) -> None: ...
 
     def write_eval(self, record: EvalRecord) -> None: ...
+
+    def write_ranks(self, record: RankRecord) -> None: ...
 
     def close(self) -> None: ...
 
@@ -59,6 +65,16 @@ class TensorBoardWriter:
             self._events.add_scalar(f"evaluation/{name}", value, record.step)
         self._events.flush()
 
+    def write_ranks(self, record: RankRecord) -> None:
+        for section in SECTIONS:
+            times = {times.rank: times.sections[section] for times in record.ranks}
+            slowest = max(times, key=lambda rank: times[rank])
+            self._events.add_scalar(f"ranks/{section}_slowest_seconds", times[slowest], record.step)
+            self._events.add_scalar(f"ranks/{section}_slowest_rank", slowest, record.step)
+        straggler = record.straggler()
+        # -1: no rank holds the others up.
+        self._events.add_scalar("ranks/straggler", straggler.rank if straggler else -1, record.step)
+
     def close(self) -> None:
         self._events.close()
 
@@ -78,6 +94,9 @@ class PlotWriter:
             self._stale = True
             self._draw()
 
+    def write_ranks(self, record: RankRecord) -> None:
+        """Not drawn."""
+
     def close(self) -> None:
         self._draw()
 
@@ -89,6 +108,29 @@ class PlotWriter:
             plot_curves(*self.paths)
         except Exception as error:  # a picture must not end a run
             logger.warning("%s was not drawn: %s", self.paths[1], error, exc_info=True)
+
+
+class RanksFile:
+    """The newest comparison of the ranks as JSON, with the one that holds the others up in words."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def write_step(self, record: StepRecord) -> None:
+        """Not kept here."""
+
+    def write_eval(self, record: EvalRecord) -> None:
+        """Not kept here."""
+
+    def write_ranks(self, record: RankRecord) -> None:
+        straggler = record.straggler()
+        content = asdict(record) | {"slow": str(straggler) if straggler else ""}
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text(json.dumps(content))
+        partial.replace(self.path)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class CompositeWriter:
@@ -104,6 +146,10 @@ class CompositeWriter:
     def write_eval(self, record: EvalRecord) -> None:
         for writer in self.writers:
             writer.write_eval(record)
+
+    def write_ranks(self, record: RankRecord) -> None:
+        for writer in self.writers:
+            writer.write_ranks(record)
 
     def close(self) -> None:
         """Close every writer, even when one of them fails to."""
@@ -124,7 +170,7 @@ def build_writers(
         return CompositeWriter()
     folder = Path(run_dir)
     # The plot reads the file of the writer before it.
-    writers: list[Writer] = [JsonlWriter(folder / METRICS_FILE, first_step)]
+    writers: list[Writer] = [JsonlWriter(folder / METRICS_FILE, first_step), RanksFile(folder / RANKS_FILE)]
     writers.append(ConsoleWriter(train_steps, first_step, config.log_every, config.progress))
     if config.tensorboard:
         writers.append(TensorBoardWriter(folder / TENSORBOARD_FOLDER, first_step))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_rb.checkpoint.fence import Fence
 from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.checkpoint.sharded import TrainingState
@@ -19,9 +20,11 @@ from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import StepLoader
 from megatron_rb.data.packing import Budget
 from megatron_rb.layout import PipelineLayout
+from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.writers import build_writers
 from megatron_rb.models.robobrain.build import default_layout
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
+from megatron_rb.parallel.attempt import Attempt
 from megatron_rb.parallel.groups import (
     Place,
     build_groups,
@@ -35,13 +38,14 @@ from megatron_rb.tasks.sft import SupervisedFineTuning
 from megatron_rb.train.build import Trainable, build_trainable
 from megatron_rb.train.run import Run, layout_state, seed_everything
 from megatron_rb.train.schedule import LearningRateSchedule
+from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import Runner
 from megatron_rb.train.task import Task
 
 logger = logging.getLogger(__name__)
 
 
-def assemble(config: Config, platform: Platform) -> Run:
+def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: Attempt) -> Run:
     """Check everything that can be checked, then build the run and restore its newest checkpoint, if there is one.
 
     Raises:
@@ -63,15 +67,19 @@ def assemble(config: Config, platform: Platform) -> Run:
     schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, train_steps)
     runner = Runner(trainable.chunks, shape, place, platform.current_device())
     task = _task(config, derived, runner, training, evaluation, ledger)
-    checkpoints = CheckpointManager(derived.checkpoint_dir, config.checkpoint.keep_last, config.checkpoint.asynchronous)
+    checkpoints = CheckpointManager(
+        derived.checkpoint_dir, config.checkpoint.keep_last, config.checkpoint.asynchronous,
+        fence=Fence(attempt.id, attempt.fence) if attempt.fence is not None else None,
+    )  # fmt: skip
     state = _training_state(config, shape, layout, place, platform, trainable, schedule, task)
     first_step = _resume(config, checkpoints, state)
     if place.rank == 0:
         copy_side_files(config.model.hf_path, derived.checkpoint_dir / "hf")
     writer = build_writers(config.metrics, derived.run_dir, train_steps, first_step, place.rank == 0)
+    sections = SectionTimer([chunk.module for chunk in trainable.chunks], platform, config.metrics.compare_ranks_every)
     return Run(
         config, place, platform, trainable.chunks, trainable.optimizer, schedule, task, checkpoints, writer,
-        train_steps, state, step=first_step, saved_step=first_step if first_step else -1,
+        train_steps, state, heartbeat, sections, step=first_step, saved_step=first_step if first_step else -1,
     )  # fmt: skip
 
 
@@ -130,6 +138,7 @@ def _training_state(
 
 def _resume(config: Config, checkpoints: CheckpointManager, state: TrainingState) -> int:
     """Step the run continues from; 0 for a new run."""
+    checkpoints.take_over()
     newest = checkpoints.latest()
     if newest is None:
         return 0

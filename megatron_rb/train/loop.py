@@ -23,6 +23,7 @@ def train(run: Run) -> bool:
             run.evaluate()
         while not run.finished:
             start = time.perf_counter()
+            run.sections.begin_step(run.step)
             data = run.task.next_step()
             rates = run.schedule.learning_rates()
             results, grad_norm = run.update(data.micro_batches)
@@ -30,6 +31,8 @@ def train(run: Run) -> bool:
             run.step += 1
             totals = run.totals(results, data.micro_batches, stop.requested)
             run.report(data, totals, rates, grad_norm, start)
+            run.compare_ranks(data, start)
+            run.heartbeat.finish_step(run.step)
             if run.due(config.schedule.eval_every):
                 run.evaluate()
             if run.due(config.checkpoint.save_every):

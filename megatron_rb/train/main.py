@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from megatron_rb.config.compose import load_config
+from megatron_rb.config.compose import config_from_file, load_config
 from megatron_rb.config.schema import Config
+from megatron_rb.metrics.heartbeat import Heartbeat
+from megatron_rb.parallel.attempt import attempt_from_environment
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 
@@ -19,21 +21,28 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str]) -> int:
     """Train as the settings say; 0 when the run has finished or was stopped and saved.
 
+    Args:
+        argv: `key=value` settings, or `--config FILE` with a config that the launcher has resolved.
+
     Raises:
         ValueError: settings, data or checkpoint do not fit; nothing has been trained then.
     """
-    config = load_config(list(argv))
+    config = config_from_file(argv[1]) if argv[:1] == ["--config"] else load_config(list(argv))
     platform = get_platform(config.platform.name)
     install_mcore_shims(platform)  # before anything imports megatron-core
 
+    from megatron_rb.parallel.groups import world_from_environment
     from megatron_rb.train.assemble import assemble
     from megatron_rb.train.loop import train
 
-    run = assemble(config, platform)
+    attempt = attempt_from_environment()
+    heartbeat = Heartbeat(attempt.beats, attempt.stacks, world_from_environment()[0])
+    run = assemble(config, platform, heartbeat, attempt)
     try:
         finished = train(run)
     finally:
         run.close()
+    heartbeat.leave(finished)
     if run.place.rank == 0:
         _say_goodbye(config, run.step, finished)
     torch.distributed.destroy_process_group()

@@ -17,12 +17,14 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.checkpoint.sharded import TrainingState
 from megatron_rb.config.schema import Config
+from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.record import EvalRecord, StepRecord
 from megatron_rb.metrics.writers import Writer
 from megatron_rb.models.robobrain.inputs import MicroBatch
 from megatron_rb.parallel.groups import Place
 from megatron_rb.platform import Platform
 from megatron_rb.train.schedule import LearningRateSchedule
+from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.task import StepBatches, Task
 from megatron_rb.train.totals import StepTotals, sum_over_world
 
@@ -42,6 +44,8 @@ class Run:
     writer: Writer
     train_steps: int
     state: TrainingState
+    heartbeat: Heartbeat
+    sections: SectionTimer
     step: int = 0
     saved_step: int = -1
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -84,7 +88,19 @@ class Run:
 
     def totals(self, results, batches: Sequence[MicroBatch], stop_requested: bool) -> StepTotals:
         """Sums of the step over the world."""
-        return sum_over_world(results, batches, self.place, stop_requested)
+        start = time.perf_counter()
+        totals = sum_over_world(results, batches, self.place, stop_requested)
+        self.sections.add("wait", time.perf_counter() - start)
+        return totals
+
+    def compare_ranks(self, data: StepBatches, start: float) -> None:
+        """After a step that was measured: gather the times of all ranks and name the one that is slow."""
+        if not self.sections.active:
+            return
+        self.sections.add("data", data.wait_seconds)
+        self.heartbeat.sections = dict(self.sections.seconds)
+        record = self.sections.gather(self.step, time.perf_counter() - start, self.place)
+        self.writer.write_ranks(record)
 
     def due(self, every: int) -> bool:
         """Is something that happens every so many steps due after this one? 0 = never before the end."""
@@ -93,7 +109,8 @@ class Run:
     def evaluate(self) -> dict[str, float]:
         """Evaluate the present weights once."""
         if self.step not in self.evaluations:
-            values = self.task.evaluate()
+            with self.heartbeat.during("evaluate"):
+                values = self.task.evaluate()
             self.evaluations[self.step] = values
             if values:
                 self.writer.write_eval(EvalRecord(self.step, values))
@@ -102,12 +119,14 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of the present step, once."""
         if self.saved_step != self.step:
-            self.checkpoints.save(self.step, self.state)
+            with self.heartbeat.during("checkpoint"):
+                self.checkpoints.save(self.step, self.state)
             self.saved_step = self.step
 
     def close(self) -> None:
         """Complete what is still being written."""
-        self.checkpoints.close()
+        with self.heartbeat.during("checkpoint"):
+            self.checkpoints.close()
         self.writer.close()
         self.task.close()
 

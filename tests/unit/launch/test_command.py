@@ -13,7 +13,7 @@ from megatron_rb.config.derive import derive
 from megatron_rb.launch.command import build_commands, shell_line, threads_per_rank
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.local import free_port
-from megatron_rb.launch.main import build_job
+from megatron_rb.launch.prepare import build_job
 from megatron_rb.models.robobrain.config import load_shape
 
 JOB = JobSpec(module="worker", arguments=("a=1", "name=my run"), processes=3, run_dir=Path("runs/x"), master_port=1234)
@@ -65,16 +65,17 @@ def test_foreign_address_is_refused():
 
 def test_more_than_one_machine_is_refused(tmp_path: Path):
     config = load_config(["cluster.num_nodes=2", "world_size=2"])
-    with pytest.raises(ValueError, match="num_nodes is 2; start `rb train`"):
-        build_job(config, derive(config, load_shape(_model(tmp_path))), ["cluster.num_nodes=2"])
+    with pytest.raises(ValueError, match="cluster.nodes is 2 .* use cluster=ssh or cluster=slurm"):
+        build_job(config, derive(config, load_shape(_model(tmp_path))))
 
 
 def test_job_follows_the_config(tmp_path: Path):
     overrides = ["parallel=tp2", "cluster.env.A=b c", "cluster.master_port=5", "name=n", "cluster.grace_seconds=3"]
     config = load_config(overrides)
-    job = build_job(config, derive(config, load_shape(_model(tmp_path))), overrides)
-    assert (job.processes, job.master_port, job.grace_seconds, job.run_dir) == (2, 5, 3.0, Path("runs/n"))
-    assert (job.env, job.arguments) == ({"A": "b c"}, tuple(overrides))
+    job = build_job(config, derive(config, load_shape(_model(tmp_path))))
+    assert (job.processes, job.master_port, job.patience.grace, job.run_dir) == (2, 5, 3.0, Path("runs/n").absolute())
+    assert job.env["A"] == "b c"
+    assert job.arguments == ("--config", str(job.run_dir / "config.yaml"))
 
 
 def test_starting_a_run_imports_no_torch():

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_rb import cli
 from megatron_rb.config.compose import config_from_file, load_config
-from megatron_rb.launch.main import _own_folder
+from megatron_rb.launch.folder import own_folder
 
 
 def rb(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
@@ -72,13 +72,18 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "hf"
 
 
-def test_dry_run_prints_one_command_per_rank_and_starts_nothing(model: Path, tmp_path: Path):
-    done = rb("launch", "--dry-run", f"model.hf_path={model}", "parallel=tp2", "cluster.env.A=b c", cwd=tmp_path)
+def test_dry_run_writes_and_prints_the_folder_and_starts_nothing(model: Path, tmp_path: Path):
+    (tmp_path / "a.jsonl").touch()
+    settings = [f"model.hf_path={model}", "parallel=tp2", "cluster.env.A=b c", "data.train=[a.jsonl]", "run_dir=r"]
+    done = rb("launch", "--dry-run", *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert [f"RANK={rank} " in line for rank, line in enumerate(lines)] == [True, True]
-    assert "A='b c'" in lines[0] and "megatron_rb.train.main" in lines[0]
-    assert not (tmp_path / "runs").exists()
+    assert "export A='b c'" in done.stdout
+    assert [line.split() for line in (tmp_path / "r/launch/ranks.txt").read_text().splitlines()] == [
+        ["rank", "node", "local_rank", "tp", "dp", "pp"],
+        ["0", "localhost", "0", "0", "0", "0"],
+        ["1", "localhost", "1", "1", "0", "0"],
+    ]
+    assert not (tmp_path / "r/run.json").exists()
 
 
 def test_degrees_that_do_not_fit_the_model_are_refused(model: Path, tmp_path: Path):
@@ -92,8 +97,8 @@ def test_run_folder_in_use_is_refused(tmp_path: Path):
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from megatron_rb.launch.main import _own_folder\n"
-            "with _own_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)",
+            "import sys, time; from pathlib import Path; from megatron_rb.launch.folder import own_folder\n"
+            "with own_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)",
             str(tmp_path / "run"),
         ],
         stdout=subprocess.PIPE,
@@ -103,22 +108,25 @@ def test_run_folder_in_use_is_refused(tmp_path: Path):
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         with (
             pytest.raises(ValueError, match=rf"in use by another launch \(process {holder.pid}\)"),
-            _own_folder(tmp_path / "run"),
+            own_folder(tmp_path / "run"),
         ):
             raise AssertionError("two launches share a folder")
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.communicate()
-    with _own_folder(tmp_path / "run"):
+    with own_folder(tmp_path / "run"):
         assert (tmp_path / "run/launch.lock").read_text() == str(os.getpid())
 
 
-def test_launch_writes_the_config_and_starts_every_rank(model: Path, tmp_path: Path, monkeypatch, capfd):
+def test_launch_writes_the_config_and_starts_every_rank_from_it(model: Path, tmp_path: Path, monkeypatch, capfd):
     (tmp_path / "dummy_worker.py").write_text("import os, sys; print(os.environ['RANK'], sys.argv[1:])")
-    monkeypatch.setattr("megatron_rb.launch.main.WORKER", "dummy_worker")
-    run_dir = tmp_path / "a run"
-    settings = [f"model.hf_path={model}", "parallel=tp2", f"run_dir={run_dir}", f"cluster.env.PYTHONPATH={tmp_path}"]
+    monkeypatch.setattr("megatron_rb.launch.prepare.WORKER", "dummy_worker")
+    run_dir, data = tmp_path / "a run", tmp_path / "a.jsonl"
+    data.touch()
+    settings = [f"model.hf_path={model}", "parallel=tp2", f"run_dir={run_dir}", f"data.train=[{data}]"]
+    settings.append(f"cluster.env.PYTHONPATH={tmp_path}")
     assert cli.main(["launch", *settings]) == 0
-    assert (run_dir / "logs/rank_1.log").read_text() == f"1 {settings}\n"
-    assert f"0 {settings}" in capfd.readouterr().out
+    arguments = ["--config", str(run_dir / "config.yaml")]
+    assert (run_dir / "logs/rank_1.log").read_text() == f"1 {arguments}\n"
+    assert f"0 {arguments}" in capfd.readouterr().out
     assert config_from_file(run_dir / "config.yaml") == load_config(settings)

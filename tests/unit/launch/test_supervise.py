@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rb.launch.job import JobSpec
+from megatron_rb.launch.job import JobSpec, Patience
 from megatron_rb.launch.main import run_job
 from megatron_rb.launch.supervise import describe_exit, last_words
 
@@ -32,7 +32,12 @@ def job(tmp_path: Path) -> Callable[..., JobSpec]:
         (tmp_path / "dummy_worker.py").write_text(prelude + script)
         path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
         return JobSpec(
-            "dummy_worker", (), processes, tmp_path, env={"PYTHONPATH": path, **env}, grace_seconds=grace_seconds
+            "dummy_worker",
+            (),
+            processes,
+            tmp_path,
+            env={"PYTHONPATH": path, **env},
+            patience=Patience(grace=grace_seconds),
         )
 
     return build
@@ -41,10 +46,10 @@ def job(tmp_path: Path) -> Callable[..., JobSpec]:
 def start_launcher(job: JobSpec, **popen: object) -> "subprocess.Popen[bytes]":
     """A launcher in a process of its own, to send signals to."""
     code = (
-        "import sys; from pathlib import Path; from megatron_rb.launch.job import JobSpec;"
+        "import sys; from pathlib import Path; from megatron_rb.launch.job import JobSpec, Patience;"
         "from megatron_rb.launch.main import run_job;"
         f"sys.exit(run_job(JobSpec({job.module!r}, (), {job.processes}, Path({str(job.run_dir)!r}),"
-        f" env={dict(job.env)!r}, grace_seconds={job.grace_seconds})))"
+        f" env={dict(job.env)!r}, patience=Patience(grace={job.patience.grace}))))"
     )
     launcher = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, **popen)  # type: ignore[call-overload]
     wait_until(lambda: all(ready_file(job, rank).is_file() for rank in range(job.processes)))

@@ -1,0 +1,94 @@
+"""What this machine has and how fast it is: driver, devices, memory, disk, a port, libraries, a matrix product."""
+
+from __future__ import annotations
+
+import os
+import platform as python_platform
+import shutil
+import socket
+import subprocess
+import time
+from importlib import metadata
+from typing import Any
+
+import psutil
+import torch
+
+from megatron_rb.platform.base import Platform
+
+LIBRARIES = ("torch", "megatron-core", "transformers", "transformer-engine", "flash-attn", "triton", "torch_musa")
+QUERIES = {
+    "cuda": ("nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,memory.total,memory.used",
+             "--format=csv,noheader"),
+    "musa": ("mthreads-gmi", "-q"),
+}  # fmt: skip
+MATMUL_SIZE = {"cpu": 1024}
+REPEATS = 5
+
+
+def machine_report(platform: Platform, folder: str, port: int) -> dict[str, Any]:
+    """Facts about this machine, JSON-able; nothing here needs another one.
+
+    Args:
+        folder: whose disk is looked at.
+        port: tried out when it is not 0.
+    """
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(folder)
+    return {
+        "host": socket.gethostname(),
+        "kernel": python_platform.release(),
+        "platform": platform.name,
+        "devices": platform.device_count(),
+        "driver": _driver(platform.name),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_free_gib": round(memory.available / 2**30, 1),
+        "memory_gib": round(memory.total / 2**30, 1),
+        "disk_free_gib": round(disk.free / 2**30, 1),
+        "clock": time.time(),
+        "port": _port(port),
+        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
+        "matmul_tflops": matmul_tflops(platform),
+    }
+
+
+def matmul_tflops(platform: Platform) -> float:
+    """Rate of a square matrix product in the precision that training uses; the best of some tries."""
+    size = MATMUL_SIZE.get(platform.device_type, 8192)
+    dtype = torch.float32 if platform.device_type == "cpu" else torch.bfloat16
+    left = torch.ones(size, size, dtype=dtype, device=platform.current_device())
+    best = float("inf")
+    for _ in range(REPEATS):
+        platform.synchronize()
+        start = time.perf_counter()
+        left @ left
+        platform.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return round(2 * size**3 / best / 1e12, 4)
+
+
+def _driver(name: str) -> str:
+    command = QUERIES.get(name)
+    if command is None or shutil.which(command[0]) is None:
+        return ""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+    except subprocess.TimeoutExpired:
+        return f"{command[0]} gave no answer within 20 s"
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _port(port: int) -> str:
+    if not port:
+        return "not asked"
+    try:
+        with socket.socket() as probe:
+            probe.bind(("", port))
+    except OSError as error:
+        return f"{port}: {error.strerror}"
+    return f"{port}: free"

@@ -1,0 +1,35 @@
+"""The bad machine is named with its figure and the others' median."""
+
+from typing import Any
+
+from megatron_rb.launch.doctor import findings, table
+
+
+def report(host: str, **more: Any) -> dict[str, Any]:
+    usual = {
+        "host": host, "platform": "cpu", "devices": 1, "cores": 8, "memory_free_gib": 1.0, "memory_gib": 2.0,
+        "disk_free_gib": 3.0, "matmul_tflops": 1.0, "within": 2.0, "pairs": {"0": 1.0}, "port": "not asked",
+        "libraries": {"torch": "2"}, "clock": 100.0, "driver": "",
+    }  # fmt: skip
+    return usual | more
+
+
+def machines(**more: Any) -> list[dict[str, Any]]:
+    return [report("node1"), report("node2", **more), report("node3"), report("node4")]
+
+
+def test_equal_machines_are_fine():
+    assert findings(machines()) == []
+    assert "node2: cpu x 1" in table(machines())
+
+
+def test_slow_device_and_slow_links_are_named():
+    assert findings(machines(matmul_tflops=0.5)) == ["node2: 0.5 TFLOP/s in a matrix product, the median is 1"]
+    assert findings(machines(within=0.9)) == ["node2: 0.9 GB/s inside the machine, the median is 2"]
+    assert findings(machines(pairs={"0": 0.1, "2": 0.2})) == ["node2: 0.2 GB/s to other machines, the median is 1"]
+
+
+def test_other_libraries_a_wrong_clock_and_a_port_in_use_are_named():
+    assert "node2: libraries" in findings(machines(libraries={"torch": "1"}))[0]
+    assert findings(machines(clock=160.0)) == ["node2: its clock is +60 s off"]
+    assert findings(machines(port="7: Address already in use")) == ["node2: port 7: Address already in use"]

@@ -1,0 +1,109 @@
+"""What is known to be wrong before anything starts is one clear sentence, and leaves nothing behind."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_rb import cli
+from megatron_rb.config.compose import expand_sweep
+from megatron_rb.launch.folder import nothing_left_behind
+from megatron_rb.launch.local import free_port
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, monkeypatch) -> list[str]:
+    vision = dict(depth=2, hidden_size=64, num_heads=4, intermediate_size=96, patch_size=14, temporal_patch_size=2)
+    vision |= dict(spatial_merge_size=2, out_hidden_size=64, window_size=112, fullatt_block_indexes=[1])
+    text = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, vocab_size=256)
+    text |= dict(num_key_value_heads=2, rope_scaling={"mrope_section": [2, 3, 3]})
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "vision_config": vision, **text}))
+    (tmp_path / "a.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    return ["model.hf_path=hf", "data.train=[a.jsonl]", "run_dir=r", "platform=cpu"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["data.train=[b.jsonl]"], "data.train: there is no b.jsonl"),
+        (["checkpoint.init=nowhere"], "checkpoint.init: there is no nowhere"),
+        (["cluster.nodes=2", "cluster.processes_per_node=1"], "use cluster=ssh or cluster=slurm"),
+        (["cluster=ssh"], "give cluster.ssh.hostfile=FILE or cluster.ssh.hosts=[a,b]"),
+        (["cluster=ssh", "cluster.ssh.hosts=[a]", "cluster.spare_nodes=1"], "need 2 hosts, 1 are given"),
+        (["cluster=ssh", "cluster.ssh.hosts=[a]", "cluster.node_env.b.A=1"], "names b, which is none of the hosts a"),
+        (["cluster.secrets=[NO_SUCH_VARIABLE]"], "names NO_SUCH_VARIABLE, which is not set here"),
+        (["cluster.env.RANK=1"], "cluster.env must not set RANK"),
+        (
+            ["cluster=slurm", "cluster.launcher=torchrun"],
+            "cluster.launcher torchrun does not start runs of cluster=slurm",
+        ),
+        (["cluster=slurm", "cluster.slurm.template=t.j2"], "cluster.slurm.template: there is no t.j2"),
+        (["cluster=slurm", "cluster.after=elsewhere"], "elsewhere is not the folder of a submitted run"),
+        (["cluster.slurm.partitoin=x"], "did you mean cluster.slurm.partition"),
+        (["action=runn"], "there is no action 'runn'; did you mean run?"),
+        (["action=logs"], "r is not the folder of a run"),
+        (["follow=maybe"], "follow must be true or false"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_left(inputs, capsys, settings: list[str], words: str):
+    assert cli.main(["launch", *inputs, "action=dryrun", *settings]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not Path("r").exists()
+
+
+def test_port_in_use_is_named(inputs, capsys):
+    import socket
+
+    port = free_port("127.0.0.1")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", port))
+        holder.listen()
+        assert cli.main(["launch", *inputs, f"cluster.master_port={port}"]) == 2
+    assert f"port {port} of 127.0.0.1 is in use" in " ".join(capsys.readouterr().err.split())
+    assert not Path("r").exists()
+
+
+@pytest.mark.parametrize("engine", ["local", "ssh", "slurm"])
+def test_dry_run_of_every_engine_is_fast_and_complete(inputs, engine: str):
+    words = [*inputs, f"cluster={engine}", *(["cluster.ssh.hosts=[a]"] if engine == "ssh" else [])]
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_rb.cli", "launch", *words, "action=dryrun"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "SLURM_CONF": "", "PATH": "/usr/bin:/bin"},
+        timeout=60,
+    )  # fmt: skip
+    seconds = time.monotonic() - started
+    if engine == "slurm" and "Slurm" in done.stderr:
+        pytest.skip("Slurm's commands are here, but no cluster")
+    assert done.returncode == 0, done.stderr
+    script = {"local": "ranks.txt", "ssh": "hosts/a.sh", "slurm": "job.sbatch"}[engine]
+    for name in (script, "ranks.txt", "environment.sh", "job.json"):
+        assert (Path("r/launch") / name).is_file()
+    assert seconds < 10, "2 s on a machine with nothing else to do"
+
+
+def test_folder_that_was_there_stays(tmp_path):
+    (tmp_path / "r").mkdir()
+    with pytest.raises(KeyboardInterrupt), nothing_left_behind(tmp_path / "r"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "r").is_dir()
+
+
+def test_new_folder_goes_with_the_failure_and_so_do_its_parents(tmp_path):
+    with pytest.raises(KeyboardInterrupt), nothing_left_behind(tmp_path / "a/b/r"):
+        (tmp_path / "a/b/r/launch").mkdir(parents=True)
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sweep_is_every_combination():
+    words = ["optimizer.lr=1e-3,1e-4", "seed=1,2", "parallel.layout=P v,x", "model.hf_path=hf"]
+    found = expand_sweep(words)
+    assert len(found) == 4
+    assert found[1] == ["optimizer.lr=0.001", "seed=2", "parallel.layout=P v,x", "model.hf_path=hf"]

@@ -1,0 +1,87 @@
+"""Scripts as text: exact, editable by a site, and faithful to every value."""
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_rb.config.schema import SlurmConfig
+from megatron_rb.launch.job import Host, JobSpec, SshSpec, load_job
+from megatron_rb.launch.render import environment_script, host_script, rank_script, sbatch_script
+
+ODD = "a 'b'  \"c\" $HOME\n`two` \\ lines é"
+JOB = JobSpec(
+    "megatron_rb.train.main", ("--config", "/runs/a run/config.yaml"), 8, Path("/runs/a run"), name="my run",
+    run_id="my_run-1", engine="slurm", launcher="srun", nodes=2, spare_nodes=1, work_dir=Path("/work dir"),
+)  # fmt: skip
+
+
+def lines(slurm: SlurmConfig, job: JobSpec = JOB, **more) -> list[str]:
+    return sbatch_script(job, slurm, 8, **more).splitlines()
+
+
+def test_script_asks_for_nodes_spares_and_devices():
+    text = lines(SlurmConfig(partition="gpu", account="lab", options=["--exclusive"]))
+    for option in ("--nodes=3", "--ntasks-per-node=8", "--gpus-per-node=8", "--partition=gpu", "--account=lab",
+                   "--exclusive", "--requeue", "--no-kill", "--signal=B:USR1@120", '--job-name="my run"',
+                   '--output="/runs/a run/logs/batch.log"'):  # fmt: skip
+        assert f"#SBATCH {option}" in text
+
+
+def test_script_is_valid_bash():
+    for text in (sbatch_script(JOB, SlurmConfig(), 8), rank_script(JOB), environment_script(JOB)):
+        assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+def test_site_template_extends_ours(tmp_path):
+    site = tmp_path / "site.j2"
+    site.write_text('{% extends "sbatch.j2" %}{% block start %}srun hostname\n{% endblock %}')
+    text = sbatch_script(JOB, SlurmConfig(template=str(site)), 0)
+    assert text.endswith("srun hostname\n") and "#SBATCH --nodes=3" in text
+
+
+def test_unknown_name_in_a_template_is_named(tmp_path):
+    (tmp_path / "site.j2").write_text("{{ job.nodess }}")
+    with pytest.raises(ValueError, match="nodess"):
+        sbatch_script(JOB, SlurmConfig(template=str(tmp_path / "site.j2")), 0)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "words"),
+    [("pyxis", "'--container-image=img.sqsh'"), ("apptainer", "apptainer exec --nv --bind")],
+)
+def test_containers_of_both_runtimes(runtime: str, words: str):
+    text = sbatch_script(JOB, SlurmConfig(container_image="img.sqsh", container_runtime=runtime), 8)
+    assert words.strip("'") in text
+    assert "/runs/a run:/runs/a run" in text
+
+
+def test_sweep_is_an_array():
+    text = lines(SlurmConfig(array_limit=2), runs=5)
+    assert "#SBATCH --array=0-4%2" in text
+    assert "run_dir='/runs/a run'/$SLURM_ARRAY_TASK_ID" in text
+
+
+def test_dependency_is_an_option():
+    text = lines(SlurmConfig(), replace(JOB, after="77"))
+    assert "#SBATCH --dependency=afterok:77" in text and "#SBATCH --kill-on-invalid-dep=yes" in text
+
+
+def test_environment_value_survives_the_script():
+    script = environment_script(replace(JOB, env={"ODD": ODD}))
+    done = subprocess.run(["bash", "-c", script + '\nprintf %s "$ODD"'], capture_output=True, text=True, check=True)
+    assert done.stdout == ODD
+
+
+def test_machine_of_another_type_gets_its_own_environment():
+    job = replace(JOB, engine="ssh", launcher="torchrun", env={"KIND": "none"}, node_env={"b": {"KIND": "musa"}})
+    assert "export KIND=none" in host_script(job, "a") and "export KIND=musa" in host_script(job, "b")
+    assert "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in host_script(job, "a")
+
+
+def test_saved_job_comes_back_the_same(tmp_path):
+    ssh = SshSpec((Host("a", 8, "MTT"),), ("-F", "x"))
+    job = replace(JOB, run_dir=tmp_path, ssh=ssh, env={"ODD": ODD}, secrets=("TOKEN",))
+    job.save()
+    assert load_job(tmp_path) == job
