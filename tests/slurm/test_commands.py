@@ -73,7 +73,7 @@ def test_stop_saves_first_and_the_same_command_continues(looked_after):
 def test_stop_now_does_not_save(looked_after):
     run, said, stopped_at = looked_after
     assert said["now"].returncode == 0 and "STOPPED" in said["now"].stdout
-    assert slurm_word(run) == "CANCELLED"
+    wait_for(lambda: slurm_word(run) == "CANCELLED", 30, lambda: f"the job is {slurm_word(run)}")  # after COMPLETING
 
 
 def test_folder_of_another_config_is_refused(looked_after):
