@@ -17,9 +17,11 @@ import numpy as np
 
 from megatron_rb.spatial import prompts
 from megatron_rb.spatial.episodes import Episode, Frame, View, read_episodes
-from megatron_rb.spatial.hops import hop_pairs, progress, sample_states
 from megatron_rb.spatial.points import inside, pixel_index, pixels_to_grid
 from megatron_rb.spatial.windows import cut, window_around
+from megatron_rb.value.answers import format_score
+from megatron_rb.value.hops import progress, sample_states
+from megatron_rb.value.sampling import balanced_pairs
 
 Row = dict[str, Any]
 
@@ -158,7 +160,8 @@ def _hop(episode: Episode, build: _Build) -> Iterator[Row]:
         build.report.skipped[f"hop: a state lacks one of the views {', '.join(mix.hop_views)}"] += 1
         return
     zeros = rng.binomial(mix.hops_per_episode, mix.zero_hop_share)
-    pairs = hop_pairs(len(states), mix.hops_per_episode - zeros, rng)
+    before, after, labels = balanced_pairs(len(states), mix.hops_per_episode - zeros, rng)
+    pairs = list(zip(before.tolist(), after.tolist(), labels.tolist(), strict=True))
     pairs += [(p, p, 0.0) for p in rng.permutation(len(states))[:zeros].tolist()]
     phi = progress(len(states)).round(6).tolist()
     for p, q, label in pairs:
@@ -166,7 +169,7 @@ def _hop(episode: Episode, build: _Build) -> Iterator[Row]:
         truth = {"hop": round(label, 6), "progress": [phi[p], phi[q]]}
         key = RowKey("hop", f"{episode.name}_{states[p]:02d}_{states[q]:02d}")
         paths = [_relative(image, build.media_root) for image in images]
-        yield _row(key, paths, prompts.hop(episode.instruction, slots), prompts.format_score(label), truth)
+        yield _row(key, paths, prompts.hop(episode.instruction, slots), format_score(label), truth)
 
 
 def _hop_pictures(

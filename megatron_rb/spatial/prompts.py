@@ -68,9 +68,3 @@ def format_points(points: np.ndarray) -> str:
 def format_points_with_depth(points: np.ndarray) -> str:
     """[n, 3] (0-1000, 0-1000, metres) -> `[(x, y, d), ...]`, d with three decimals."""
     return "[" + ", ".join(f"({int(x)}, {int(y)}, {d:.3f})" for x, y, d in points) + "]"
-
-
-def format_score(hop_label: float) -> str:
-    """Hop in [-1, 1] -> whole percent between score tags; zero carries no sign."""
-    percent = round(100 * hop_label)
-    return f"<score>{percent:+d}%</score>" if percent else "<score>0%</score>"
