@@ -277,8 +277,8 @@ def _nothing_found(text: str) -> _Failure:
 
 
 def _regroup(rows: list[list[float]], length: int) -> list[list[float]]:
-    """One flat list of several points `[x1, y1, x2, y2, x3, y3]` as points. Four numbers are a box and stay as they are,
-    as does a list of another length, for the error."""
+    """One flat list of several points `[x1, y1, x2, y2, x3, y3]` as points. Four numbers are a box and stay as they
+    are, as does a list of another length, for the error."""
     if len(rows) == 1 and len(rows[0]) > 4 and len(rows[0]) % length == 0:
         flat = rows[0]
         return [flat[start : start + length] for start in range(0, len(flat), length)]

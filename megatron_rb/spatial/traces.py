@@ -39,7 +39,7 @@ def key_points(points: np.ndarray, most: int = MOST_KEY_POINTS) -> np.ndarray:
     points = np.asarray(points, dtype=np.float64)
     if len(points) < 2 or most < 2:
         raise ValueError(f"a trace of {len(points)} points cut to {most}; both must be at least 2")
-    kept = simplify(points, 0.0)
+    kept = simplify(points, 1e-9 * float(np.ptp(points)))  # rounding does not count as a bend
     if len(kept) <= most:
         return kept
     tolerances = np.unique(_split_distances(points))
