@@ -3,7 +3,8 @@
 Protocol (RoboTracer / RoboBrain 2.5, 100 scenes). Start: the first point within 0.20 m of the object's points or of
 the true first point. End: one of the last three points within 0.20 m of the destination's oriented box. Collision: the
 object's points, moved along with the trace, have more than 20 % inside occupied space at any predicted point. Success:
-start and end without collision, over all answers. A sample without depth leaves the denominators of start and end, not of success.
+start and end without collision, over all answers. A sample without depth leaves the denominators of start and end, not
+that of success.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ MOST_POINTS = 1000
 _NUMBER = r"[-+\d.eE]+"
 _VALUE = rf"{_NUMBER}(?:\s*m(?:eters?|etres?)?\b)?"
 _GROUP = re.compile(rf"[(\[]\s*({_VALUE}(?:\s*[,;]\s*{_VALUE})+)\s*,?\s*[)\]]")
-_OPEN_TAIL = re.compile(rf"[(\[]\s*{_NUMBER}?\s*(?:,\s*{_NUMBER}?\s*)*$")
+_OPEN_TAIL = re.compile(r"[(\[][-+\d.eE,\s]*$")
 _POINT_TAG = re.compile(r"""<points?\b[^<>]*>""")
 _ATTRIBUTE = re.compile(r"""\b([xyd])\d*\s*=\s*["']?\s*([-+\d.eE]+)""")
 _NAMED = re.compile(

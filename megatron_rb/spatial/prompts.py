@@ -16,8 +16,8 @@ POINTING = (
 POINTING_FORMAT = "Please provide its 2D coordinates. Your answer should be formatted as a tuple, i.e. [(x, y)]."
 POINTING_FORMAT_20 = (
     "Your answer should be formatted as a list of tuples, i.e. [(x1, y1), (x2, y2), ...], where each tuple contains "
-    "the x and y coordinates of a point satisfying the conditions above. The coordinates should indicate the normalized "
-    "pixel locations of the points in the image."
+    "the x and y coordinates of a point satisfying the conditions above. The coordinates should indicate the "
+    "normalized pixel locations of the points in the image."
 )
 """RoboBrain 2.0's own words; the numbers it was trained on are absolute pixels all the same."""
 ROBOT = 'You are a robot using the joint control. The task is "{instruction}".'

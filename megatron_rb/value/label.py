@@ -106,6 +106,28 @@ def hop_rows(labelled: LabelledEpisode, rules: LabelRules, seed: int) -> Iterato
             }
 
 
+def question_rows(episode: KeyFramedEpisode, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]] | BadEpisode:
+    """Rows without an answer for given pairs of frames; the reference pair is the first and the last frame.
+
+    The `id` is `<episode>_<before>_<after>`, each with six digits; the same pair gives the same id.
+    """
+    cameras = _cameras(episode)
+    if cameras is None:
+        reason = f"{episode.name} has no camera with a picture of every frame; there are {', '.join(episode.images)}"
+        return BadEpisode(episode.name, "no complete view", reason, episode.name)
+    nothing = np.zeros(0)
+    ends = (episode.key_frames[0], episode.key_frames[-1])
+    shown = LabelledEpisode(episode, ends, HopPairs(nothing, nothing, nothing, nothing.reshape(0, 2)), cameras)
+    plain, rng = LabelRules(permuted_share=0.0), episode_generator(0, episode.name)
+    rows = []
+    for pair in pairs:
+        images, slots = _pictures(shown, pair, (0, 1, 2), plain, rng)
+        question = {"from": "human", "value": hop_prompt(episode.instructions[0], slots)}
+        key = f"{episode.name}_{pair[0]:06d}_{pair[1]:06d}"
+        rows.append({"id": key, "task": "hop", "episode": episode.name, "image": images, "conversations": [question]})
+    return rows
+
+
 def _pictures(
     labelled: LabelledEpisode, pair: tuple[int, int], order: Sequence[int], rules: LabelRules, rng: np.random.Generator
 ) -> tuple[list[str], tuple[str, ...]]:
