@@ -1,11 +1,11 @@
-"""Measure: `step` beside transformers' own training step, `convert` beside plain copying of the same files."""
+"""Measure: `step` beside transformers' own training step, `convert` beside plain copying, `data` per core."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 
-WHAT = ("step", "convert")
+WHAT = ("step", "convert", "data")
 
 
 def main(argv: list[str]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_rb.config.compose import load_config
 
 ROOT = Path("runs/demo")
-PARITY_SAMPLES, POINTING_SAMPLES = 6, 120
+PARITY_SAMPLES, POINTING_SAMPLES, SCORED_SAMPLES = 6, 120, 60
 
 
 def main(argv: list[str]) -> int:
@@ -27,9 +27,9 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             f"rb demo works in {ROOT}, the settings ask for {config.run_dir}; use rb launch for other runs"
         )
-    for old in ("hf", "data", "imported", "export", "checkpoints", "metrics.jsonl", "ledger.jsonl", "index"):
+    for old in ("hf", "data", "imported", "export", "checkpoints", "metrics.jsonl", "ledger.jsonl", "index", "eval"):
         _remove(ROOT / old)
-    _rb("demo-data", "--tasks", "pointing", "uvd", "--out", ROOT / "data")
+    _rb("demo-data", "--tasks", "pointing", "uvd", "hop", "--out", ROOT / "data")
     _rb("demo-model", "--texts", ROOT / "data/train.jsonl", "--out", ROOT / "hf")
     _rb("convert", "import", "--hf", ROOT / "hf", "--out", ROOT / "imported")
     _rb("launch", *settings)
@@ -48,11 +48,19 @@ def main(argv: list[str]) -> int:
 
 
 def _summarise(config, started: float) -> dict:
+    from megatron_rb.evaluation.answering import answer_with_transformers
+    from megatron_rb.evaluation.demo_scores import evaluate_demo
     from megatron_rb.evaluation.heldout import constant_answers, pointing_hits
 
     ledger, export = ROOT / "ledger.jsonl", str(ROOT / "export")
     constant = constant_answers(config.data, export, ledger)
     hits = pointing_hits(config.data, export, ledger, POINTING_SAMPLES)
+    answered = ROOT / "eval/answers.jsonl"
+    scores = evaluate_demo(
+        ROOT / "data",
+        SCORED_SAMPLES,
+        lambda rows: answer_with_transformers(rows, ROOT / "data", export, answered, max_new_tokens=32),
+    )
     records = [json.loads(line) for line in (ROOT / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "step"]
     evaluations = [record["values"]["loss"] for record in records if record["kind"] == "eval"]
@@ -71,6 +79,7 @@ def _summarise(config, started: float) -> dict:
             "pointing_answers": hits.count,
             "pointing_unreadable": hits.unreadable,
         },
+        "scores": scores,
         "export": {"max_abs_logit_diff": logits["max_abs"]},
     }
 
