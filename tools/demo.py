@@ -59,7 +59,7 @@ def _summarise(config, started: float) -> dict:
     scores = evaluate_demo(
         ROOT / "data",
         SCORED_SAMPLES,
-        lambda rows: answer_with_transformers(rows, ROOT / "data", export, answered, max_new_tokens=32),
+        lambda rows: answer_with_transformers(rows, ROOT / "data", export, answered, 32, config.data),
     )
     records = [json.loads(line) for line in (ROOT / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "step"]

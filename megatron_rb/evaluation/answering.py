@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_rb.checkpoint.hf.generation import greedy_answers
@@ -19,8 +20,9 @@ BATCH = 64
 
 
 def answer_with_transformers(
-    questions: Sequence[dict], media_root: Path, hf_folder: str, out: Path, max_new_tokens: int = ANSWER_TOKENS
-) -> dict[str, str]:
+    questions: Sequence[dict], media_root: Path, hf_folder: str, out: Path, max_new_tokens: int = ANSWER_TOKENS,
+    settings: DataConfig | None = None,
+) -> dict[str, str]:  # fmt: skip
     """Greedy answers of a Hugging Face folder by question id; those that `out` holds already are not asked again.
 
     A question whose pictures cannot be read gets no answer and a line in `<out>.ledger.jsonl`.
@@ -28,18 +30,20 @@ def answer_with_transformers(
     Args:
         questions: rows with `id`, `image` and one human turn.
         media_root: where relative paths of pictures start.
+        settings: system prompt, chat template and picture sizes the model was trained with; None = the defaults.
     """
     shape = load_shape(hf_folder)
 
     def generate(prompts: Sequence[EncodedSample], decode: Callable, eos_ids: Sequence[int]) -> list[str]:
         return greedy_answers(hf_folder, shape, prompts, decode, eos_ids, max_new_tokens)
 
-    return answer_all(questions, media_root, hf_folder, out, generate)
+    return answer_all(questions, media_root, hf_folder, out, generate, settings or DataConfig())
 
 
 def answer_all(
-    questions: Sequence[dict], media_root: Path, hf_folder: str, out: Path, generate: Callable[..., list[str]]
-) -> dict[str, str]:
+    questions: Sequence[dict], media_root: Path, hf_folder: str, out: Path, generate: Callable[..., list[str]],
+    settings: DataConfig,
+) -> dict[str, str]:  # fmt: skip
     """The same with any generator of answers, called with prompts, a decoder of token ids and the end tokens."""
     done = _done(out)
     waiting = [row for row in questions if str(row["id"]) not in done]
@@ -49,7 +53,7 @@ def answer_all(
     asked = out.with_suffix(".questions.jsonl")
     empty = {"from": "gpt", "value": ""}
     asked.write_text("".join(json.dumps(row | {"conversations": [*_human(row), empty]}) + "\n" for row in waiting))
-    settings = DataConfig(seq_length=1 << 20, max_patches=1 << 22, media_root=str(media_root.absolute()))
+    settings = replace(settings, seq_length=1 << 20, max_patches=1 << 22, media_root=str(media_root.absolute()))
     encoder = build_encoder(settings, hf_folder, load_shape(hf_folder))
     with Ledger(out.with_suffix(".ledger.jsonl")) as ledger:
         dataset = build_dataset(settings, encoder, [str(asked)], ledger)
