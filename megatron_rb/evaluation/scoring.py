@@ -11,13 +11,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from megatron_rb.evaluation.answer_metrics import IOU_THRESHOLDS, box_iou, iou_at, plan_match, ratio_success
+from megatron_rb.evaluation.answer_metrics import (
+    IOU_THRESHOLDS,
+    box_iou,
+    iou_at,
+    mean_relative_accuracy,
+    plan_match,
+    ratio_success,
+)
 from megatron_rb.evaluation.pointing import point_in_mask
 from megatron_rb.evaluation.trace_metrics import discrete_frechet, hausdorff, rmse_resampled, rmse_shared
 from megatron_rb.spatial.answers import (
     parse_box,
     parse_choice,
     parse_length,
+    parse_number,
     parse_points,
     parse_points_with_depth,
 )
@@ -141,6 +149,15 @@ def _length(question: Mapping[str, Any], answer: str, root: Path) -> Scored:
     return Scored(str(question["question_id"]), "length", float(ratio_success(read.metres, truth)))
 
 
+def _number(question: Mapping[str, Any], answer: str, root: Path) -> Scored:
+    """VSI-Bench: mean relative accuracy."""
+    read = parse_number(answer)
+    if not read.ok:
+        return _failed(question, "number", read)
+    truth = parse_number(str(question["answer"])).value
+    return Scored(str(question["question_id"]), "number", mean_relative_accuracy(read.value, truth))
+
+
 def _plan(question: Mapping[str, Any], answer: str, root: Path) -> Scored:
     truth = str(question["answer"])
     right = answer.strip() == truth.strip() or plan_match(answer, truth)
@@ -181,6 +198,7 @@ SCORERS: Mapping[str, Callable[[Mapping[str, Any], str, Path], Scored]] = {
     "trace_2d": _trace("trace_2d", parse_points),
     "trace_3d": _trace("trace_3d", parse_points_with_depth),
     "length": _length,
+    "number": _number,
     "plan": _plan,
     "multiple-choice": _choice,
     "hop": _hop,

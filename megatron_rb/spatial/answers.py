@@ -185,6 +185,32 @@ def parse_length(text: str, default_unit: str = "") -> LengthAnswer:
     return LengthAnswer(values[0])
 
 
+_ANY_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class NumberAnswer:
+    value: float
+    """NaN on failure."""
+    reason: str = ""
+    problem: AnswerProblem | None = None
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+
+def parse_number(text: str) -> NumberAnswer:
+    """The one number of an answer; the same number said twice is read, two different ones are a failure."""
+    if len(text) > LONGEST_ANSWER:
+        return NumberAnswer(float("nan"), f"the answer has over {LONGEST_ANSWER} characters", AnswerProblem.TOO_LONG)
+    found = {float(number.replace(",", "")) for number in _ANY_NUMBER.findall(final_answer(text))}
+    if len(found) == 1:
+        return NumberAnswer(found.pop())
+    problem = AnswerProblem.AMBIGUOUS if found else AnswerProblem.NOT_FOUND
+    return NumberAnswer(float("nan"), f"found {len(found)} different numbers, expected one", problem)
+
+
 _CHOICE = re.compile(r"\(([A-Z])\)|\b([A-Z])(?=[).:]|\s*$)|(?:answer|option|choice)\s*(?:is|:)?\s*\(?([A-Z])\b")
 
 

@@ -87,6 +87,10 @@ def test_scores_by_hand(tmp_path):
     assert measures == pytest.approx({"dfd": 0.3, "hd": 0.3, "rmse": 0.3, "rmse_resampled": 0.3})
     choice = {"question_id": "d", "question_type": "multiple-choice", "answer": "B"}
     assert [score(choice, text, tmp_path).score for text in ("(B)", "A", "B or C?", "The answer is B")] == [1, 0, 0, 1]
+    number = {"question_id": "n", "question_type": "number", "answer": "100"}
+    said = [score(number, text, tmp_path) for text in ("112", "There are 1,000.", "2 or 3", "many")]
+    assert [result.score for result in said] == [pytest.approx(0.8), 0.0, 0.0, 0.0]
+    assert [bool(result.failure) for result in said] == [False, False, True, True]
     hop = {"question_id": "e", "question_type": "hop", "hop": -0.25, "answer": "<score>-25%</score>"}
     said = score(hop, "<score>-5%</score>", tmp_path)
     assert said.score == 1.0 and said.measures["hop_error_percent"] == pytest.approx(20.0)

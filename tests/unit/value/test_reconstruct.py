@@ -94,6 +94,7 @@ def test_one_step_of_the_proof_needs_no_clamp(value, hop):
 @given(st.floats(0, 1), st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
 def test_conservative_step_is_a_convex_combination(value, hop, ahead, back):
     rule = Consistency()
+    back = 1.0 + (back - 1.0)  # as an answer says it: 1 + H, rounded
     weight = rule.weight(ahead, back)
     stepped = value + (1 - value) * hop if hop >= 0 else value + value * hop
     mean = (ahead + back) / 2
