@@ -1,11 +1,11 @@
-"""Measure: a training step beside transformers' own, conversions beside `cp`, the launcher's recovery on Slurm."""
+"""Measure: a training step beside transformers', conversions beside `cp`, recovery on Slurm, the data path."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 
-WHAT = ("step", "convert", "launch")
+WHAT = ("step", "convert", "launch", "data")
 
 
 def main(argv: list[str]) -> int:

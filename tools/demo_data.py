@@ -7,7 +7,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_rb.spatial.builders import DEMO_TASKS, SampleMix, write_split
+from megatron_rb.spatial.builders import write_split
+from megatron_rb.spatial.rows import DEMO_TASKS, SampleMix
 
 
 def main(argv: list[str]) -> int:

@@ -174,7 +174,7 @@ class MetricsConfig:
 @dataclass
 class TaskConfig:
     name: str = "sft"
-    """What is trained: `sft`."""
+    """What is trained: `sft`, or `value` (the same loss; the hop samples are judged on their own as well)."""
 
 
 @dataclass

@@ -18,6 +18,9 @@ class ImageSize:
         if self.width < 1 or self.height < 1:
             raise ValueError(f"image size {self.width} x {self.height} is empty; give width and height of at least 1")
 
+    def __str__(self) -> str:
+        return f"{self.width} x {self.height}"
+
     @property
     def extent(self) -> np.ndarray:
         return np.array([self.width, self.height], dtype=np.float64)

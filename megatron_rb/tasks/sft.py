@@ -103,18 +103,19 @@ class SupervisedFineTuning:
 
     def evaluate(self) -> dict[str, float]:
         """Mean cross entropy per answer token over the held-out samples."""
-        if self.evaluation is None:
-            return {}
+        return {} if self.evaluation is None else {"loss": self.mean_loss(range(len(self.evaluation)))}
+
+    def mean_loss(self, rows: Sequence[int]) -> float:
+        """Mean cross entropy per answer token over some of the held-out samples."""
         loss_sum, num_labels = 0.0, 0
         with synchronized_parameters(self.runner.chunks):
-            for start in range(0, len(self.evaluation), EVALUATION_STEP):
-                numbers = range(start, min(start + EVALUATION_STEP, len(self.evaluation)))
-                batches = self._evaluation_batches(numbers)
+            for start in range(0, len(rows), EVALUATION_STEP):
+                batches = self._evaluation_batches(rows[start : start + EVALUATION_STEP])
                 results = loss_pass(self.runner, batches)
                 totals = sum_over_world(results, batches, self.runner.place, stop_requested=False)
                 loss_sum += totals.loss_sum
                 num_labels += totals.num_labels
-        return {"loss": loss_sum / num_labels}
+        return loss_sum / num_labels
 
     def state_dict(self) -> dict[str, Any]:
         return self.ahead.state
@@ -125,10 +126,10 @@ class SupervisedFineTuning:
     def close(self) -> None:
         self.ahead.close()
 
-    def _evaluation_batches(self, numbers: range) -> list[MicroBatch]:
+    def _evaluation_batches(self, numbers: Sequence[int]) -> list[MicroBatch]:
         assert self.evaluation is not None
         place = self.runner.place
-        sizes = self.evaluation.sizes[numbers.start : numbers.stop]
+        sizes = self.evaluation.sizes[np.asarray(numbers)]
         plan = plan_step(np.asarray(sizes), self.budget, place.dp_size, self.micro_batch_multiple)
         batches: list[list[EncodedSample]] = []
         failed: set[tuple[int, int]] = set()

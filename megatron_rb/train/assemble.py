@@ -35,6 +35,7 @@ from megatron_rb.parallel.groups import (
 )
 from megatron_rb.platform import Platform
 from megatron_rb.tasks.sft import SupervisedFineTuning
+from megatron_rb.tasks.value import ValueEstimation
 from megatron_rb.train.build import Trainable, build_trainable
 from megatron_rb.train.run import Run, layout_state, seed_everything
 from megatron_rb.train.schedule import LearningRateSchedule
@@ -43,6 +44,8 @@ from megatron_rb.train.step import Runner
 from megatron_rb.train.task import Task
 
 logger = logging.getLogger(__name__)
+
+TASKS: dict[str, type[SupervisedFineTuning]] = {"sft": SupervisedFineTuning, "value": ValueEstimation}
 
 
 def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: Attempt) -> Run:
@@ -105,8 +108,8 @@ def _task(
     config: Config, derived: Derived, runner: Runner, training: ConversationDataset,
     evaluation: ConversationDataset | None, ledger: Ledger,
 ) -> Task:  # fmt: skip
-    if config.task.name != "sft":
-        raise ValueError(f"task.name '{config.task.name}' is not known; use sft")
+    if config.task.name not in TASKS:
+        raise ValueError(f"task.name '{config.task.name}' is not known; use {' or '.join(TASKS)}")
     data, place, multiple = config.data, runner.place, derived.micro_batch_multiple
     needs_pixels = any(chunk.module.part.needs_pixels for chunk in runner.chunks)
     loader = StepLoader(
@@ -115,7 +118,7 @@ def _task(
         seed=config.seed, shuffle=data.shuffle, ledger=ledger, prefetch_steps=data.prefetch_steps,
         decode_threads=data.decode_threads,
     )  # fmt: skip
-    return SupervisedFineTuning(
+    return TASKS[config.task.name](
         runner, loader, evaluation, Budget(data.seq_length, data.max_patches), ledger,
         needs_pixels=needs_pixels, sequence_parallel=derived.sequence_parallel, micro_batch_multiple=multiple,
     )  # fmt: skip

@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
 
-from megatron_rb.spatial.answers import parse_points, parse_points_with_depth, parse_score
-from megatron_rb.spatial.prompts import format_points, format_points_with_depth, format_score
+from megatron_rb.spatial.answers import (
+    AnswerProblem,
+    parse_box,
+    parse_choice,
+    parse_length,
+    parse_points,
+    parse_points_with_depth,
+)
+from megatron_rb.spatial.points import ImageSize
+from megatron_rb.spatial.prompts import format_points, format_points_with_depth
 
 
 def test_written_answers_read_back():
@@ -10,7 +18,6 @@ def test_written_answers_read_back():
     trace = np.array([[176, 788, 0.945], [278, 518, 1.005]])
     assert (parse_points(format_points(points)).points == points).all()
     assert (parse_points_with_depth(format_points_with_depth(trace)).points == trace).all()
-    assert parse_score(format_score(-0.5)).hop == -0.5
 
 
 @pytest.mark.parametrize("text", ["[(12, 34)]", "(12,34)", "The cube is at [12, 34].", "[[12, 34]]", "[(12.0, 34)"])
@@ -39,19 +46,79 @@ def test_depth_must_be_positive_metres():
 
 
 @pytest.mark.parametrize(
-    ("text", "hop"),
-    [("<score>+12%</score>", 0.12), ("so <score>-7.5%</score>", -0.075), ("<score>0%</score>", 0.0),
-     ("<score>+250%</score>", 1.0)],
+    "text",
+    ["```json\n[[12, 34]]\n```", '[{"point_2d": [12, 34], "label": "cube"}]', '<point x="12" y="34" alt="c">c</point>',
+     "<think>(1, 1)?</think><answer>[(12, 34)]</answer>", "（12，34）", "12, 34", '{"x": 12, "y": 34}', "x=12, y=34",
+     "( 12 ; 34 )", "[(12, 34),]", "<think></think><answer>[(12, 34)]", '<points x1="12" y1="34">'],
 )  # fmt: skip
-def test_scores(text, hop):
-    assert parse_score(text).ok and parse_score(text).hop == pytest.approx(hop)
+def test_more_spellings_of_one_point(text):
+    assert parse_points(text).points.tolist() == [[12.0, 34.0]], parse_points(text).reason
 
 
-@pytest.mark.parametrize("text", ["+12%", "<score>12</score>", "<score>+1%</score><score>+2%</score>"])
-def test_anything_but_one_score_is_a_failure_that_moves_nothing(text):
-    assert not parse_score(text).ok and parse_score(text).hop == 0.0
+@pytest.mark.parametrize(
+    "text", ["[(12, 34, 1.5)]", "(12, 34, 1.5m)", "12, 34, 1.500", "[12, 34, 1.5 meters]", "x: 12, y: 34, depth: 1.5"]
+)
+def test_spellings_of_a_point_with_depth(text):
+    assert parse_points_with_depth(text).points.tolist() == [[12.0, 34.0, 1.5]], parse_points_with_depth(text).reason
 
 
-def test_zero_score_has_no_sign():
-    assert format_score(0.004) == format_score(-0.004) == "<score>0%</score>"
-    assert format_score(0.125) == "<score>+12%</score>"
+def test_flat_lists_of_points():
+    assert parse_points("[1, 2, 3, 4, 5, 6]").points.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert parse_points_with_depth("[1, 2, 0.3, 4, 5, 0.6]").points.tolist() == [[1, 2, 0.3], [4, 5, 0.6]]
+    assert parse_points("[1, 2, 3, 4]").problem is AnswerProblem.WRONG_LENGTH  # four numbers are a box
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("[(12, 34), (5,", AnswerProblem.INCOMPLETE), ("[(12, 34), (5, 6", AnswerProblem.INCOMPLETE),
+     ("(", AnswerProblem.INCOMPLETE), ("", AnswerProblem.EMPTY), ("it is left of it", AnswerProblem.NOT_FOUND),
+     ("import os\nos.remove('x')", AnswerProblem.CODE), ("(1, 2), " * 2000, AnswerProblem.TOO_LONG),
+     ("1, " * 10**6, AnswerProblem.TOO_LONG), ("[(0.5, 1200)]", AnswerProblem.OUT_OF_RANGE)],
+)  # fmt: skip
+def test_failures_have_a_kind(text, problem):
+    assert parse_points(text).problem is problem
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text", ["(" * 99_999, "(1," * 30_000, "1 " * 49_000, " " * 99_999, "(1" + " " * 90_000, "<think>" * 10_000,
+             "<answer>" * 12_000, "(" + "1," * 45_000, "<point " * 12_000, '"x": 1, ' * 12_000]
+)  # fmt: skip
+def test_hostile_answers_take_no_time(text):
+    for parse in (parse_points, parse_points_with_depth, parse_box, parse_length, parse_choice):
+        assert not parse(text).ok
+
+
+def test_pixels_and_grid_are_told_apart_by_the_caller():
+    shown = ImageSize(1920, 1080)
+    assert parse_points("(1500, 800)", shown).points.tolist() == [[1500, 800]]
+    assert parse_points("(1500, 800)").problem is AnswerProblem.OUT_OF_RANGE
+    assert "outside 1920 x 1080" in parse_points("(1500, 1081)", shown).reason
+
+
+@pytest.mark.parametrize(
+    "text", ["[10, 20, 30, 40]", "[(10, 20), (30, 40)]", '{"bbox_2d": [10, 20, 30, 40]}', "[30, 40, 10, 20]"]
+)
+def test_boxes(text):
+    assert parse_box(text).box.tolist() == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize(
+    ("text", "metres"),
+    [("0.104m", 0.104), ("10.4 cm", 0.104), ("about 4 inches.", 0.1016), ("4 in", 0.1016), ('4"', 0.1016),
+     ("[Measuring] [cup] 0.104m", 0.104), ("10 cm, that is 0.1 m", 0.1), ("1,250 mm", 1.25), ("2 feet", 0.6096)],
+)  # fmt: skip
+def test_lengths(text, metres):
+    assert parse_length(text).metres == pytest.approx(metres)
+
+
+def test_lengths_that_are_not_clear_fail():
+    assert parse_length("10 cm or 20 cm").problem is AnswerProblem.AMBIGUOUS
+    assert parse_length("12").problem is AnswerProblem.UNKNOWN_UNIT
+    assert parse_length("12", default_unit="cm").metres == pytest.approx(0.12)
+    assert parse_length("-3 cm").problem is AnswerProblem.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("text", ["B", "(B)", "B. the cup", "The answer is B", "<answer>B</answer>", "Option B)"])
+def test_choices(text):
+    assert parse_choice(text).letter == "B"

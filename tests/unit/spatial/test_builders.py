@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from megatron_rb.spatial import builders
-from megatron_rb.spatial.answers import parse_points, parse_points_with_depth, parse_score
+from megatron_rb.spatial.answers import parse_points, parse_points_with_depth
 from megatron_rb.spatial.builders import SampleMix, build_rows, visible_point, write_split
 from megatron_rb.spatial.episodes import read_depth, read_episodes, read_mask
 from megatron_rb.spatial.points import ImageSize, grid_to_pixels, pixel_index
+from megatron_rb.value.answers import parse_score
 
 ROOT = Path(__file__).parents[3] / "examples" / "robosim"
 

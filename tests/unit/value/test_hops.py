@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from megatron_rb.spatial.hops import hop_label, hop_pairs, progress, sample_states
+from megatron_rb.value.hops import hop_label, hop_labels, progress, sample_states
 
 
 def test_every_sub_task_gives_the_same_number_of_states():
@@ -38,15 +38,19 @@ def test_no_hop_forward_from_the_goal():
         hop_label(1.0, 1.0)
 
 
-def test_pairs_are_distinct_reproducible_and_spread():
-    pairs = hop_pairs(9, 20, np.random.default_rng(3))
-    assert pairs == hop_pairs(9, 20, np.random.default_rng(3))
-    assert len(pairs) == len(set(pairs)) == 20
-    assert sum(label > 0 for *_, label in pairs) in range(7, 14)
+def test_released_rule_rounds_where_the_paper_floors():
+    # 40 frames from first to last, chunk 5, 3 sub-tasks: floor(floor(41 / 5) / 3) = 2, round(40 / 5 / 3) = 3
+    keys = [0, 12, 24, 40]
+    assert sample_states(keys, chunk=5) == [0, 6, 12, 18, 24, 32, 40]
+    assert sample_states(keys, chunk=5, rule="released") == [0, 4, 8, 12, 16, 20, 24, 29, 35, 40]
 
 
-def test_all_pairs_when_more_are_asked_for():
-    assert len(hop_pairs(3, 100, np.random.default_rng(0))) == 6
+def test_many_labels_at_once_are_those_of_one_by_one():
+    pairs = [(p, q) for p in range(7) for q in range(7) if p != q]
+    before, after = np.array(pairs).T
+    phi = progress(7)
+    expected = [hop_label(phi[p], phi[q]) for p, q in pairs]
+    np.testing.assert_allclose(hop_labels(before, after, 7), expected, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("keys", [[5], [0, 4, 4], [3, 1]])

@@ -1,0 +1,109 @@
+"""Key-framed episodes -> a jsonl file of hop samples with the pictures they name; one episode in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from megatron_rb.data.ledger import Ledger
+from megatron_rb.data.media import inspect_media, load_frames
+from megatron_rb.data.problems import BadSample
+from megatron_rb.data.rows import MediaRef
+from megatron_rb.value.episodes import BadEpisode, VideoFrames, read_key_framed
+from megatron_rb.value.label import BLANK, LabelledEpisode, LabelRules, hop_rows, label_episode
+
+VIDEO_FPS = 30.0
+"""For containers that do not tell their rate; frames are picked by number, so it decides nothing."""
+
+
+@dataclass
+class HopFileReport:
+    samples: int = 0
+    episodes: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    """Episodes without samples, by problem; each is a line of the ledger."""
+
+
+def write_hop_samples(
+    data: Path, out: Path, rules: LabelRules, seed: int, *, part: tuple[int, int] = (0, 1), progress: bool = False
+) -> HopFileReport:
+    """Label every episode of `data` and write `out`, beside it the ledger `<out>.ledger.jsonl`.
+
+    Paths are written relative to the folder of `out`. Frames of videos are stored below it. A sample depends
+    on the seed and its episode alone, so the parts of several processes together are what one would write.
+
+    Args:
+        part: (k, n): only every n-th episode, beginning with the k-th.
+
+    Raises:
+        ValueError: no episode gives a sample, or `part` is impossible.
+    """
+    if not 0 <= part[0] < part[1]:
+        raise ValueError(f"part {part[0]} of {part[1]} does not exist; count from 0")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    report = HopFileReport()
+    with Ledger(out.with_suffix(".ledger.jsonl")) as ledger, open(out, "w", encoding="utf-8") as lines:
+        for number, episode in enumerate(_shown(data, progress)):
+            if number % part[1] != part[0]:
+                continue
+            labelled = episode if isinstance(episode, BadEpisode) else label_episode(episode, rules, seed)
+            if isinstance(labelled, LabelledEpisode):
+                try:
+                    _store_frames(labelled, out.parent)
+                except (BadSample, OSError) as error:
+                    labelled = BadEpisode(labelled.episode.name, "unreadable video", str(error), str(data))
+            if isinstance(labelled, BadEpisode):
+                report.refused[labelled.problem] += 1
+                ledger.record("rejected", labelled.place, labelled.reason, id=labelled.name, problem=labelled.problem)
+                continue
+            report.episodes += 1
+            for row in hop_rows(labelled, rules, seed):
+                row["image"] = [_path(path, data, out.parent) for path in row["image"]]
+                lines.write(json.dumps(row) + "\n")
+                report.samples += 1
+    if not report.samples:
+        raise ValueError(f"no episode of {data} gives a sample ({dict(report.refused)}); see {ledger.path}")
+    Image.new("RGB", (64, 64)).save(out.parent / BLANK)
+    return report
+
+
+def _shown(data: Path, progress: bool):  # type: ignore[no-untyped-def]
+    """Episodes, behind a bar that knows how much of the file has been read."""
+    from rich.progress import Progress
+
+    total = data.stat().st_size if data.is_file() else None
+    with Progress(disable=not progress, transient=True) as bar:
+        task = bar.add_task("episodes", total=total)
+        for episode, read in read_key_framed(data):
+            bar.update(task, completed=read)
+            yield episode
+
+
+def _store_frames(labelled: LabelledEpisode, folder: Path) -> None:
+    """Write the frames of videos that the samples show; those that lie there already are kept."""
+    numbers = {*labelled.pairs.before.tolist(), *labelled.pairs.after.tolist(), labelled.states[0], labelled.states[-1]}
+    for camera in set(labelled.cameras):
+        frames = labelled.episode.images[camera]
+        if not isinstance(frames, VideoFrames):
+            continue
+        missing = sorted(number for number in numbers if not (folder / frames[number]).is_file())
+        if not missing:
+            continue
+        ref = MediaRef("video", str(frames.video))
+        for number, image in zip(missing, load_frames(ref, inspect_media(ref, VIDEO_FPS), missing), strict=True):
+            target = folder / frames[number]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            image.save(target, quality=95)
+
+
+def _path(path: str, data: Path, folder: Path) -> str:
+    """A path as it is to be read from `folder`: frames and the blank picture lie there, others by the data."""
+    if path == BLANK or path.startswith("frames/"):
+        return path
+    root = data.parent if data.is_file() else Path()
+    return os.path.relpath(root / path, folder)

@@ -1,0 +1,71 @@
+"""Speed of what is done per sample on one core: hop pairs, reconstruction, parsing, scoring of 3-D traces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_rb.evaluation.trace3d import OccupiedSpace, OrientedBox, TraceScene, score_trace
+from megatron_rb.spatial.answers import parse_points, parse_points_with_depth
+from megatron_rb.value.answers import parse_score
+from megatron_rb.value.reconstruct import conservative
+from megatron_rb.value.sampling import PairRules, episode_generator, sample_pairs
+
+
+@dataclass(frozen=True)
+class DataSpeed:
+    name: str
+    done: int
+    unit: str
+    cpu_seconds: float
+    target: float
+    """Units per second that are aimed at; for scenes the seconds that 100 may take."""
+
+    @property
+    def rate(self) -> float:
+        """Units per second of CPU time of this process."""
+        return self.done / self.cpu_seconds
+
+
+def measure(seconds: float) -> list[DataSpeed]:
+    """Every part for about `seconds` of CPU time each."""
+    rng = np.random.default_rng(0)
+    states = [np.cumsum(rng.integers(1, 30, size)).tolist() for size in (12, 40, 150, 600)]
+    hops = rng.uniform(-1, 1, (3, 20_000)).tolist()
+    points = [f"[({a}, {b}), ({b}, {a})]" for a, b in rng.integers(0, 1000, (500, 2))]
+    traces = [f"[({a}, {b}, {a / 500 + 0.1:.3f}), ({b}, {a}, 1.005)]" for a, b in rng.integers(0, 1000, (500, 2))]
+    scores = [f"<score>{a:+d}%</score>" for a in rng.integers(-100, 101, 500)]
+    scene, answer = _scene(rng)
+    jobs: list[tuple[str, str, float, Callable[[int], int]]] = [
+        ("hop pairs", "pairs", 100_000, lambda i: _pairs(states[i % 4], i)),
+        ("reconstruction", "hops", 1_000_000, lambda i: len(conservative(*hops)) - 1),
+        ("parsing points", "answers", 100_000, lambda i: len([parse_points(text) for text in points])),
+        ("parsing traces", "answers", 100_000, lambda i: len([parse_points_with_depth(text) for text in traces])),
+        ("parsing scores", "answers", 100_000, lambda i: len([parse_score(text) for text in scores])),
+        ("3-D trace scenes", "scenes", 100 / 60, lambda i: int(score_trace(answer, scene) is not None)),
+    ]
+    return [_timed(name, unit, target, job, seconds) for name, unit, target, job in jobs]
+
+
+def _timed(name: str, unit: str, target: float, job: Callable[[int], int], seconds: float) -> DataSpeed:
+    job(0)
+    start, done, turn = time.process_time(), 0, 0
+    while time.process_time() - start < seconds:
+        done += job(turn)
+        turn += 1
+    return DataSpeed(name, done, unit, time.process_time() - start, target)
+
+
+def _pairs(states: list[int], number: int) -> int:
+    return len(sample_pairs(states, PairRules(), episode_generator(0, str(number))))
+
+
+def _scene(rng: np.random.Generator) -> tuple[TraceScene, np.ndarray]:
+    """A scene of the benchmark's size: a VGA depth picture, an object of 5,000 points, a trace of 8."""
+    space = OccupiedSpace(rng.uniform(1, 4, (480, 640)), np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]]))
+    cloud = rng.normal([0, 0, 2], 0.05, (5000, 3))
+    box = OrientedBox(np.array([0.3, 0, 2.2]), np.full(3, 0.2), np.eye(3))
+    return TraceScene(np.array([0, 0, 2.0]), cloud, box, space), np.linspace([0, 0, 2], [0.3, 0, 2.2], 8)

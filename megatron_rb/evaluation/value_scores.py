@@ -1,0 +1,132 @@
+"""Progress curves of episodes: which pairs to ask about, answers -> curves and VOC, pictures of both."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_rb.evaluation.value_metrics import evaluation_frames, spearman, voc_minus, voc_plus
+from megatron_rb.value.answers import parse_score
+from megatron_rb.value.episodes import BadEpisode, KeyFramedEpisode, read_key_framed
+from megatron_rb.value.label import question_rows
+from megatron_rb.value.reconstruct import METHODS, Consistency, completion, reconstruct
+
+
+@dataclass(frozen=True)
+class EpisodeCurves:
+    episode: str
+    frames: list[int]
+    curves: dict[str, list[float]]
+    """Method -> progress at each of the frames."""
+    voc_plus: float
+    voc_minus: float
+    voc: dict[str, float]
+    """Rank correlation with time of every curve."""
+    unreadable: int
+    """Answers that could not be read; they moved nothing."""
+    answers: int
+    completion: str
+    reasons: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def asked_pairs(frames: Sequence[int]) -> dict[str, list[tuple[int, int]]]:
+    """Pairs (before, after) by what they are for; T = len(frames) - 1 each."""
+    later = list(frames[1:])
+    return {
+        "step": list(zip(frames[:-1], later, strict=True)),
+        "swapped": list(zip(later, frames[:-1], strict=True)),
+        "start": [(frames[0], frame) for frame in later],
+        "goal": [(frames[-1], frame) for frame in later],
+    }
+
+
+def score_questions(data: Path, interval: int) -> Iterator[tuple[KeyFramedEpisode, list[int], list[dict]] | BadEpisode]:
+    """Every episode with the frames that are scored and one question per distinct pair."""
+    for episode, _ in read_key_framed(data):
+        if isinstance(episode, BadEpisode):
+            yield episode
+            continue
+        first = episode.key_frames[0]
+        length = episode.key_frames[-1] - first + 1
+        frames = [first + offset for offset in evaluation_frames(length, interval)]
+        pairs = list(dict.fromkeys(pair for group in asked_pairs(frames).values() for pair in group))
+        rows = question_rows(episode, pairs)
+        yield rows if isinstance(rows, BadEpisode) else (episode, frames, rows)
+
+
+def curves_of(
+    name: str, frames: Sequence[int], answers: Mapping[str, str], consistency: Consistency | None = None
+) -> EpisodeCurves:
+    """Rebuild the curves of one episode from answer texts by id (`<episode>_<before>_<after>`).
+
+    A missing answer counts as unreadable.
+    """
+    hops: dict[str, list[float]] = {}
+    reasons: Counter[str] = Counter()
+    for kind, pairs in asked_pairs(frames).items():
+        read = [parse_score(answers.get(f"{name}_{before:06d}_{after:06d}", "")) for before, after in pairs]
+        hops[kind] = [answer.or_nan for answer in read]
+        reasons.update(str(answer.problem) for answer in read if not answer.ok)
+    args = (hops["step"], hops["start"], hops["goal"])
+    curves = {method: reconstruct(method, *args, consistency) for method in METHODS}
+    return EpisodeCurves(
+        name, list(frames), {method: np.round(curve, 6).tolist() for method, curve in curves.items()},
+        voc_plus(hops["step"]), voc_minus(hops["swapped"]),
+        {method: spearman(curve) for method, curve in curves.items()},
+        sum(reasons.values()), 4 * (len(frames) - 1), completion(curves["conservative"]), dict(reasons),
+    )  # fmt: skip
+
+
+def read_answers(path: Path) -> dict[str, str]:
+    """Recorded answers by id from jsonl or a JSON list of `{"question_id" or "id", "answer"}`.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
+        return {str(row.get("question_id", row.get("id"))): str(row.get("answer", "")) for row in rows}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'{path} is not a list of {{"question_id": ..., "answer": ...}}: {error}') from error
+
+
+def plot_curves(entry: Mapping[str, Any], pictures: Sequence[Path], out: Path) -> None:
+    """Draw the curves of one episode with its frames below, as PNG.
+
+    Args:
+        entry: `EpisodeCurves.as_json()`.
+        pictures: the front picture of each of `entry["frames"]`; a missing file leaves a gap.
+    """
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    frames = entry["frames"]
+    figure = Figure(figsize=(max(6.0, 1.3 * len(frames)), 5), dpi=100, layout="constrained")
+    grid = figure.add_gridspec(2, len(frames), height_ratios=[3, 1])
+    axis = figure.add_subplot(grid[0, :])
+    for method, values in entry["curves"].items():
+        axis.plot(frames, values, marker="o", label=f"{method} ({entry['voc'][method]:+.2f})", linewidth=1.5)
+    axis.set(ylim=(-0.03, 1.03), ylabel="progress", xlabel="frame")
+    axis.set_title(
+        f"{entry['episode']}: VOC+ {entry['voc_plus']:+.3f}, VOC- {entry['voc_minus']:+.3f}, "
+        f"{entry['unreadable']} of {entry['answers']} answers unreadable"
+    )
+    axis.legend(fontsize=8, title="method (rank correlation)", title_fontsize=8)
+    for column, picture in enumerate(pictures):
+        below = figure.add_subplot(grid[1, column])
+        below.axis("off")
+        if picture.is_file():
+            with Image.open(picture) as image:
+                below.imshow(np.asarray(image.convert("RGB")))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)

@@ -1,0 +1,119 @@
+"""Rows about the way of the gripper: 3-D traces, 2-D traces, and the lifting of one to the other.
+
+Source: RoboTracer / RoboBrain 2.5: at most 8 key points by Ramer-Douglas-Peucker, depth in metres with three decimals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_rb.spatial import prompts
+from megatron_rb.spatial.depth import DepthReading, check_trace, read_at
+from megatron_rb.spatial.episodes import Episode, View, read_depth
+from megatron_rb.spatial.points import inside
+from megatron_rb.spatial.rows import (
+    Build,
+    Row,
+    RowKey,
+    as_listed,
+    build_row,
+    pixel_truth,
+    relative_path,
+    to_answer,
+    to_pixels,
+    views_of,
+)
+from megatron_rb.spatial.traces import key_points
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The gripper's way from one key frame to the end, seen by the camera of that frame."""
+
+    name: str
+    view: View
+    image: str
+    points: np.ndarray
+    """[n, 3] (u pixels, v pixels, z-depth metres), n <= 8."""
+    episode: Episode
+
+
+def trace_3d(episode: Episode, build: Build) -> Iterator[Row]:
+    """The task in words -> (u, v, d) key points."""
+    for way in _ways(episode, build, "trace_3d"):
+        answer = to_answer(way.points, way.view)
+        truth = {"points": {"end effector": [as_listed(point) for point in answer]}}
+        question = prompts.waypoints(episode.instruction)
+        key = RowKey("trace_3d", way.name)
+        yield build_row(key, [way.image], question, prompts.format_points_with_depth(answer), truth)
+
+
+def trace_2d(episode: Episode, build: Build) -> Iterator[Row]:
+    """The task in words -> (u, v) key points; in version 2.0 as pixels."""
+    for way in _ways(episode, build, "trace_2d"):
+        key = RowKey("trace_2d", way.name)
+        if build.mix.version == "2.0":
+            pixels = to_pixels(way.points[:, :2], way.view, build.mix)
+            question = f"{prompts.IMAGE}\n{prompts.TRAJECTORY_20.format(instruction=episode.instruction)}"
+            truth: dict[str, object] = {"points": pixel_truth(pixels, way.view, build.mix)}
+            yield build_row(key, [way.image], question, str(pixels.tolist()), truth)
+            continue
+        answer = to_answer(way.points, way.view)[:, :2].astype(int)
+        question = f"{prompts.IMAGE}\n{prompts.TRACE_2D.format(instruction=episode.instruction)}"
+        truth = {"points": {"end effector": answer.tolist()}}
+        yield build_row(key, [way.image], question, prompts.format_points(answer), truth)
+
+
+def trace_lift(episode: Episode, build: Build) -> Iterator[Row]:
+    """A 2-D trace is given, its depths are asked for."""
+    for way in _ways(episode, build, "trace_lift"):
+        answer = to_answer(way.points, way.view)
+        flat = prompts.format_points(answer[:, :2])
+        question = f"{prompts.IMAGE}\n{prompts.LIFTING.format(instruction=episode.instruction, trace=flat)}"
+        truth = {"points": {"end effector": [as_listed(point) for point in answer]}}
+        key = RowKey("trace_lift", way.name)
+        yield build_row(key, [way.image], question, prompts.format_points_with_depth(answer), truth)
+
+
+def _ways(episode: Episode, build: Build, task: str) -> Iterator[_Way]:
+    for index in episode.key_frames()[:-1]:
+        positions = np.array([frame.eef_position for frame in episode.frames[index:]])
+        for name, view in views_of(episode.frames[index], build.mix.views):
+            kept = key_points(positions)
+            points = view.camera.project(positions)
+            if not inside(points[:, :2], view.camera.size).all():
+                build.report.skipped[f"{task}: outside the image"] += 1
+                continue
+            if not _confirmed(episode, index, name, points, build, task):
+                continue
+            image = relative_path(view.image, build.media_root)
+            yield _Way(f"{episode.name}_{index:02d}_{name}", view, image, points[kept], episode)
+
+
+def _confirmed(episode: Episode, first: int, name: str, points: np.ndarray, build: Build, task: str) -> bool:
+    """Whether the depth pictures of the frames show the gripper where the trace says; without any, nothing speaks
+    against it."""
+    readings: list[DepthReading] = []
+    seen = []
+    for frame, point in zip(episode.frames[first:], points, strict=True):
+        view = frame.views.get(name)
+        if view is not None and view.depth is not None:
+            readings.append(read_at(read_depth(view.depth), point[:2], view.camera.size))
+            seen.append(point)
+    if not readings:
+        build.report.unchecked[task] += 1
+        return True
+    result = check_trace(np.array(seen), readings, build.mix.gate)
+    if not result.passed:
+        build.report.skipped[f"{task}: {'hidden' if result.hidden > build.mix.gate.most_hidden else 'depth'} gate"] += 1
+    return result.passed
+
+
+TRACE_BUILDERS: Mapping[str, Callable[[Episode, Build], Iterator[Row]]] = {
+    "trace_3d": trace_3d,
+    "trace_2d": trace_2d,
+    "trace_lift": trace_lift,
+}

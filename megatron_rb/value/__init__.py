@@ -1,0 +1,1 @@
+"""Dense temporal value: hop labels, balanced sampling, reconstruction of progress, reward shaping; in numpy."""

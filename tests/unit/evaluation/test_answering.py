@@ -1,0 +1,62 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from megatron_rb.config.schema import DataConfig
+from megatron_rb.evaluation.answering import answer_all
+from megatron_rb.tools import demo_data, demo_model
+
+HELDOUT = Path(__file__).parents[3] / "examples" / "robosim" / "heldout"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Rows about one episode and a tiny model folder for its tokenizer."""
+    root = tmp_path_factory.mktemp("answering")
+    for split in ("train", "heldout"):
+        folder = root / "episodes" / split
+        shutil.copytree(HELDOUT / "lift_003", folder / "lift_003")
+        lines = (HELDOUT / "lift.jsonl").read_text().splitlines()
+        (folder / "lift.jsonl").write_text("\n".join(line for line in lines if '"lift_003/' in line))
+    data = root / "data"
+    demo_data.main(["--episodes", str(root / "episodes"), "--out", str(data), "--tasks", "uvd", "--windows", "0"])
+    assert demo_model.main(["--texts", str(data / "train.jsonl"), "--out", str(root / "hf")]) == 0
+    rows = [json.loads(line) for line in (data / "heldout.jsonl").read_text().splitlines()]
+    return data, root / "hf", rows
+
+
+def counting(calls):
+    def generate(prompts, decode, eos_ids):
+        calls.append([decode(prompt.input_ids.tolist()) for prompt in prompts])
+        return [f"answer {prompt.sample_id}" for prompt in prompts]
+
+    return generate
+
+
+def test_a_stopped_run_asks_only_what_is_missing(made, tmp_path):
+    data, hf, rows = made
+    out, calls = tmp_path / "answers.jsonl", []
+    first = answer_all(rows[:3], data, str(hf), out, counting(calls), DataConfig())
+    out.write_text(out.read_text() + '{"question_id": "half')  # the process died while it wrote
+    everything = answer_all(rows, data, str(hf), out, counting(calls), DataConfig())
+    assert [len(call) for call in calls] == [3, len(rows) - 3]
+    assert everything.keys() == {row["id"] for row in rows} and first.items() <= everything.items()
+    assert all(text == f"answer {key}" for key, text in everything.items())
+    assert answer_all(rows, data, str(hf), out, counting(calls), DataConfig()) == everything and len(calls) == 2
+
+
+def test_the_answer_is_not_shown_and_the_system_prompt_is_that_of_the_settings(made, tmp_path):
+    data, hf, rows = made
+    calls = []
+    answer_all(rows[:1], data, str(hf), tmp_path / "a.jsonl", counting(calls), DataConfig(system_prompt="Be brief."))
+    assert "Be brief." in calls[0][0] and rows[0]["answer"] not in calls[0][0]
+
+
+def test_an_unreadable_picture_gives_no_answer_and_a_ledger_line(made, tmp_path):
+    data, hf, rows = made
+    broken = rows[0] | {"id": "broken", "image": ["missing.jpg"]}
+    answers = answer_all([broken, rows[1]], data, str(hf), tmp_path / "a.jsonl", counting([]), DataConfig())
+    assert answers.keys() == {rows[1]["id"]}
+    assert "missing.jpg" in (tmp_path / "a.ledger.jsonl").read_text()

@@ -1,0 +1,155 @@
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_rb.value.answers import parse_score
+from megatron_rb.value.episodes import BadEpisode, KeyFramedEpisode, VideoFrames, read_key_framed
+from megatron_rb.value.hops import hop_label
+from megatron_rb.value.label import BLANK, LabelRules, hop_rows, label_episode
+from megatron_rb.value.prompts import SLOTS
+from megatron_rb.value.sampling import PairRules
+
+ROBOSIM = Path(__file__).parents[3] / "examples/robosim/heldout"
+RULES = LabelRules(chunk=1, pairs=PairRules(20), permuted_share=0.0)
+EPISODE = KeyFramedEpisode(
+    "pour_1", "pour", ("pour the tea", "fill the cup"), (0, 40, 100),
+    {name: [f"{name}/{i}.jpg" for i in range(101)] for name in ("cam_high", "cam_left_wrist", "cam_right_wrist")},
+)  # fmt: skip
+
+
+def rows_of(episode=EPISODE, rules=RULES, seed=0):
+    return list(hop_rows(label_episode(episode, rules, seed), rules, seed))
+
+
+def test_rows_show_eight_pictures_in_the_order_of_their_labels():
+    for row in rows_of():
+        before, after = row["frames"]
+        cameras = ("cam_high", "cam_left_wrist", "cam_right_wrist")
+        moments = [f"{camera}/{frame}.jpg" for frame in (before, after) for camera in cameras]
+        assert row["image"] == ["cam_high/0.jpg", "cam_high/100.jpg", *moments]
+        text = row["conversations"][0]["value"]
+        assert text.count("<image>") == 8
+        places = [text.index(f"{slot}: <image>") for slot in SLOTS]
+        assert places == sorted(places)
+        assert row["conversations"][1]["value"] == row["answer"]
+        assert parse_score(row["answer"]).hop == pytest.approx(row["hop"], abs=0.00501)
+        assert any(instruction in text for instruction in EPISODE.instructions)
+
+
+def test_labels_follow_from_the_frames():
+    rules = replace(RULES, pairs=PairRules(60, zero_share=0.0))
+    for row in rows_of(rules=rules):
+        # two sub-tasks of equal share: half of the progress over frames 0-40, half over 40-100
+        phi = [frame / 80 if frame <= 40 else 0.5 + (frame - 40) / 120 for frame in row["frames"]]
+        assert row["progress"] == pytest.approx(phi, abs=0.02)
+        assert row["hop"] == pytest.approx(hop_label(*row["progress"]), abs=1e-4)
+
+
+def test_permuted_rows_keep_camera_and_name_together():
+    rows = rows_of(rules=replace(RULES, permuted_share=1.0))
+    assert len(rows) == 2 * 20
+    words = {"front": "cam_high", "left wrist": "cam_left_wrist", "right wrist": "cam_right_wrist"}
+    for plain, permuted in zip(rows[::2], rows[1::2], strict=True):
+        assert permuted["id"] == plain["id"] + "_permuted" and permuted["answer"] == plain["answer"]
+        assert permuted["image"] != plain["image"] and sorted(permuted["image"]) == sorted(plain["image"])
+        text = permuted["conversations"][0]["value"]
+        shown = [line.split(": <image>")[0] for line in text.splitlines() if line.endswith(": <image>")]
+        for name, path in zip(shown[2:], permuted["image"][2:], strict=True):
+            assert path.startswith(words[name.partition(" ")[2]])
+
+
+def test_dropout_blanks_wrists_together_and_references_alone():
+    rows = rows_of(rules=replace(RULES, pairs=PairRules(400), view_dropout=0.5, context_dropout=0.25))
+    blank = np.array([[path == BLANK for path in row["image"]] for row in rows])
+    assert not blank[:, 2].any() and not blank[:, 5].any()
+    assert (blank[:, 3] == blank[:, 6]).all() and (blank[:, 4] == blank[:, 7]).all()
+    assert 0.4 < blank[:, 3].mean() < 0.6 and 0.15 < blank[:, :2].mean() < 0.35
+
+
+def test_episodes_with_one_view_repeat_it():
+    alone = replace(EPISODE, images={"cam_high": EPISODE.images["cam_high"]})
+    assert all(path.startswith("cam_high/") for row in rows_of(alone) for path in row["image"])
+
+
+def test_order_of_episodes_and_parts_does_not_matter():
+    episodes = [episode for episode, _ in read_key_framed(ROBOSIM / "lift.jsonl")]
+    forwards = {row["id"]: row for episode in episodes for row in rows_of(episode)}
+    backwards = {row["id"]: row for episode in episodes[::-1] for row in rows_of(episode)}
+    assert forwards == backwards and len(forwards) > 100
+    assert forwards.keys() != {row["id"] for episode in episodes for row in rows_of(episode, seed=1)}
+
+
+def test_simulated_episodes_have_phase_changes_as_key_frames():
+    episodes = [episode for episode, _ in read_key_framed(ROBOSIM / "stack.jsonl")]
+    assert len(episodes) == 5 and all(isinstance(episode, KeyFramedEpisode) for episode in episodes)
+    assert all(episode.key_frames[0] == 0 and len(episode.key_frames) >= 5 for episode in episodes)
+    row = next(hop_rows(label_episode(episodes[0], RULES, 0), RULES, 0))
+    assert all((ROBOSIM / path).is_file() for path in row["image"])
+
+
+def test_bad_episodes_say_why_and_the_rest_goes_on(tmp_path):
+    frame = {"task": "lift", "instruction": "lift it", "views": {"side": {"image": "a.jpg"}}}
+    lines = [
+        *(json.dumps(frame | {"episode": 0, "frame": i, "phase": "a"}) for i in (0, 1, 1)),
+        "not json",
+        *(json.dumps(frame | {"episode": 1, "frame": i, "phase": "a"}) for i in (1, 0)),
+        json.dumps(frame | {"episode": 2, "frame": 0, "phase": "a"}),
+        *(json.dumps(frame | {"episode": 3, "frame": i, "phase": "ab"[i]}) for i in (0, 1)),
+    ]
+    (tmp_path / "e.jsonl").write_text("\n".join(lines) + "\n")
+    found = [episode for episode, _ in read_key_framed(tmp_path / "e.jsonl")]
+    problems = Counter(episode.problem for episode in found if isinstance(episode, BadEpisode))
+    assert problems == {
+        "duplicate frames": 1, "not an episode frame": 1, "unordered frames": 1, "fewer than two key frames": 1,
+    }  # fmt: skip
+    assert [episode.name for episode in found if isinstance(episode, KeyFramedEpisode)] == ["lift_003"]
+    assert found[0].place.endswith("e.jsonl:1")
+
+
+def raw_episode(folder: Path, keys=((0, 30), (30, 70), (70, 99))) -> Path:
+    folder.mkdir(parents=True)
+    subtasks = [{"anotation": "x", "start_frame_id": a, "end_frame_id": b} for a, b in keys]
+    (folder / "annotated_keyframes.json").write_text(json.dumps(subtasks))
+    (folder / "task_instruction.json").write_text(json.dumps({"instructions": ["open it", "pull it"]}))
+    for camera in ("cam_high", "cam_left_wrist", "cam_right_wrist"):
+        (folder / f"{camera}.mp4").write_bytes(b"")
+    return folder
+
+
+def test_raw_folders_name_the_frames_of_their_videos(tmp_path):
+    raw_episode(tmp_path / "ep_1")
+    ((episode, _),) = read_key_framed(tmp_path)
+    assert episode.key_frames == (0, 30, 70, 99) and episode.instructions == ("open it", "pull it")
+    assert isinstance(episode.images["cam_high"], VideoFrames)
+    rules = replace(RULES, chunk=10)
+    row = rows_of(episode, rules)[0]
+    before, after = row["frames"]
+    assert row["image"][3] == f"frames/ep_1/cam_left_wrist_{before:06d}.jpg"
+    assert row["image"][5] == f"frames/ep_1/cam_high_{after:06d}.jpg"
+    (tmp_path / "list.jsonl").write_text('{"episode_dir": "ep_1"}\n')
+    assert [e.name for e, _ in read_key_framed(tmp_path / "list.jsonl")] == ["ep_1"]
+
+
+@pytest.mark.parametrize("keys", [((30, 40), (0, 20)), ((5, 5),), ()])
+def test_raw_folders_with_key_frames_that_do_not_rise_are_refused(tmp_path, keys):
+    raw_episode(tmp_path / "ep", keys)
+    ((episode, _),) = read_key_framed(tmp_path)
+    assert isinstance(episode, BadEpisode) and episode.problem == "unusable annotation"
+
+
+def test_episode_without_a_complete_view_gives_no_samples():
+    paths = list(EPISODE.images["cam_high"])
+    paths[50] = ""
+    labelled = label_episode(replace(EPISODE, images={"cam_high": paths}), RULES, 0)
+    assert isinstance(labelled, BadEpisode) and labelled.problem == "no complete view"
+
+
+def test_missing_data_is_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        next(read_key_framed(tmp_path / "x.jsonl"))
+    with pytest.raises(ValueError, match="holds no annotated_keyframes.json"):
+        next(read_key_framed(tmp_path))
