@@ -65,6 +65,19 @@ class PlatformConfig:
 
 
 @dataclass
+class KernelsConfig:
+    mrope: str = "auto"
+    """Rotary embedding, with QK-norm and without: `triton`, `torch`, or `auto` (the best that can run here)."""
+    window_attention: str = "auto"
+    """Windowed attention of the ViT: `triton`, `torch` or `auto`."""
+    varlen_attention: str = "auto"
+    """Attention over packed sequences of the local layers: `flash_attn_3`, `flash_attn`, `torch_varlen`,
+    `transformer_engine`, `torch` (SDPA) or `auto`."""
+    dynamic_padding: str = "auto"
+    """Row gather and scatter between ViT and language model: `triton`, `torch` or `auto`."""
+
+
+@dataclass
 class DataConfig:
     train: list[str] = field(default_factory=list)
     """jsonl files of conversations to train on."""
@@ -206,6 +219,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     platform: PlatformConfig = field(default_factory=PlatformConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

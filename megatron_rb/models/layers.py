@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_rb.kernels.dispatch import KernelRequests
 from megatron_rb.kernels.varlen_attention.reference import varlen_attention
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.parallel.sharding import ShardSpec, set_shard, with_shape
@@ -65,6 +66,7 @@ class BuildContext:
     layers: LayerProvider
     tp_rank: int
     tp_size: int
+    kernels: KernelRequests = KernelRequests()
 
     @property
     def sequence_parallel(self) -> bool:
@@ -207,6 +209,20 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor
     if x.dtype == torch.float32:
         return F.rms_norm(x, weight.shape, weight, eps)
     return weight * F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype)
+
+
+class HeadNorm(torch.nn.Module):
+    """Weight of the norm over each head's values, which one operator applies together with the rotation.
+
+    A module of its own, and called like one, so that data parallelism's hooks gather the weight before it is read.
+    """
+
+    def __init__(self, ctx: BuildContext, head_dim: int) -> None:
+        super().__init__()
+        self.weight = _norm_parameter(ctx, head_dim)
+
+    def forward(self) -> torch.Tensor:
+        return self.weight
 
 
 class LayerNorm(torch.nn.Module):

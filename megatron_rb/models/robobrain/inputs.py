@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from megatron_rb.data.sample import EncodedSample
-from megatron_rb.kernels.rope.reference import mrope_angles, vision_angles
+from megatron_rb.kernels.mrope.reference import mrope_angles, vision_angles
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.positions import (

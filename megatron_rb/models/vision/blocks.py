@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from megatron.core import tensor_parallel
 
-from megatron_rb.kernels.rope.op import apply_rope
+from megatron_rb.kernels.mrope.op import apply_mrope
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.models.layers import MLP, BuildContext, column_linear, row_linear
 from megatron_rb.models.robobrain.config import VisionShape
@@ -50,6 +50,7 @@ class VisionAttention(torch.nn.Module):
         super().__init__()
         self.head_dim = shape.head_dim
         heads = shape.num_heads
+        self.rope = ctx.kernels.mrope
         self.linear_qkv = column_linear(ctx, shape.hidden_size, 3 * shape.hidden_size, bias=True)
         self.core = ctx.layers.attention(ctx, heads, heads, shape.head_dim, causal=False)
         self.linear_proj = row_linear(ctx, shape.hidden_size, shape.hidden_size, bias=True)
@@ -58,8 +59,7 @@ class VisionAttention(torch.nn.Module):
         qkv, _ = self.linear_qkv(x)
         # One unbind, because its gradient is one stack; three indexings would each fill a gradient of zeros.
         q, k, v = qkv.view(qkv.shape[0], -1, 3, self.head_dim).unbind(2)
-        q = apply_rope(q, inputs.rope_cos, inputs.rope_sin)
-        k = apply_rope(k, inputs.rope_cos, inputs.rope_sin)
+        q, k = apply_mrope(q, k, inputs.rope_cos, inputs.rope_sin, implementation=self.rope)
         return self.linear_proj(self.core(q, k, v, segments).unsqueeze(1))[0]
 
 
