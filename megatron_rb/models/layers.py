@@ -13,7 +13,7 @@ from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rb.kernels.dispatch import KernelRequests
-from megatron_rb.kernels.varlen_attention.reference import varlen_attention
+from megatron_rb.kernels.varlen_attention.op import varlen_attention
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.parallel.sharding import ShardSpec, set_shard, with_shape
 
@@ -105,14 +105,15 @@ def _linear(general, input, weight, *args, **kwargs):
 
 
 class LocalAttention(torch.nn.Module):
-    """torch's scaled dot-product attention, segment by segment."""
+    """Attention over packed sequences by the best kernel that is installed; torch's SDPA everywhere else."""
 
-    def __init__(self, causal: bool) -> None:
+    def __init__(self, causal: bool, implementation: str) -> None:
         super().__init__()
         self.causal = causal
+        self.implementation = implementation
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments) -> torch.Tensor:
-        return varlen_attention(q, k, v, segments, self.causal).flatten(1)
+        return varlen_attention(q, k, v, segments, self.causal, self.implementation).flatten(1)
 
 
 class LocalLayers:
@@ -130,7 +131,7 @@ class LocalLayers:
         return {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[kind](ctx, size, eps)
 
     def attention(self, ctx: BuildContext, heads: int, groups: int, head_dim: int, *, causal: bool) -> LocalAttention:
-        return LocalAttention(causal)
+        return LocalAttention(causal, ctx.kernels.varlen_attention)
 
 
 def column_linear(
