@@ -54,7 +54,7 @@ def _torch_varlen(q, k, v, segments: Segments, causal: bool) -> torch.Tensor:
     borders, longest = segments.cu_seqlens, segments.max_length
     window = (-1, 0) if causal else (-1, -1)
     grouped = q.shape[1] != k.shape[1]
-    return varlen_attn(q, k, v, borders, borders, longest, longest, window_size=window, enable_gqa=grouped)
+    return varlen_attn(q, k, v, borders, borders, longest, longest, window_size=window, enable_gqa=grouped)  # type: ignore
 
 
 def _transformer_engine(q, k, v, segments: Segments, causal: bool) -> torch.Tensor:

@@ -17,6 +17,8 @@ from megatron_rb.kernels.triton_math import dot, narrow
 WARPS = 4
 TILE = 64
 """Columns of the first tile of a head; the second has 16."""
+UNIT = 8
+"""Strides are passed in this many values: then the compiler knows that 16-byte loads are aligned for any head size."""
 
 
 @triton.jit
@@ -67,10 +69,12 @@ def _probabilities(scores, count, BLOCK: tl.constexpr):
 def _forward_kernel(
     qkv, out, cos, sin, borders, row_stride, part_stride, head_stride, scale,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, REST: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     head, window = tl.program_id(0).to(tl.int64), tl.program_id(1)
     start = tl.load(borders + window).to(tl.int64)
     count = (tl.load(borders + window + 1).to(tl.int64) - start).to(tl.int32)
+    row_stride, part_stride, head_stride = row_stride * UNIT, part_stride * UNIT, head_stride * UNIT
     if count > 0:
         HALF: tl.constexpr = HEAD_DIM // 2
         rows = start + tl.arange(0, BLOCK)[:, None]
@@ -113,10 +117,12 @@ def _store_turned_back(
 def _backward_kernel(
     qkv, grad, dqkv, cos, sin, borders, row_stride, part_stride, head_stride, scale,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, REST: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     head, window = tl.program_id(0).to(tl.int64), tl.program_id(1)
     start = tl.load(borders + window).to(tl.int64)
     count = (tl.load(borders + window + 1).to(tl.int64) - start).to(tl.int32)
+    row_stride, part_stride, head_stride = row_stride * UNIT, part_stride * UNIT, head_stride * UNIT
     if count > 0:
         HALF: tl.constexpr = HEAD_DIM // 2
         rows = start + tl.arange(0, BLOCK)[:, None]
@@ -161,7 +167,8 @@ def _backward_kernel(
 def launch_sizes(head_dim: int, heads: int, max_length: int) -> dict[str, int]:
     """Compile-time sizes of both kernels."""
     block = min(64, max(16, triton.next_power_of_2(max_length)))
-    return {"HEADS": heads, "HEAD_DIM": head_dim, "BLOCK": block, "TILE": TILE, "REST": 16 if head_dim > TILE else 0}
+    rest = 16 if head_dim > TILE else 0
+    return {"HEADS": heads, "HEAD_DIM": head_dim, "BLOCK": block, "TILE": TILE, "REST": rest, "UNIT": UNIT}
 
 
 def _launch(kernel, qkv, tensors, cos, sin, borders, max_length: int) -> None:
@@ -169,7 +176,7 @@ def _launch(kernel, qkv, tensors, cos, sin, borders, max_length: int) -> None:
     grid = (heads, borders.shape[0] - 1)
     if grid[1] > 0 and qkv.shape[0]:
         kernel[grid](
-            qkv, *tensors, cos, sin, borders, *qkv.stride()[:3], head_dim**-0.5,
+            qkv, *tensors, cos, sin, borders, *(stride // UNIT for stride in qkv.stride()[:3]), head_dim**-0.5,
             **launch_sizes(head_dim, heads, max_length), num_warps=WARPS,
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from megatron.core import tensor_parallel
 
+from megatron_rb.kernels.dynamic_padding.op import merge_rows
 from megatron_rb.kernels.mrope.op import apply_mrope, qk_norm_mrope
 from megatron_rb.models.layers import (
     MLP,
@@ -28,6 +29,7 @@ class Embedding(torch.nn.Module):
     def __init__(self, ctx: BuildContext, shape: TextShape) -> None:
         super().__init__()
         self.sequence_parallel = ctx.sequence_parallel
+        self.rows = ctx.kernels.dynamic_padding
         self.tokens = tensor_parallel.VocabParallelEmbedding(
             shape.vocab_size, shape.hidden_size, init_method=torch.nn.init.zeros_, config=ctx.config
         )
@@ -42,9 +44,8 @@ class Embedding(torch.nn.Module):
             `[tokens (/ tp), 1, hidden]`
         """
         hidden = self.tokens(inputs.input_ids.unsqueeze(0)).transpose(0, 1)
-        # With no image in the batch both index lists are empty; the merger then still gets a gradient, of zeros.
-        rows = visual.index_select(0, inputs.visual_rows).to(hidden.dtype)
-        hidden = hidden.index_copy(0, inputs.visual_positions, rows)
+        # With no image in the batch the map is empty; the merger then still gets a gradient, of zeros.
+        hidden = merge_rows(hidden, visual, inputs.visual, self.rows)
         if self.sequence_parallel:
             hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
         return hidden
