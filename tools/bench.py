@@ -1,11 +1,11 @@
-"""Measure: `step` beside transformers' own training step, `convert` beside plain copying of the same files."""
+"""Measure: `step` beside transformers' own training step, `convert` beside copying of the same files, `kernels`."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 
-WHAT = ("step", "convert")
+WHAT = ("step", "convert", "kernels")
 
 
 def main(argv: list[str]) -> int:

@@ -1,9 +1,9 @@
 """Dynamic unified padding: to which sizes the micro-batches of a step are padded, so that memory blocks are reused.
 
 A caching allocator keeps a block for every size it has seen. When each step has its own sizes the blocks of one step do
-not fit the next, and memory that is free cannot be used. Following the RoboBrain 2.5 report, the first step is padded to
-the largest micro-batch the data can give, later ones to a few sizes below it, and only a micro-batch above all earlier
-ones makes the allocator start again.
+not fit the next, and memory that is free cannot be used. Following the RoboBrain 2.5 report, the first step is padded
+to the largest micro-batch the data can give and later ones to a few sizes below it; only a micro-batch above all
+earlier ones makes the allocator start again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class PaddingPolicy:
             raise ValueError(f"num_buckets {num_buckets} and multiple {multiple} must be at least 1")
         self._multiple = multiple
         self._num_buckets = num_buckets
-        self.largest = self._rounded(largest)
+        self.expected = self._rounded(largest)
+        self.largest = self.expected
         self._started = False
 
     def plan(self, sizes: Sequence[Size]) -> PaddingPlan:
@@ -72,18 +73,21 @@ class PaddingPolicy:
         if not self._started or outgrown is not None:
             self._started = True
             return PaddingPlan((self.largest,) * len(sizes), outgrown)
-        return PaddingPlan(tuple(self.bucket(size) for size in sizes))
+        return PaddingPlan(tuple(self._bucket_of(size, self.largest) for size in sizes))
 
     def bucket(self, size: Size) -> Size:
-        """The smallest bucket that holds a size; above the largest one, the size itself, rounded up."""
-        return Size(
-            self._bucket(size.tokens, self.largest.tokens, self._multiple.tokens),
-            self._bucket(size.patches, self.largest.patches, self._multiple.patches),
-        )
+        """The smallest bucket that holds a size, whatever `plan` has seen; a size above the largest is only rounded."""
+        return self._bucket_of(size, self.expected)
 
     def restart(self) -> None:
         """Treat the next step as the first: the process has no blocks yet."""
         self._started = False
+
+    def _bucket_of(self, size: Size, largest: Size) -> Size:
+        return Size(
+            self._bucket(size.tokens, largest.tokens, self._multiple.tokens),
+            self._bucket(size.patches, largest.patches, self._multiple.patches),
+        )
 
     def _bucket(self, rows: int, largest: int, multiple: int) -> int:
         step = _up(-(-largest // self._num_buckets), multiple)
@@ -96,7 +100,7 @@ class PaddingPolicy:
 
 
 def largest_micro_batch(sizes: np.ndarray, budget: Size, samples_per_step: int) -> Size:
-    """An upper bound for the micro-batches of a data set: as many of its largest samples as fit one step and the budget.
+    """An upper bound for the micro-batches of a data set: the largest samples of one step, within the budget.
 
     Args:
         sizes: int `[samples, 2]`, tokens and patches of each sample.

@@ -213,7 +213,7 @@ def _text_inputs(
     all_labels = np.concatenate(labels).astype(np.int64)
     # Padding is token 0 and must not be taken for an image, whatever that id means.
     visual_positions = np.flatnonzero(np.isin(all_ids[:real], (shape.image_token_id, shape.video_token_id)))
-    visual = RowMap.of(visual_positions, visual_rows, len(all_ids), num_merged)
+    visual_map = RowMap.of(visual_positions, visual_rows, len(all_ids), num_merged)
     label_rows = np.flatnonzero(all_labels != IGNORED)
     weights = np.ones(max(len(label_rows), 1), dtype=np.float32)
     if not len(label_rows):
@@ -224,8 +224,8 @@ def _text_inputs(
         samples=Segments.of_lengths(lengths),
         input_ids=torch.from_numpy(all_ids),
         positions=torch.from_numpy(np.concatenate(positions, axis=1).astype(np.int32)),
-        visual=visual,
-        local_visual=visual,
+        visual=visual_map,
+        local_visual=visual_map,
         label_rows=torch.from_numpy(label_rows),
         labels=torch.from_numpy(np.maximum(all_labels[label_rows], 0)),
         label_weights=torch.from_numpy(weights),
