@@ -6,6 +6,8 @@ CUDA = ["transformer-engine[pytorch]>=2.0", "flash-attn>=2.7", "triton>=3.1"]
 MUSA = ["torch_musa>=2.7"]
 VIDEO = ["av>=12"]
 DEV = [*VIDEO, "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.11"]
+# Proves the kernels on machines without a GPU: Triton's interpreter, and its compilers for NVIDIA.
+DEV += ["triton>=3.6; platform_system == 'Linux'"]
 
 setup(
     name="megatron-rb",

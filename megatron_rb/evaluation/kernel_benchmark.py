@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,15 +65,18 @@ class Row:
 
 def measure_on_gpu(device: torch.device, repeats: int = 50) -> tuple[dict[str, float], list[Row]]:
     """Ceilings measured here (`copy_bytes_per_second`, `matmul_flops_per_second`), and every case."""
-    copied = torch.empty(2**28, dtype=torch.bfloat16, device=device)
-    other = torch.empty_like(copied)
-    copy = _median(lambda number: other.copy_(copied), repeats)
-    a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device=device) for _ in "ab")
-    matmul = _median(lambda number: a @ b, repeats)
-    ceilings = {"copy_bytes_per_second": 2 * copied.nbytes / copy, "matmul_flops_per_second": 2 * 8192**3 / matmul}
-    del copied, other, a, b
+    ceilings = _ceilings(device, repeats)
     cases = (*_rope_cases(device), *_window_cases(device), *_row_cases(device))
     return ceilings, [_measure(make(), ceilings, repeats) for make in cases]
+
+
+def _ceilings(device: torch.device, repeats: int) -> dict[str, float]:
+    source = torch.empty(2**28, dtype=torch.bfloat16, device=device)
+    target = torch.empty_like(source)
+    square = torch.randn(8192, 8192, dtype=torch.bfloat16, device=device)
+    copy = _median(lambda number: target.copy_(source), repeats)
+    matmul = _median(lambda number: square @ square, repeats)
+    return {"copy_bytes_per_second": 2 * source.nbytes / copy, "matmul_flops_per_second": 2 * 8192**3 / matmul}
 
 
 def _measure(case: Case, ceilings: dict[str, float], repeats: int) -> Row:
@@ -132,12 +136,24 @@ def _tuple(out) -> tuple[torch.Tensor, ...]:
     return out if isinstance(out, tuple) else (out,)
 
 
-def _both(name: str, forward_cost, backward_cost, goals, buffers, functions) -> list[Callable[[], Case]]:
-    """The forward and the backward case of an operator; costs are (bytes, FLOPs)."""
-    return [
-        lambda: Case(name, *forward_cost, goals[0], _sides(buffers(), functions, backward=False)),
-        lambda: Case(f"{name} backward", *backward_cost, goals[1], _sides(buffers(), functions, backward=True)),
-    ]
+@dataclass(frozen=True)
+class Work:
+    """What a pass has to do at least, and the share of the copy bandwidth it should reach."""
+
+    bytes: int
+    flops: int
+    goal: float
+
+
+def _both(
+    name: str, forward: Work, backward: Work, buffers: Callable[[], list[torch.Tensor]], functions: dict[str, Callable]
+) -> list[Callable[[], Case]]:
+    """The forward and the backward case of an operator."""
+
+    def make(suffix: str, work: Work, is_backward: bool) -> Callable[[], Case]:
+        return lambda: Case(name + suffix, work.bytes, work.flops, work.goal, _sides(buffers(), functions, is_backward))
+
+    return [make("", forward, False), make(" backward", backward, True)]
 
 
 def _rope_cases(device: torch.device) -> list[Callable[[], Case]]:
@@ -152,10 +168,11 @@ def _rope_cases(device: torch.device) -> list[Callable[[], Case]]:
         def ours(x, cos=cos, sin=sin, heads=heads):
             return apply_mrope(x[:, :heads], x[:, heads:], cos, sin)
 
-        cost = mrope_cost.mrope_bytes(tokens, heads, groups, dim, 2), mrope_cost.mrope_flops(tokens, heads, groups, dim)
+        flops = mrope_cost.mrope_flops(tokens, heads, groups, dim)
+        work = Work(mrope_cost.mrope_bytes(tokens, heads, groups, dim, 2), flops, 0.85)
         functions = {"ours": ours, "eager": eager, "torch.compile": torch.compile(eager)}
         shape = (tokens, heads + groups, dim)
-        cases += _both(name, cost, cost, (0.85, 0.85), lambda shape=shape: _drawn(device, shape), functions)
+        cases += _both(name, work, work, partial(_drawn, device, shape), functions)
     return cases
 
 
@@ -182,10 +199,12 @@ def _window_cases(device: torch.device) -> list[Callable[[], Case]]:
         "compiled rotary + flash-attn": lambda qkv: varlen(qkv, "flash_attn"),
         "one SDPA per window": loop,
     }
-    forward = window_cost.forward_bytes(patches, heads, dim, 2), window_cost.forward_flops(lengths, heads, dim)
-    backward = window_cost.backward_bytes(patches, heads, dim, 2), window_cost.backward_flops(lengths, heads, dim)
+    forward_flops = window_cost.forward_flops(lengths, heads, dim)
+    forward = Work(window_cost.forward_bytes(patches, heads, dim, 2), forward_flops, 0.8)
+    backward_flops = window_cost.backward_flops(lengths, heads, dim)
+    backward = Work(window_cost.backward_bytes(patches, heads, dim, 2), backward_flops, 0.65)
     shape = (patches, 3, heads, dim)
-    return _both("window attention", forward, backward, (0.8, 0.65), lambda: _drawn(device, shape), functions)
+    return _both("window attention", forward, backward, partial(_drawn, device, shape), functions)
 
 
 def _row_cases(device: torch.device) -> list[Callable[[], Case]]:

@@ -17,8 +17,8 @@ SPILLS = {80: 24, 90: 0, 100: 8}
 WIDE_LOADS = {"mrope": 0.65, "mrope_vision": 0.9, "window_80": 0.9, "window_64": 0.9, "window_72": 0.6, "rows": 0.5}
 """Least share of 16-byte loads, by the longest prefix of a kernel's name.
 
-Below 0.9 stay: the tile of four key heads, which is too small for 128 threads; the partners of heads of 72, whose halves
-begin at 72 bytes; and the index in front of each row, where it is one of two loads.
+Below 0.9 stay: the tile of four key heads, which is too small for 128 threads; the partners of heads of 72, whose
+halves begin at 72 bytes; and the index in front of each row, where it is one of two loads.
 """
 
 
