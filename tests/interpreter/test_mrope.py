@@ -74,6 +74,19 @@ def test_norm_and_rotation_equal_fp64(head_dim, dtype):
         close(mine, theirs, dtype)
 
 
+def test_programs_that_take_several_tokens_sum_their_weight_gradients(monkeypatch):
+    from megatron_rb.kernels.mrope import triton_impl  # only where triton is installed
+
+    packed, sizes, cos, sin, grads, weights = inputs(64, torch.float32, tokens=7)
+    results = []
+    for programs in (512, 3):
+        monkeypatch.setattr(triton_impl, "PROGRAMS", programs)
+        out = qk_norm_mrope(*split(packed, sizes), *weights, cos, sin, 1e-6, implementation="triton")
+        results.append(torch.autograd.grad(out, [packed, *weights], grads))
+    for one_each, several in zip(*results, strict=True):
+        torch.testing.assert_close(several, one_each)
+
+
 def test_gradients_are_the_same_bits_every_time():
     packed, sizes, cos, sin, grads, weights = inputs(128, torch.bfloat16, tokens=9)
     runs = []
