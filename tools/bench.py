@@ -1,11 +1,11 @@
-"""Measure: a training step beside transformers', conversions beside `cp`, recovery on Slurm, the data path."""
+"""Measure: a training step beside transformers', conversions beside `cp`, recovery on Slurm, data, kernels."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 
-WHAT = ("step", "convert", "launch", "data")
+WHAT = ("step", "convert", "launch", "data", "kernels")
 
 
 def main(argv: list[str]) -> int:

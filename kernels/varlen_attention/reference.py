@@ -1,9 +1,8 @@
-"""Attention within the segments of a packed sequence, in plain torch: the definition, and the path on CPU."""
+"""Attention within the segments of a packed sequence, spelled out: the definition."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from megatron_rb.kernels.varlen_attention.segments import Segments
 
@@ -20,20 +19,13 @@ def varlen_attention(
     Returns:
         `[tokens, heads, head_dim]`
     """
-    borders = segments.borders
-    lengths = [stop - start for start, stop in zip(borders, borders[1:], strict=False)]
-    if len(set(lengths)) == 1:
-        return _equal_segments(q, k, v, lengths[0], causal)
-    parts = [
-        _equal_segments(a, b, c, a.shape[0], causal)
-        for a, b, c in zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
-        if a.shape[0]
-    ]
-    return torch.cat(parts)
-
-
-def _equal_segments(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, length: int, causal: bool) -> torch.Tensor:
-    heads_first = [x.view(-1, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
-    query, key, value = heads_first
-    out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
-    return out.transpose(1, 2).reshape(q.shape)
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    parts = []
+    for start, stop in zip(segments.borders, segments.borders[1:], strict=False):
+        scores = torch.einsum("qhd,khd->hqk", q[start:stop], k[start:stop]) / q.shape[2] ** 0.5
+        if causal:
+            later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=q.device).triu(1)
+            scores = scores.masked_fill(later, float("-inf"))
+        parts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[start:stop]))
+    return torch.cat(parts) if parts else torch.zeros_like(q)

@@ -28,5 +28,15 @@ class Segments:
         borders = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         return cls(tuple(borders.tolist()), torch.from_numpy(borders), max(lengths, default=0))
 
+    def check_covers(self, rows: int, name: str) -> None:
+        """Raises ValueError unless the segments begin at 0, never run backwards and end at the last of `rows` rows."""
+        if self.borders[0] != 0 or self.borders[-1] != rows:
+            raise ValueError(
+                f"{name} go from {self.borders[0]} to {self.borders[-1]}; they must cover all {rows} rows, from 0 on"
+            )
+        for start, stop in zip(self.borders, self.borders[1:], strict=False):
+            if stop < start:
+                raise ValueError(f"{name} have the border {stop} after {start}; borders must not fall")
+
     def to(self, device: torch.device, non_blocking: bool = False) -> Segments:
         return replace(self, cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking))

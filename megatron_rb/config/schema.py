@@ -65,6 +65,19 @@ class PlatformConfig:
 
 
 @dataclass
+class KernelsConfig:
+    mrope: str = "auto"
+    """Rotary embedding, with QK-norm and without: `triton`, `torch`, or `auto` (the best that can run here)."""
+    window_attention: str = "auto"
+    """Windowed attention of the ViT: `triton`, `torch` or `auto`."""
+    varlen_attention: str = "auto"
+    """Attention over packed sequences of the local layers: `flash_attn_3`, `flash_attn`, `torch_varlen`,
+    `transformer_engine`, `torch` (SDPA) or `auto`."""
+    dynamic_padding: str = "auto"
+    """Row gather and scatter between ViT and language model: `triton`, `torch` or `auto`."""
+
+
+@dataclass
 class DataConfig:
     train: list[str] = field(default_factory=list)
     """jsonl files of conversations to train on."""
@@ -82,6 +95,11 @@ class DataConfig:
     """Tokens of one micro-batch (several samples are packed into it) and the limit of one sample."""
     max_patches: int = 16384
     """Vision patches of one micro-batch and the limit of one sample."""
+    padding: str = "auto"
+    """`buckets` pads micro-batches to a few sizes so that device memory is reused, the first step to the largest;
+    `none` does not; `auto` = buckets where the platform caches device memory (not on cpu). Losses do not change."""
+    padding_buckets: int = 8
+    """Sizes of text and of vision that micro-batches are padded to."""
     global_batch_size: int = 64
     """Samples per optimizer step, over all data-parallel ranks."""
     min_pixels: int = 0
@@ -289,6 +307,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     platform: PlatformConfig = field(default_factory=PlatformConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

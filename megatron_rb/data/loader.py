@@ -12,6 +12,7 @@ import numpy as np
 
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.packing import Budget, plan_step
+from megatron_rb.data.padding import Size, plan_sizes
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.data.sampler import Sampler, SamplerState
@@ -62,6 +63,8 @@ class StepSamples:
     """Epoch of the first sample."""
     wait_seconds: float
     """Time that the caller waited for it."""
+    sizes: tuple[Size, ...] = ()
+    """For each micro-batch number its largest size over the data-parallel ranks; the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class _Prepared:
     samples: list[list[Future[tuple[EncodedSample, BadSample | None]]]]
     epoch: int
     after: SamplerState
+    sizes: tuple[Size, ...]
 
 
 class StepLoader:
@@ -136,7 +140,7 @@ class StepLoader:
                     failed.append(Unreadable(batch, place, sample.sample_id, file, line, str(problem), problem.problem))
         self._consumed = step.after
         micro_batches = [[sample for sample, _ in members] for members in results]
-        return StepSamples(micro_batches, failed, step.epoch, time.perf_counter() - started)
+        return StepSamples(micro_batches, failed, step.epoch, time.perf_counter() - started, step.sizes)
 
     def note(self, step: StepSamples) -> None:
         """Write the unreadable samples of a step into the ledger; a step that is thrown away leaves no trace there."""
@@ -181,10 +185,11 @@ class StepLoader:
         """Plan one more step and hand its samples to the decode threads."""
         before = self._ahead[-1].after if self._ahead else self._consumed
         numbers, after = self._sampler.take(before, self._batch)
-        plan = plan_step(self._dataset.sizes[numbers], self._budget, self._dp_size, self._multiple)
+        rows = self._dataset.sizes[numbers]
+        plan = plan_step(rows, self._budget, self._dp_size, self._multiple)
         mine = [numbers[members].tolist() for members in plan[self._dp_rank]]
         samples = [[self._pool.submit(self._fetch, number) for number in members] for members in mine]
-        self._ahead.append(_Prepared(mine, samples, before.epoch, after))
+        self._ahead.append(_Prepared(mine, samples, before.epoch, after, plan_sizes(rows, plan)))
 
     def _fetch(self, number: int) -> tuple[EncodedSample, BadSample | None]:
         """The sample, and why its pixels are zeros, if they are."""

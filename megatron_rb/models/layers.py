@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_rb.kernels.varlen_attention.reference import varlen_attention
+from megatron_rb.kernels.dispatch import KernelRequests
+from megatron_rb.kernels.varlen_attention.op import varlen_attention
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.parallel.sharding import ShardSpec, set_shard, with_shape
 
@@ -65,6 +66,7 @@ class BuildContext:
     layers: LayerProvider
     tp_rank: int
     tp_size: int
+    kernels: KernelRequests = KernelRequests()
 
     @property
     def sequence_parallel(self) -> bool:
@@ -103,14 +105,15 @@ def _linear(general, input, weight, *args, **kwargs):
 
 
 class LocalAttention(torch.nn.Module):
-    """torch's scaled dot-product attention, segment by segment."""
+    """Attention over packed sequences by the best kernel that is installed; torch's SDPA everywhere else."""
 
-    def __init__(self, causal: bool) -> None:
+    def __init__(self, causal: bool, implementation: str) -> None:
         super().__init__()
         self.causal = causal
+        self.implementation = implementation
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments) -> torch.Tensor:
-        return varlen_attention(q, k, v, segments, self.causal).flatten(1)
+        return varlen_attention(q, k, v, segments, self.causal, self.implementation).flatten(1)
 
 
 class LocalLayers:
@@ -128,7 +131,7 @@ class LocalLayers:
         return {"rmsnorm": RMSNorm, "layernorm": LayerNorm}[kind](ctx, size, eps)
 
     def attention(self, ctx: BuildContext, heads: int, groups: int, head_dim: int, *, causal: bool) -> LocalAttention:
-        return LocalAttention(causal)
+        return LocalAttention(causal, ctx.kernels.varlen_attention)
 
 
 def column_linear(
@@ -207,6 +210,20 @@ def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor
     if x.dtype == torch.float32:
         return F.rms_norm(x, weight.shape, weight, eps)
     return weight * F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype)
+
+
+class HeadNorm(torch.nn.Module):
+    """Weight of the norm over each head's values, which one operator applies together with the rotation.
+
+    A module of its own, and called like one, so that data parallelism's hooks gather the weight before it is read.
+    """
+
+    def __init__(self, ctx: BuildContext, head_dim: int) -> None:
+        super().__init__()
+        self.weight = _norm_parameter(ctx, head_dim)
+
+    def forward(self) -> torch.Tensor:
+        return self.weight
 
 
 class LayerNorm(torch.nn.Module):

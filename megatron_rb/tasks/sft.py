@@ -16,6 +16,7 @@ from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import StepLoader, StepSamples
 from megatron_rb.data.packing import Budget, plan_step
+from megatron_rb.data.padding import NO_PADDING, PaddingPlan, PaddingPolicy, Size, plan_sizes
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.models.robobrain.inputs import IGNORED, MicroBatch, build_micro_batch
@@ -28,29 +29,39 @@ EVALUATION_STEP = 64
 """Samples that are packed together in an evaluation, over all data-parallel ranks."""
 
 
+Packed = tuple[StepSamples, PaddingPlan, list[MicroBatch]]
+"""Samples of a step, what they are padded to, and the micro-batches made of them."""
+
+
 class PackAhead:
     """Packs the next step on a thread of its own while the present one runs."""
 
-    def __init__(self, loader: StepLoader, pack: Callable[[Sequence[EncodedSample]], MicroBatch]) -> None:
+    def __init__(
+        self, loader: StepLoader, pack: Callable[[Sequence[EncodedSample], Size], MicroBatch],
+        padding: PaddingPolicy | None,
+    ) -> None:  # fmt: skip
         self._loader = loader
         self._pack = pack
+        self._padding = padding
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pack")
-        self._next: Future[tuple[StepSamples, list[MicroBatch], dict[str, int]]] | None = None
+        self._next: Future[tuple[Packed, dict[str, int]]] | None = None
         self.state = loader.state_dict()
         """State of the loader after the step handed out last; the loader itself is one step ahead."""
 
-    def next_step(self) -> tuple[StepSamples, list[MicroBatch]]:
-        """Samples and micro-batches of the next step."""
+    def next_step(self) -> Packed:
+        """The next step."""
         present = self._next or self._thread.submit(self._prepare)
-        step, batches, self.state = present.result()
+        packed, self.state = present.result()
         self._next = self._thread.submit(self._prepare)
-        return step, batches
+        return packed
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after another step."""
         if self._next is not None:
             self._next.result()
             self._next = None
+        if self._padding is not None:
+            self._padding.restart()
         self._loader.load_state_dict(state)
         self.state = state
 
@@ -59,9 +70,16 @@ class PackAhead:
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._loader.close()
 
-    def _prepare(self) -> tuple[StepSamples, list[MicroBatch], dict[str, int]]:
+    def _prepare(self) -> tuple[Packed, dict[str, int]]:
         step = self._loader.next_step()
-        return step, [self._pack(samples) for samples in step.micro_batches], self._loader.state_dict()
+        plan = self._padding.plan(step.sizes) if self._padding is not None else NO_PADDING
+        batches = [self._pack(samples, size_of(plan, number)) for number, samples in enumerate(step.micro_batches)]
+        return (step, plan, batches), self._loader.state_dict()
+
+
+def size_of(plan: PaddingPlan, number: int) -> Size:
+    """What a micro-batch is padded to at least."""
+    return plan.sizes[number] if plan.sizes else Size(0, 0)
 
 
 class SupervisedFineTuning:
@@ -71,12 +89,17 @@ class SupervisedFineTuning:
         evaluation: held-out samples; None = no evaluation.
         needs_pixels: this rank holds the patch embedding.
         micro_batch_multiple: see `StepLoader`.
+        padding: sizes that micro-batches are padded to; None = their own.
+        start_memory_anew: gives cached device memory back and says so; called before a step that outgrew the padding.
     """
 
     def __init__(
         self, runner: Runner, loader: StepLoader, evaluation: ConversationDataset | None, budget: Budget,
         ledger: Ledger, *, needs_pixels: bool, sequence_parallel: bool, micro_batch_multiple: int,
+        padding: PaddingPolicy | None = None, start_memory_anew: Callable[[PaddingPlan], None] = lambda plan: None,
     ) -> None:  # fmt: skip
+        self.padding = padding
+        self.start_memory_anew = start_memory_anew
         self.runner = runner
         self.loader = loader
         self.evaluation = evaluation
@@ -86,16 +109,18 @@ class SupervisedFineTuning:
         self.sequence_parallel = sequence_parallel
         self.micro_batch_multiple = micro_batch_multiple
         self.model_group = groups.model_parallel_group_gloo()
-        self.ahead = PackAhead(loader, self._pack)
+        self.ahead = PackAhead(loader, self._pack, padding)
 
     def next_step(self) -> StepBatches:
         start = time.perf_counter()
-        step, batches = self.ahead.next_step()
+        step, plan, batches = self.ahead.next_step()
         waited = time.perf_counter() - start
         self.loader.note(step)
         failed = {(sample.micro_batch, sample.place) for sample in step.failed}
         for number in self._drop_failed(step.micro_batches, failed):
-            batches[number] = self._pack(step.micro_batches[number])
+            batches[number] = self._pack(step.micro_batches[number], size_of(plan, number))
+        if plan.outgrown is not None:
+            self.start_memory_anew(plan)
         return StepBatches(batches, step.epoch, waited)
 
     def run(self, batches: Sequence[MicroBatch]) -> list[dict[str, torch.Tensor]]:
@@ -131,6 +156,7 @@ class SupervisedFineTuning:
         place = self.runner.place
         sizes = self.evaluation.sizes[np.asarray(numbers)]
         plan = plan_step(np.asarray(sizes), self.budget, place.dp_size, self.micro_batch_multiple)
+        padded = [self.padding.bucket(size) if self.padding else Size(0, 0) for size in plan_sizes(sizes, plan)]
         batches: list[list[EncodedSample]] = []
         failed: set[tuple[int, int]] = set()
         for rows in plan[place.dp_rank]:
@@ -141,7 +167,7 @@ class SupervisedFineTuning:
                     failed.add((len(batches) - 1, len(batches[-1])))
                 batches[-1].append(sample)
         self._drop_failed(batches, failed)
-        return [self._pack(samples) for samples in batches]
+        return [self._pack(samples, size) for samples, size in zip(batches, padded, strict=True)]
 
     def _load_evaluation(self, number: int) -> tuple[EncodedSample, bool]:
         """The sample, and whether its media could be read; if not, its pixels are zeros."""
@@ -171,9 +197,9 @@ class SupervisedFineTuning:
             sample.labels = np.full_like(sample.labels, IGNORED)
         return {batch for batch, _ in bad}
 
-    def _pack(self, samples: Sequence[EncodedSample]) -> MicroBatch:
+    def _pack(self, samples: Sequence[EncodedSample], padded: Size) -> MicroBatch:
         place = self.runner.place
         return build_micro_batch(
             samples, self.runner.shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
-            sequence_parallel=self.sequence_parallel,
+            sequence_parallel=self.sequence_parallel, padded=padded,
         )  # fmt: skip

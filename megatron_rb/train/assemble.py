@@ -19,6 +19,7 @@ from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import StepLoader
 from megatron_rb.data.packing import Budget
+from megatron_rb.data.padding import PaddingPolicy, Size, largest_micro_batch
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.writers import build_writers
@@ -36,6 +37,7 @@ from megatron_rb.parallel.groups import (
 from megatron_rb.platform import Platform
 from megatron_rb.tasks.sft import SupervisedFineTuning
 from megatron_rb.tasks.value import ValueEstimation
+from megatron_rb.train.allocator import start_memory_anew
 from megatron_rb.train.build import Trainable, build_trainable
 from megatron_rb.train.run import Run, layout_state, seed_everything
 from megatron_rb.train.schedule import LearningRateSchedule
@@ -69,7 +71,7 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
     trainable = build_trainable(config, shape, layout, place, platform, derived.init)
     schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, train_steps)
     runner = Runner(trainable.chunks, shape, place, platform.current_device())
-    task = _task(config, derived, runner, training, evaluation, ledger)
+    task = _task(config, derived, runner, training, evaluation, ledger, platform)
     checkpoints = CheckpointManager(
         derived.checkpoint_dir, config.checkpoint.keep_last, config.checkpoint.asynchronous,
         fence=Fence(attempt.id, attempt.fence) if attempt.fence is not None else None,
@@ -106,7 +108,7 @@ def _datasets(
 
 def _task(
     config: Config, derived: Derived, runner: Runner, training: ConversationDataset,
-    evaluation: ConversationDataset | None, ledger: Ledger,
+    evaluation: ConversationDataset | None, ledger: Ledger, platform: Platform,
 ) -> Task:  # fmt: skip
     if config.task.name not in TASKS:
         raise ValueError(f"task.name '{config.task.name}' is not known; use {' or '.join(TASKS)}")
@@ -121,7 +123,22 @@ def _task(
     return TASKS[config.task.name](
         runner, loader, evaluation, Budget(data.seq_length, data.max_patches), ledger,
         needs_pixels=needs_pixels, sequence_parallel=derived.sequence_parallel, micro_batch_multiple=multiple,
+        padding=_padding(config, derived, runner.shape, training, platform),
+        start_memory_anew=partial(start_memory_anew, platform),
     )  # fmt: skip
+
+
+def _padding(
+    config: Config, derived: Derived, shape: RoboBrainShape, training: ConversationDataset, platform: Platform
+) -> PaddingPolicy | None:
+    data = config.data
+    if data.padding not in ("auto", "buckets", "none"):
+        raise ValueError(f"data.padding is '{data.padding}'; use auto, buckets or none")
+    if data.padding == "none" or (data.padding == "auto" and platform.name == "cpu"):
+        return None
+    rows = derived.tp_size if derived.sequence_parallel else 1
+    largest = largest_micro_batch(training.sizes, Size(data.seq_length, data.max_patches), data.global_batch_size)
+    return PaddingPolicy(largest, Size(rows, rows * shape.vision.merge_unit), data.padding_buckets)
 
 
 def _training_state(

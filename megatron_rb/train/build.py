@@ -13,6 +13,7 @@ from megatron_rb.checkpoint.hf.reader import HFReader
 from megatron_rb.checkpoint.manager import load_weights
 from megatron_rb.checkpoint.manifest import is_checkpoint
 from megatron_rb.config.schema import Config, FreezeConfig
+from megatron_rb.kernels.dispatch import KernelRequests
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.models.layer_choice import select_layers
 from megatron_rb.models.robobrain.build import (
@@ -47,6 +48,7 @@ def build_trainable(
         dtype=config.model.dtype,
         sequence_parallel=config.parallel.sequence_parallel,
         recompute=Recompute(config.model.recompute.vision, config.model.recompute.language),
+        kernels=KernelRequests(**vars(config.kernels)),
     )
     layers = select_layers(config.model.layers, config.model.dtype, platform.offers("te"))
     stages = build_stages(shape, layout, place, options, layers, platform.current_device())

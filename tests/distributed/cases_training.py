@@ -20,7 +20,8 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
     """Per case the loss of every step, as rank 0 sees it. A case has `hf`, `layout`, `tp`, `pp` and settings.
 
     `migrate`: `[checkpoint, out, platform]` conversions that rank 0 does before the case starts; `load`: folder of
-    checkpoints to continue from; `save`: folder a checkpoint goes into after the last step; `last`: that step.
+    checkpoints to continue from; `save`: folder a checkpoint goes into after the last step; `last`: that step;
+    `padded`: tokens and patches that every micro-batch is padded to.
     """
     torch.set_num_threads(1)
     from megatron_rb.platform import get_platform
@@ -32,6 +33,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
     from megatron_rb.checkpoint.manager import CheckpointManager
     from megatron_rb.checkpoint.sharded import TrainingState
     from megatron_rb.config.schema import Config
+    from megatron_rb.data.padding import Size
     from megatron_rb.evaluation.parity import share_packs
     from megatron_rb.evaluation.parity_samples import draw_samples
     from megatron_rb.layout import parse_layout
@@ -80,6 +82,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
                 build_micro_batch(
                     share.samples(number), shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
                     sequence_parallel=runner.chunks[0].config.sequence_parallel,
+                    padded=Size(*case.get("padded", (0, 0))),
                 )
                 for number in share.mine
             ]  # fmt: skip

@@ -7,10 +7,12 @@ from dataclasses import replace
 import torch
 from megatron.core import tensor_parallel
 
-from megatron_rb.kernels.rope.op import apply_rope
+from megatron_rb.kernels.dynamic_padding.op import merge_rows
+from megatron_rb.kernels.mrope.op import apply_mrope, qk_norm_mrope
 from megatron_rb.models.layers import (
     MLP,
     BuildContext,
+    HeadNorm,
     LocalLayers,
     column_linear,
     mark_shard,
@@ -27,6 +29,7 @@ class Embedding(torch.nn.Module):
     def __init__(self, ctx: BuildContext, shape: TextShape) -> None:
         super().__init__()
         self.sequence_parallel = ctx.sequence_parallel
+        self.rows = ctx.kernels.dynamic_padding
         self.tokens = tensor_parallel.VocabParallelEmbedding(
             shape.vocab_size, shape.hidden_size, init_method=torch.nn.init.zeros_, config=ctx.config
         )
@@ -41,9 +44,8 @@ class Embedding(torch.nn.Module):
             `[tokens (/ tp), 1, hidden]`
         """
         hidden = self.tokens(inputs.input_ids.unsqueeze(0)).transpose(0, 1)
-        # With no image in the batch both index lists are empty; the merger then still gets a gradient, of zeros.
-        rows = visual.index_select(0, inputs.visual_rows).to(hidden.dtype)
-        hidden = hidden.index_copy(0, inputs.visual_positions, rows)
+        # With no image in the batch the map is empty; the merger then still gets a gradient, of zeros.
+        hidden = merge_rows(hidden, visual, inputs.visual, self.rows)
         if self.sequence_parallel:
             hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
         return hidden
@@ -64,8 +66,10 @@ class SelfAttention(torch.nn.Module):
         self.linear_qkv = column_linear(ctx, shape.hidden_size, rows, bias=shape.qkv_bias)
         self.linear_proj = row_linear(ctx, shape.num_heads * shape.head_dim, shape.hidden_size, bias=shape.proj_bias)
         # These names are the ones for which megatron-core sums the gradients over tensor-parallel ranks.
-        self.q_layernorm = _rms_norm(ctx, shape, shape.head_dim) if shape.qk_norm else None
-        self.k_layernorm = _rms_norm(ctx, shape, shape.head_dim) if shape.qk_norm else None
+        self.q_layernorm = HeadNorm(ctx, shape.head_dim) if shape.qk_norm else None
+        self.k_layernorm = HeadNorm(ctx, shape.head_dim) if shape.qk_norm else None
+        self.norm_eps = shape.norm_eps
+        self.rope = ctx.kernels.mrope
         self.core = ctx.layers.attention(ctx, shape.num_heads, shape.num_query_groups, shape.head_dim, causal=True)
 
     def forward(self, x: torch.Tensor, inputs: TextInputs) -> torch.Tensor:
@@ -74,10 +78,12 @@ class SelfAttention(torch.nn.Module):
         qkv = qkv.view(tokens, -1, self.heads_per_group + 2, self.head_dim)
         q, k, v = qkv.split([self.heads_per_group, 1, 1], dim=2)
         q, k, v = (part.reshape(tokens, -1, self.head_dim) for part in (q, k, v))
+        cos, sin = inputs.rope_cos, inputs.rope_sin
         if self.q_layernorm is not None and self.k_layernorm is not None:
-            q, k = self.q_layernorm(q), self.k_layernorm(k)
-        q = apply_rope(q, inputs.rope_cos, inputs.rope_sin)
-        k = apply_rope(k, inputs.rope_cos, inputs.rope_sin)
+            weights = self.q_layernorm(), self.k_layernorm()
+            q, k = qk_norm_mrope(q, k, *weights, cos, sin, self.norm_eps, implementation=self.rope)
+        else:
+            q, k = apply_mrope(q, k, cos, sin, implementation=self.rope)
         return self.linear_proj(self.core(q, k, v, inputs.samples).unsqueeze(1))[0]
 
 

@@ -11,6 +11,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rb.config.derive import check_tp_size
+from megatron_rb.kernels.dispatch import KernelRequests
 from megatron_rb.layout import Kind, PipelineLayout, balanced_layout, block_list
 from megatron_rb.models.layers import BuildContext, LayerProvider
 from megatron_rb.models.robobrain.config import RoboBrainShape
@@ -28,6 +29,7 @@ class ModelOptions:
     dtype: str = "fp32"
     sequence_parallel: bool = False
     recompute: Recompute = Recompute()
+    kernels: KernelRequests = KernelRequests()
 
 
 def core_config(shape: RoboBrainShape, place: Place, options: ModelOptions) -> TransformerConfig:
@@ -75,7 +77,7 @@ def build_stages(
     """The chunks of this rank, one per virtual stage, with uninitialised weights on a device (`meta` works too)."""
     check_tp_size(place.tp_size, shape)
     config = core_config(shape, place, options)
-    ctx = BuildContext(config, layers, place.tp_rank, place.tp_size)
+    ctx = BuildContext(config, layers, place.tp_rank, place.tp_size, options.kernels)
     stages = []
     for part in layout.slices_of_rank(place.pp_rank):
         with torch.device(device):

@@ -8,8 +8,10 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
+from megatron_rb.data.padding import Size
 from megatron_rb.data.sample import EncodedSample
-from megatron_rb.kernels.rope.reference import mrope_angles, vision_angles
+from megatron_rb.kernels.dynamic_padding.row_map import RowMap
+from megatron_rb.kernels.mrope.reference import mrope_angles, vision_angles
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.positions import (
@@ -27,7 +29,7 @@ NOT_YET = torch.empty(0)
 
 @dataclass(frozen=True)
 class VisionInputs:
-    """Patches of a micro-batch in window order, padded to whole merge units for every tensor-parallel rank."""
+    """Patches of a micro-batch in window order, padded to whole merge units for every tensor-parallel rank or more."""
 
     num_patches: int
     """Rows, padding included; never 0, so that every parameter gets a gradient in a batch without images."""
@@ -60,13 +62,10 @@ class TextInputs:
     """int64 `[tokens]`"""
     positions: torch.Tensor
     """int32 `[3, tokens]`"""
-    visual_positions: torch.Tensor
-    """int64: tokens that are image or video placeholders, in order."""
-    visual_rows: torch.Tensor
-    """int64: for each of them its row in the merger's output."""
-    local_visual_positions: torch.Tensor
-    """The part of `visual_positions` on this rank under sequence parallelism, counted from its first token."""
-    local_visual_rows: torch.Tensor
+    visual: RowMap
+    """From rows of the merger's output to the tokens that are image or video placeholders."""
+    local_visual: RowMap
+    """The part of `visual` on this rank under sequence parallelism, tokens counted from its first one."""
     label_rows: torch.Tensor
     """int64: tokens whose next token is trained on; at least one row."""
     labels: torch.Tensor
@@ -92,24 +91,29 @@ class MicroBatch:
 
 
 def build_micro_batch(
-    samples: Sequence[EncodedSample], shape: RoboBrainShape, *, tp_rank: int, tp_size: int, sequence_parallel: bool
-) -> MicroBatch:
+    samples: Sequence[EncodedSample], shape: RoboBrainShape, *, tp_rank: int, tp_size: int, sequence_parallel: bool,
+    padded: Size = Size(0, 0),
+) -> MicroBatch:  # fmt: skip
     """Pack samples into one micro-batch; no samples give a batch of padding with no loss.
+
+    Args:
+        padded: rows to pad to, where the samples have fewer; they are never cut.
 
     Raises:
         ValueError: a sample whose placeholders do not match its images.
     """
     token_multiple = tp_size if sequence_parallel else 1
     patch_multiple = shape.vision.merge_unit * token_multiple
-    vision, visual_rows = _vision_inputs(samples, shape, patch_multiple)
-    text = _text_inputs(samples, shape, visual_rows, token_multiple)
+    vision, visual_rows = _vision_inputs(samples, shape, patch_multiple, padded.patches)
+    merged = vision.num_patches // shape.vision.merge_unit
+    text = _text_inputs(samples, shape, visual_rows, merged, token_multiple, padded.tokens)
     if sequence_parallel:
         text = _local_visuals(text, tp_rank, tp_size)
     return MicroBatch(vision, text, tuple(sample.sample_id for sample in samples))
 
 
 def _vision_inputs(
-    samples: Sequence[EncodedSample], shape: RoboBrainShape, multiple: int
+    samples: Sequence[EncodedSample], shape: RoboBrainShape, multiple: int, wanted: int
 ) -> tuple[VisionInputs, np.ndarray]:
     """The vision part, and for every merged token in reading order its row in the merger's output."""
     vision = shape.vision
@@ -135,12 +139,14 @@ def _vision_inputs(
         frame_lengths += [grid.h * grid.w] * grid.t
         offset += tokens
     real = offset * unit
-    padding = -real % multiple if real else multiple
+    padding = _padding(real, wanted, multiple)
     order = np.concatenate([*orders, np.arange(offset, offset + padding // unit)]).astype(np.int64)
     rows = np.empty_like(order)
     rows[order] = np.arange(len(order))  # the merger's output stands in window order
     total = real + padding
-    tail = [padding] if padding else []
+    # In pieces of a window, so that padding costs no more than patches do and kernels for windows can take it.
+    piece = unit * window**2
+    tail = [min(piece, padding - done) for done in range(0, padding, piece)]
     return VisionInputs(
         num_patches=total,
         num_real_patches=real,
@@ -181,8 +187,9 @@ def _rows(parts: list[np.ndarray], shape: tuple[int, int], dtype: type) -> torch
 
 
 def _text_inputs(
-    samples: Sequence[EncodedSample], shape: RoboBrainShape, visual_rows: np.ndarray, multiple: int
-) -> TextInputs:
+    samples: Sequence[EncodedSample], shape: RoboBrainShape, visual_rows: np.ndarray, num_merged: int, multiple: int,
+    wanted: int,
+) -> TextInputs:  # fmt: skip
     ids, labels, positions, lengths = [], [], [], []
     for sample in samples:
         visual = np.isin(sample.input_ids, (shape.image_token_id, shape.video_token_id))
@@ -196,7 +203,7 @@ def _text_inputs(
         labels.append(np.append(sample.labels[1:], IGNORED))
         lengths.append(len(sample.input_ids))
     real = sum(lengths)
-    padding = -real % multiple if real else multiple
+    padding = _padding(real, wanted, multiple)
     if padding:
         ids.append(np.zeros(padding, dtype=np.int64))
         labels.append(np.full(padding, IGNORED))
@@ -206,6 +213,7 @@ def _text_inputs(
     all_labels = np.concatenate(labels).astype(np.int64)
     # Padding is token 0 and must not be taken for an image, whatever that id means.
     visual_positions = np.flatnonzero(np.isin(all_ids[:real], (shape.image_token_id, shape.video_token_id)))
+    visual_map = RowMap.of(visual_positions, visual_rows, len(all_ids), num_merged)
     label_rows = np.flatnonzero(all_labels != IGNORED)
     weights = np.ones(max(len(label_rows), 1), dtype=np.float32)
     if not len(label_rows):
@@ -216,25 +224,27 @@ def _text_inputs(
         samples=Segments.of_lengths(lengths),
         input_ids=torch.from_numpy(all_ids),
         positions=torch.from_numpy(np.concatenate(positions, axis=1).astype(np.int32)),
-        visual_positions=torch.from_numpy(visual_positions),
-        visual_rows=torch.from_numpy(visual_rows),
-        local_visual_positions=torch.from_numpy(visual_positions),
-        local_visual_rows=torch.from_numpy(visual_rows),
+        visual=visual_map,
+        local_visual=visual_map,
         label_rows=torch.from_numpy(label_rows),
         labels=torch.from_numpy(np.maximum(all_labels[label_rows], 0)),
         label_weights=torch.from_numpy(weights),
     )
 
 
+def _padding(real: int, wanted: int, multiple: int) -> int:
+    """Rows to add: up to `wanted`, then to the next multiple; at least one row in all."""
+    rows = max(real, wanted, 1)
+    return rows + -rows % multiple - real
+
+
 def _local_visuals(text: TextInputs, tp_rank: int, tp_size: int) -> TextInputs:
     width = text.num_tokens // tp_size
     start = tp_rank * width
-    mine = (text.visual_positions >= start) & (text.visual_positions < start + width)
-    return replace(
-        text,
-        local_visual_positions=text.visual_positions[mine] - start,
-        local_visual_rows=text.visual_rows[mine],
-    )
+    positions, rows = text.visual.rows.numpy(), text.visual.sources.numpy()
+    mine = (positions >= start) & (positions < start + width)
+    local = RowMap.of(positions[mine] - start, rows[mine], width, text.visual.num_sources)
+    return replace(text, local_visual=local)
 
 
 def to_device(batch: MicroBatch, shape: RoboBrainShape, device: torch.device) -> MicroBatch:
@@ -259,6 +269,6 @@ def _move(inputs, device: torch.device):
     moved = {
         field.name: value.to(device, non_blocking=True)
         for field in fields(inputs)
-        if isinstance(value := getattr(inputs, field.name), torch.Tensor | Segments)
+        if isinstance(value := getattr(inputs, field.name), torch.Tensor | Segments | RowMap)
     }
     return replace(inputs, **moved)

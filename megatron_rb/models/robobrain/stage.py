@@ -13,6 +13,7 @@ from megatron.core.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from torch.utils.checkpoint import checkpoint
 
+from megatron_rb.kernels.dynamic_padding.op import add_rows
 from megatron_rb.layout import Kind, PipelineLayout
 from megatron_rb.models.language.blocks import DecoderLayer, Embedding, Head
 from megatron_rb.models.layers import BuildContext
@@ -83,6 +84,7 @@ class RoboBrainStage(MegatronModule):
         self.ranks = (ctx.tp_rank, ctx.tp_size)
         self.vision = VisionPart(ctx, shape, part)
         self.language = LanguagePart(ctx, shape, part)
+        self.rows = ctx.kernels.dynamic_padding
         self.received: torch.Tensor | None = None
 
     def set_input_tensor(self, input_tensor) -> None:
@@ -145,8 +147,7 @@ class RoboBrainStage(MegatronModule):
         if self.rows_split_over > 1:
             # Every rank uses the rows of its own tokens; the gradients of all ranks make up the feature's.
             feature = tensor_parallel.copy_to_tensor_model_parallel_region(feature)
-        rows = feature.index_select(0, text.local_visual_rows).to(stream.dtype)
-        return stream.index_add(0, text.local_visual_positions, rows)
+        return add_rows(stream, feature, text.local_visual, self.rows)
 
 
 def _maybe_recompute(layer, place: int, limit: int, stream: torch.Tensor, inputs) -> torch.Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from megatron.core import tensor_parallel
 
-from megatron_rb.kernels.rope.op import apply_rope
+from megatron_rb.kernels.mrope.op import apply_mrope
 from megatron_rb.kernels.varlen_attention.segments import Segments
+from megatron_rb.kernels.window_attention.op import chosen_kernel, window_attention
 from megatron_rb.models.layers import MLP, BuildContext, column_linear, row_linear
 from megatron_rb.models.robobrain.config import VisionShape
 from megatron_rb.models.robobrain.inputs import VisionInputs
@@ -46,20 +47,25 @@ def _replicated(ctx: BuildContext, *shape: int) -> torch.nn.Parameter:
 class VisionAttention(torch.nn.Module):
     """Bidirectional attention within windows or frames, 2-D rope. QKV rows are ordered head by head: q, k, v."""
 
-    def __init__(self, ctx: BuildContext, shape: VisionShape) -> None:
+    def __init__(self, ctx: BuildContext, shape: VisionShape, *, windowed: bool) -> None:
         super().__init__()
         self.head_dim = shape.head_dim
+        self.windowed = windowed
         heads = shape.num_heads
+        self.rope, self.windows = ctx.kernels.mrope, ctx.kernels.window_attention
         self.linear_qkv = column_linear(ctx, shape.hidden_size, 3 * shape.hidden_size, bias=True)
         self.core = ctx.layers.attention(ctx, heads, heads, shape.head_dim, causal=False)
         self.linear_proj = row_linear(ctx, shape.hidden_size, shape.hidden_size, bias=True)
 
     def forward(self, x: torch.Tensor, inputs: VisionInputs, segments: Segments) -> torch.Tensor:
-        qkv, _ = self.linear_qkv(x)
+        packed, _ = self.linear_qkv(x)
+        qkv = packed.view(packed.shape[0], -1, 3, self.head_dim).transpose(1, 2)
+        if self.windowed and chosen_kernel(qkv, segments, self.windows) != "torch":
+            out = window_attention(qkv, inputs.rope_cos, inputs.rope_sin, segments, self.windows)
+            return self.linear_proj(out.flatten(1).unsqueeze(1))[0]
         # One unbind, because its gradient is one stack; three indexings would each fill a gradient of zeros.
-        q, k, v = qkv.view(qkv.shape[0], -1, 3, self.head_dim).unbind(2)
-        q = apply_rope(q, inputs.rope_cos, inputs.rope_sin)
-        k = apply_rope(k, inputs.rope_cos, inputs.rope_sin)
+        q, k, v = qkv.unbind(1)
+        q, k = apply_mrope(q, k, inputs.rope_cos, inputs.rope_sin, implementation=self.rope)
         return self.linear_proj(self.core(q, k, v, segments).unsqueeze(1))[0]
 
 
@@ -70,7 +76,7 @@ class VisionLayer(torch.nn.Module):
         super().__init__()
         self.windowed = shape.window_size > 0 and index not in shape.full_attention_layers
         self.norm1 = ctx.layers.norm(ctx, shape.norm, shape.hidden_size, shape.norm_eps)
-        self.attention = VisionAttention(ctx, shape)
+        self.attention = VisionAttention(ctx, shape, windowed=self.windowed)
         self.norm2 = ctx.layers.norm(ctx, shape.norm, shape.hidden_size, shape.norm_eps)
         self.mlp = MLP(
             ctx, shape.hidden_size, shape.ffn_hidden_size, gated=shape.gated_mlp, bias=True, act=shape.activation

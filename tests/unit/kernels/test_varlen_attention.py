@@ -1,8 +1,14 @@
+"""Attention over packed sequences: the torch path against a softmax written out, and what others are called with."""
+
+import sys
+import types
+
 import pytest
 import torch
 
-from megatron_rb.kernels.varlen_attention.reference import varlen_attention
+from megatron_rb.kernels.varlen_attention import op, reference
 from megatron_rb.kernels.varlen_attention.segments import Segments
+from megatron_rb.kernels.varlen_attention.torch_impl import equal_runs
 
 
 def brute_force(q, k, v, lengths, causal):
@@ -23,13 +29,91 @@ def brute_force(q, k, v, lengths, causal):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("groups", [4, 2])
-@pytest.mark.parametrize("lengths", [[5, 1, 0, 7], [4, 4, 4], [9]])
+@pytest.mark.parametrize("lengths", [[5, 1, 0, 7], [4, 4, 4], [9], [3, 3, 2, 2, 3]])
 def test_equals_brute_force(lengths, groups, causal):
     torch.manual_seed(0)
     tokens = sum(lengths)
     q, k, v = torch.randn(tokens, 4, 8), torch.randn(tokens, groups, 8), torch.randn(tokens, groups, 8)
-    out = varlen_attention(q, k, v, Segments.of_lengths(lengths), causal)
-    torch.testing.assert_close(out, brute_force(q, k, v, lengths, causal))
+    truth = brute_force(q, k, v, lengths, causal)
+    for attention in (op.varlen_attention, reference.varlen_attention):
+        torch.testing.assert_close(attention(q, k, v, Segments.of_lengths(lengths), causal), truth)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_gradients_equal_the_definition(causal):
+    torch.manual_seed(0)
+    segments = Segments.of_lengths([5, 0, 5, 2])
+    q, k, v = (torch.randn(12, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2))
+    weights = torch.randn(12, 4, 8, dtype=torch.float64)
+    results = [
+        torch.autograd.grad((attention(q, k, v, segments, causal) * weights).sum(), (q, k, v))
+        for attention in (op.varlen_attention, reference.varlen_attention)
+    ]
+    for ours, truth in zip(*results, strict=True):
+        torch.testing.assert_close(ours, truth)
+
+
+def test_neighbours_of_one_length_are_one_call():
+    assert equal_runs((0, 4, 8, 12, 12, 14, 18)) == [(3, 4), (1, 2), (1, 4)]
+    assert equal_runs((0,)) == equal_runs((0, 0)) == []
+
+
+def test_no_tokens():
+    empty = torch.empty(0, 2, 8)
+    assert op.varlen_attention(empty, empty, empty, Segments.of_lengths([]), True).shape == (0, 2, 8)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_flash_attn_is_called_as_its_interface_wants(causal, monkeypatch):
+    calls = []
+
+    def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal=False):
+        assert cu_seqlens_q.dtype == torch.int32
+        calls.append((cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), max_seqlen_q, max_seqlen_k, causal))
+        return q
+
+    for name in ("flash_attn", "flash_attn_interface"):
+        module = types.ModuleType(name)
+        module.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("flash_attn", "flash_attn_3"):
+        monkeypatch.setattr(op, "choose", lambda *rest, name=name: name)
+        q = torch.zeros(5, 2, 8)
+        op.varlen_attention(q, q, q, Segments.of_lengths([2, 3]), causal)
+    assert calls == [([0, 2, 5], [0, 2, 5], 3, 3, causal)] * 2
+
+
+def test_torch_varlen_traces_on_a_fake_gpu(monkeypatch):
+    """Arguments and shapes are what torch's own operator takes; nothing is computed."""
+    pytest.importorskip("torch.nn.attention.varlen")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    monkeypatch.setattr(op, "choose", lambda *rest: "torch_varlen")
+    segments = Segments.of_lengths([2, 3])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q = torch.empty(5, 4, 64, dtype=torch.bfloat16, device="cuda")
+        k = torch.empty(5, 2, 64, dtype=torch.bfloat16, device="cuda")
+        fake = Segments(segments.borders, torch.empty(3, dtype=torch.int32, device="cuda"), 3)
+        for causal in (True, False):
+            assert op.varlen_attention(q, k, k, fake, causal).shape == q.shape
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": torch.zeros(5, 3, 8), "v": torch.zeros(5, 3, 8)}, "q has 4 heads, k 3 and v 3"),
+        ({"k": torch.zeros(4, 2, 8)}, r"k is torch.float32 \(4, 2, 8\) beside q"),
+        ({"v": torch.zeros(5, 2, 8).half()}, "v is torch.float16"),
+        ({"segments": Segments.of_lengths([2, 2])}, "segments go from 0 to 4; they must cover all 5 rows"),
+        ({"segments": Segments((0, 4, 3, 5), torch.zeros(4), 4)}, "segments have the border 3 after 4"),
+        ({"implementation": "flash_attn"}, "flash_attn was asked for, but it does not run on cpu"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    kv = torch.zeros(5, 2, 8)
+    arguments = {"q": torch.zeros(5, 4, 8), "k": kv, "v": kv, "segments": Segments.of_lengths([2, 3]), "causal": True}
+    with pytest.raises(ValueError, match=message):
+        op.varlen_attention(**(arguments | change))
 
 
 def test_segments_know_their_borders_on_host_and_device():

@@ -1,0 +1,215 @@
+"""Triton kernels of the rotary embedding: one program turns all query and key heads of one token."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from megatron_rb.kernels.triton_math import narrow, rounded
+
+WARPS = 4
+PROGRAMS = 512
+"""Programs of the norm's backward pass; each sums its share of the weight's gradient, in a fixed order."""
+
+
+@triton.jit
+def _turn(first, second, cos, sin, dtype: tl.constexpr, DIRECTION: tl.constexpr, LIKE_HF: tl.constexpr):
+    if LIKE_HF:
+        cos, sin = rounded(cos, dtype), rounded(sin, dtype)
+        out_first = rounded(first * cos, dtype) - DIRECTION * rounded(second * sin, dtype)
+        out_second = rounded(second * cos, dtype) + DIRECTION * rounded(first * sin, dtype)
+    else:
+        out_first = first * cos - DIRECTION * (second * sin)
+        out_second = second * cos + DIRECTION * (first * sin)
+    return out_first, out_second
+
+
+@triton.jit
+def _heads(HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
+    head, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
+    return head, column, (head < HEADS) & (column < HALF)
+
+
+@triton.jit
+def _rotate_one(
+    x, out, token, stride_token, stride_head, weight, cos, sin, eps,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
+    DIRECTION: tl.constexpr, LIKE_HF: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    head, column, mask = _heads(HEADS, BLOCK, HALF, BLOCK_HALF)
+    source = x + token * stride_token + head * stride_head + column
+    first = tl.load(source, mask, other=0.0).to(tl.float32)
+    second = tl.load(source + HALF, mask, other=0.0).to(tl.float32)
+    if NORM:
+        squares = tl.sum(first * first, 1) + tl.sum(second * second, 1)
+        scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
+        first = first * scale * tl.load(weight + column, column < HALF, other=0.0).to(tl.float32)
+        second = second * scale * tl.load(weight + HALF + column, column < HALF, other=0.0).to(tl.float32)
+    dtype: tl.constexpr = out.dtype.element_ty
+    first, second = _turn(first, second, cos, sin, dtype, DIRECTION, LIKE_HF)
+    target = out + token * (HEADS * 2 * HALF) + head * (2 * HALF) + column
+    tl.store(target, narrow(first, dtype), mask)
+    tl.store(target + HALF, narrow(second, dtype), mask)
+
+
+@triton.jit
+def _rotate_kernel(
+    q, k, q_out, k_out, cos, sin, q_weight, k_weight, q_token, q_head, k_token, k_head, eps,
+    Q_HEADS: tl.constexpr, Q_BLOCK: tl.constexpr, K_HEADS: tl.constexpr, K_BLOCK: tl.constexpr,
+    HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
+    DIRECTION: tl.constexpr, LIKE_HF: tl.constexpr, NORM: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_HALF)[None, :]
+    c = tl.load(cos + token * HALF + column, column < HALF, other=0.0)
+    s = tl.load(sin + token * HALF + column, column < HALF, other=0.0)
+    _rotate_one(
+        q, q_out, token, q_token, q_head, q_weight, c, s, eps,
+        Q_HEADS, Q_BLOCK, HALF, BLOCK_HALF, DIRECTION, LIKE_HF, NORM,
+    )  # fmt: skip
+    _rotate_one(
+        k, k_out, token, k_token, k_head, k_weight, c, s, eps,
+        K_HEADS, K_BLOCK, HALF, BLOCK_HALF, DIRECTION, LIKE_HF, NORM,
+    )  # fmt: skip
+
+
+@triton.jit
+def _norm_gradient(
+    x, grad, out, token, stride_token, stride_head, grad_token, grad_head, weight, cos, sin, eps,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradient of the input; returns this token's part of the weight's gradient, in two halves."""
+    head, column, mask = _heads(HEADS, BLOCK, HALF, BLOCK_HALF)
+    source = x + token * stride_token + head * stride_head + column
+    first = tl.load(source, mask, other=0.0).to(tl.float32)
+    second = tl.load(source + HALF, mask, other=0.0).to(tl.float32)
+    scale = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)[:, None]
+    first, second = first * scale, second * scale
+    above = grad + token * grad_token + head * grad_head + column
+    g_first = tl.load(above, mask, other=0.0).to(tl.float32)
+    g_second = tl.load(above + HALF, mask, other=0.0).to(tl.float32)
+    g_first, g_second = _turn(g_first, g_second, cos, sin, tl.float32, -1, False)
+    weight_first, weight_second = tl.sum(g_first * first, 0), tl.sum(g_second * second, 0)
+    g_first = g_first * tl.load(weight + column, column < HALF, other=0.0).to(tl.float32)
+    g_second = g_second * tl.load(weight + HALF + column, column < HALF, other=0.0).to(tl.float32)
+    along = ((tl.sum(g_first * first, 1) + tl.sum(g_second * second, 1)) / (2 * HALF))[:, None]
+    target = out + token * (HEADS * 2 * HALF) + head * (2 * HALF) + column
+    dtype: tl.constexpr = out.dtype.element_ty
+    tl.store(target, narrow(scale * (g_first - first * along), dtype), mask)
+    tl.store(target + HALF, narrow(scale * (g_second - second * along), dtype), mask)
+    return weight_first, weight_second
+
+
+@triton.jit
+def _norm_backward_kernel(
+    q, k, q_grad, k_grad, dq, dk, partial, cos, sin, q_weight, k_weight,
+    q_token, q_head, k_token, k_head, q_grad_token, q_grad_head, k_grad_token, k_grad_head, tokens, eps,
+    Q_HEADS: tl.constexpr, Q_BLOCK: tl.constexpr, K_HEADS: tl.constexpr, K_BLOCK: tl.constexpr,
+    HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    column = tl.arange(0, BLOCK_HALF)
+    q_first = tl.zeros([BLOCK_HALF], tl.float32)
+    q_second = tl.zeros([BLOCK_HALF], tl.float32)
+    k_first = tl.zeros([BLOCK_HALF], tl.float32)
+    k_second = tl.zeros([BLOCK_HALF], tl.float32)
+    for number in range(program, tokens, tl.num_programs(0)):
+        token = tl.cast(number, tl.int64)
+        c = tl.load(cos + token * HALF + column, column < HALF, other=0.0)[None, :]
+        s = tl.load(sin + token * HALF + column, column < HALF, other=0.0)[None, :]
+        first, second = _norm_gradient(
+            q, q_grad, dq, token, q_token, q_head, q_grad_token, q_grad_head, q_weight, c, s, eps,
+            Q_HEADS, Q_BLOCK, HALF, BLOCK_HALF,
+        )  # fmt: skip
+        q_first += first
+        q_second += second
+        first, second = _norm_gradient(
+            k, k_grad, dk, token, k_token, k_head, k_grad_token, k_grad_head, k_weight, c, s, eps,
+            K_HEADS, K_BLOCK, HALF, BLOCK_HALF,
+        )  # fmt: skip
+        k_first += first
+        k_second += second
+    row = partial + program.to(tl.int64) * (4 * HALF) + column
+    tl.store(row, q_first, column < HALF)
+    tl.store(row + HALF, q_second, column < HALF)
+    tl.store(row + 2 * HALF, k_first, column < HALF)
+    tl.store(row + 3 * HALF, k_second, column < HALF)
+
+
+def _sizes(q: torch.Tensor, k: torch.Tensor) -> dict[str, int]:
+    half = q.shape[2] // 2
+    return {
+        "Q_HEADS": q.shape[1], "Q_BLOCK": triton.next_power_of_2(q.shape[1]),
+        "K_HEADS": k.shape[1], "K_BLOCK": triton.next_power_of_2(k.shape[1]),
+        "HALF": half, "BLOCK_HALF": triton.next_power_of_2(half),
+    }  # fmt: skip
+
+
+def _strides(*tensors: torch.Tensor) -> list[int]:
+    return [stride for tensor in tensors for stride in tensor.stride()[:2]]
+
+
+def _rotate(q, k, cos, sin, weights, eps: float, forward: bool, like_hf: bool):
+    q_out, k_out = (
+        torch.empty(q.shape, dtype=q.dtype, device=q.device),
+        torch.empty(k.shape, dtype=k.dtype, device=k.device),
+    )
+    if q.shape[0]:
+        _rotate_kernel[(q.shape[0],)](
+            q, k, q_out, k_out, cos, sin, *(weights or (cos, cos)), *_strides(q, k), eps, **_sizes(q, k),
+            DIRECTION=1 if forward else -1, LIKE_HF=like_hf, NORM=weights is not None, num_warps=WARPS,
+            enable_fp_fusion=not like_hf,
+        )  # fmt: skip
+    return q_out, k_out
+
+
+@torch.library.custom_op("megatron_rb::mrope", mutates_args=())
+def rotate(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, forward: bool, like_hf: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both tensors turned by the angles, or back; new and contiguous."""
+    return _rotate(q, k, cos, sin, None, 0.0, forward, like_hf)
+
+
+@rotate.register_fake
+def _(q, k, cos, sin, forward, like_hf):
+    return q.new_empty(q.shape), k.new_empty(k.shape)
+
+
+@torch.library.custom_op("megatron_rb::qk_norm_mrope", mutates_args=())
+def norm_rotate(
+    q: torch.Tensor, k: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor,
+    cos: torch.Tensor, sin: torch.Tensor, eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Both tensors normalised head by head, then turned."""
+    return _rotate(q, k, cos, sin, (q_weight, k_weight), eps, True, False)
+
+
+@norm_rotate.register_fake
+def _(q, k, q_weight, k_weight, cos, sin, eps):
+    return q.new_empty(q.shape), k.new_empty(k.shape)
+
+
+@torch.library.custom_op("megatron_rb::qk_norm_mrope_backward", mutates_args=())
+def norm_rotate_backward(
+    q: torch.Tensor, k: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor,
+    cos: torch.Tensor, sin: torch.Tensor, eps: float, q_grad: torch.Tensor, k_grad: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Gradients of q, k and, in fp32, of both weights."""
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+    head_dim, programs = q.shape[2], max(1, min(PROGRAMS, q.shape[0]))
+    partial = torch.empty(programs, 2, head_dim, dtype=torch.float32, device=q.device)
+    _norm_backward_kernel[(programs,)](
+        q, k, q_grad, k_grad, dq, dk, partial, cos, sin, q_weight, k_weight,
+        *_strides(q, k, q_grad, k_grad), q.shape[0], eps, **_sizes(q, k), num_warps=WARPS,
+    )  # fmt: skip
+    weights = partial.sum(0)
+    return dq, dk, weights[0].clone(), weights[1].clone()
+
+
+@norm_rotate_backward.register_fake
+def _(q, k, q_weight, k_weight, cos, sin, eps, q_grad, k_grad):
+    weight = q.new_empty(q.shape[2], dtype=torch.float32)
+    return q.new_empty(q.shape), k.new_empty(k.shape), weight, weight.clone()

@@ -1,0 +1,112 @@
+"""The table that says which implementation an operator takes."""
+
+import pytest
+import torch
+
+from megatron_rb.kernels import dispatch
+from megatron_rb.kernels.dispatch import Call, KernelRequests, kernel_table, select
+from megatron_rb.platform.cpu import CpuPlatform
+
+
+class FakePlatform(CpuPlatform):
+    """A platform of any name that offers what it is told to."""
+
+    def __init__(self, name: str, *offers: str) -> None:
+        self.name = self.device_type = name  # type: ignore[misc]
+        self.known = offers
+
+    def _offers(self, capability: str) -> bool:
+        return capability in self.known
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """A CUDA device of capability 9.0 on which every optional package is installed."""
+    monkeypatch.setattr(dispatch, "platform_arch", lambda platform: (9, 0))
+    monkeypatch.setattr(dispatch, "module_exists", lambda name: True)
+    monkeypatch.setattr(dispatch, "why_no_triton", lambda platform: None)
+    return FakePlatform("cuda", "triton", "flash_attn", "te")
+
+
+WINDOW = Call(torch.bfloat16, 80, 64)
+
+
+def test_cpu_takes_torch():
+    for operator in dispatch.TABLE:
+        assert select(operator, CpuPlatform(), Call(torch.float32, 64, 64)).name == "torch"
+
+
+def test_cuda_takes_the_fused_kernels(hopper):
+    assert select("window_attention", hopper, WINDOW).name == "triton"
+    assert select("mrope", hopper, Call(torch.bfloat16, 128)).name == "triton"
+    assert select("varlen_attention", hopper, Call(torch.bfloat16, 128)).name == "flash_attn_3"
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (Call(torch.float64, 80, 64), "does not compute torch.float64"),
+        (Call(torch.bfloat16, 96, 64), "head_dim 96 is above 80"),
+        (Call(torch.bfloat16, 20, 64), "head_dim 20 is not a multiple of 8"),
+        (Call(torch.bfloat16, 80, 65), "a sequence of 65 rows is above 64"),
+    ],
+)
+def test_a_kernel_declines_what_it_cannot_take_and_says_why(hopper, call, reason):
+    choice = select("window_attention", hopper, call)
+    assert choice.name == "torch"
+    assert reason in choice.declined["triton"]
+    with pytest.raises(ValueError, match=f"window_attention=triton was asked for, but .*{reason}"):
+        select("window_attention", hopper, call, "triton")
+
+
+def test_an_old_device_declines(hopper, monkeypatch):
+    monkeypatch.setattr(dispatch, "platform_arch", lambda platform: (7, 5))
+    choice = select("varlen_attention", hopper, Call(torch.float16, 128))
+    assert choice.name == "torch"
+    assert "needs compute capability 8.0, this device has 7.5" in choice.declined["flash_attn"]
+
+
+def test_moore_threads_takes_a_triton_kernel_only_when_asked(hopper):
+    musa = FakePlatform("musa", "triton")
+    assert select("window_attention", musa, WINDOW).name == "torch"
+    assert select("window_attention", musa, WINDOW).declined["triton"] == "on musa it has to be asked for"
+    assert select("window_attention", musa, WINDOW, "triton").name == "triton"
+
+
+def test_packages_that_are_missing_are_declined(monkeypatch):
+    monkeypatch.setattr(dispatch, "platform_arch", lambda platform: (9, 0))
+    monkeypatch.setattr(dispatch, "module_exists", lambda name: name == "torch.nn.attention.varlen")
+    choice = select("varlen_attention", FakePlatform("cuda"), Call(torch.bfloat16, 128))
+    assert choice.name == "torch_varlen"
+    assert choice.declined == {
+        "flash_attn_3": "flash_attn_interface is not installed",
+        "flash_attn": "platform cuda does not offer flash_attn",
+    }
+
+
+def test_a_plug_in_platform_is_served_by_torch():
+    assert select("mrope", FakePlatform("tpu"), Call(torch.bfloat16, 128)).name == "torch"
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="there is no operator 'rope'; there are mrope"):
+        select("rope", CpuPlatform(), WINDOW)
+    with pytest.raises(ValueError, match="mrope has no implementation 'cuda'; use auto, triton, torch"):
+        KernelRequests(mrope="cuda")
+
+
+def test_the_choice_is_logged_once(caplog):
+    call = Call(torch.float32, 24)
+    with caplog.at_level("INFO"):
+        for _ in range(3):
+            dispatch.choose("mrope", torch.device("cpu"), call)
+    lines = [record.message for record in caplog.records if "mrope" in record.message]
+    assert len(lines) == 1 and "mrope on cpu in torch.float32 runs torch (not triton:" in lines[0]
+
+
+def test_table_for_people_names_every_implementation_once(hopper):
+    lines = kernel_table(hopper, WINDOW)
+    assert len(lines) == sum(len(rows) for rows in dispatch.TABLE.values())
+    taken = [operator for operator, _, state in lines if state == "taken"]
+    assert taken == list(dispatch.TABLE)
+    assert ("window_attention", "torch", "triton comes first") in lines
