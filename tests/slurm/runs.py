@@ -26,7 +26,8 @@ def model_settings(inputs: Path) -> list[str]:
         "data.seq_length=512", "data.max_patches=1024", "data.global_batch_size=6", "checkpoint.init=random",
         "optimizer.lr=1e-3", f"schedule.train_steps={STEPS}", "checkpoint.save_every=8",
         "checkpoint.asynchronous=false", "metrics.tensorboard=false", "metrics.plots=false", "platform.name=cpu",
-        "parallel.tp_size=1", "parallel.pp_size=2", "parallel.layout=P v | v M E t*3 L", "cluster.grace_seconds=20", "cluster.least_hang_seconds=0",
+        "parallel.tp_size=1", "parallel.pp_size=2", "parallel.layout=P v | v M E t*3 L", "cluster.grace_seconds=20",
+        "cluster.least_hang_seconds=0",
     ]  # fmt: skip
 
 
