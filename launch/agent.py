@@ -43,7 +43,7 @@ class Agent:
         self.ranks = [place.rank for place in rank_table(job, plan.nodes) if place.node == node]
         folder = beats_dir(job.run_id, plan.number, node)
         folder.mkdir(parents=True, exist_ok=True)
-        self.beats = Beats(folder, self.ranks, Limits(job.patience.hang, dict(plan.slowest)))
+        self.beats = Beats(folder, self.ranks, Limits(job.patience.hang, dict(plan.slowest), job.patience.least))
         self.orders: queue.Queue[str] = queue.Queue()
         self.starter: subprocess.Popen[bytes] | None = None
         self.hang: Hang | None = None

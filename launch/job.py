@@ -33,6 +33,8 @@ class Patience:
     """Without progress in a phase whose usual time is not known yet."""
     comeback: float = 30.0
     """For a lost machine to answer again when no spare is left."""
+    least: float = 0.0
+    """No learnt limit is shorter."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ class Limits:
     unknown: float
     """Limit of a phase that has not been seen yet."""
     slowest: dict[str, float] = field(default_factory=dict)
+    least: float = 0.0
+    """No learnt limit is shorter."""
 
     def learn(self, times: Mapping[str, float]) -> None:
         """Take in further times."""
@@ -28,8 +30,8 @@ class Limits:
         if phase not in self.slowest:
             return self.unknown
         if phase == "step":
-            return STEP_FACTOR * self.slowest[phase] + STEP_SLACK
-        return PHASE_FACTOR * self.slowest[phase] + PHASE_SLACK
+            return max(self.least, STEP_FACTOR * self.slowest[phase] + STEP_SLACK)
+        return max(self.least, PHASE_FACTOR * self.slowest[phase] + PHASE_SLACK)
 
 
 @dataclass(frozen=True)

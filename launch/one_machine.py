@@ -43,7 +43,7 @@ class LocalEngine:
     def run_attempt(self, plan: AttemptPlan, loop: Loop) -> AttemptResult:
         folder = beats_dir(self.job.run_id, plan.number, NODE)
         folder.mkdir(parents=True, exist_ok=True)
-        limits = Limits(self.job.patience.hang, dict(plan.slowest))
+        limits = Limits(self.job.patience.hang, dict(plan.slowest), self.job.patience.least)
         beats = Beats(folder, range(self.job.processes), limits)
         try:
             ranks = start_ranks(build_commands(self.job, self.job.python, self._environment(plan, folder)))

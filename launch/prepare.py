@@ -49,7 +49,8 @@ def build_job(config: Config, derived: Derived) -> JobSpec:
         pp_size=derived.pp_size, after=_job_before(config), node_env=_node_environments(config, hosts),
         secrets=tuple(cluster.secrets),
         patience=Patience(
-            cluster.grace_seconds, cluster.silence_seconds, cluster.hang_seconds, cluster.return_seconds
+            cluster.grace_seconds, cluster.silence_seconds, cluster.hang_seconds, cluster.return_seconds,
+            cluster.least_hang_seconds,
         ),
         ssh=SshSpec(hosts, tuple(cluster.ssh.options), cluster.ssh.fan_out, cluster.ssh.connect_seconds),
     )  # fmt: skip

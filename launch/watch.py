@@ -98,7 +98,7 @@ class AttemptWatch:
         self.ranks = {place.rank: RankState() for place in rank_table(job, plan.nodes)}
         self.node_of = {place.rank: place.node for place in rank_table(job, plan.nodes)}
         self.heard: dict[str, float] = {}
-        self.limits = Limits(job.patience.hang, dict(plan.slowest))
+        self.limits = Limits(job.patience.hang, dict(plan.slowest), job.patience.least)
         self.words: deque[str] = deque(maxlen=20)
         """What srun or ssh said themselves."""
         self.failure: Failure | None = None

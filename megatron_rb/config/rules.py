@@ -56,6 +56,7 @@ LEAST: dict[str, float] = {
     "cluster.slurm.array_limit": 0,
     "cluster.ssh.fan_out": 1,
     "cluster.grace_seconds": 0,
+    "cluster.least_hang_seconds": 0,
 }
 
 ABOVE_ZERO = (

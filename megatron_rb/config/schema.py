@@ -288,6 +288,9 @@ class ClusterConfig:
     """A machine whose supervisor says nothing for so long is lost."""
     hang_seconds: float = 1800.0
     """Time without progress that counts as a hang in a phase whose usual time is not known yet."""
+    least_hang_seconds: float = 60.0
+    """No limit that is learnt from the run (twice its slowest step and a little) is shorter: a busy machine, a plot or
+    a rare large batch is no hang."""
     return_seconds: float = 30.0
     """Time a lost machine has to answer again where no spare is left; after it the job is queued again without it."""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)

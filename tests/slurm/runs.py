@@ -27,6 +27,7 @@ def model_settings(inputs: Path) -> list[str]:
         "optimizer.lr=1e-3", f"schedule.train_steps={STEPS}", "checkpoint.save_every=8",
         "checkpoint.asynchronous=false", "metrics.tensorboard=false", "metrics.plots=false", "platform.name=cpu",
         "parallel.tp_size=1", "parallel.pp_size=2", "parallel.layout=P v | v M E t*3 L", "cluster.grace_seconds=20",
+        "cluster.least_hang_seconds=0",
     ]  # fmt: skip
 
 

@@ -27,6 +27,7 @@ def failed(number: int, kind: str = "rank", last_step: int = 0, resumed_from: in
 
 def test_unknown_phase_has_the_configured_limit():
     assert Limits(600.0).of("step") == 600.0
+    assert Limits(600.0, {"step": 1.0}, least=60.0).of("step") == 60.0
 
 
 def test_limit_of_a_step_follows_the_slowest():
