@@ -80,8 +80,6 @@ TABLE: Mapping[str, tuple[Implementation, ...]] = {
             "torch_varlen", ("cuda",), needs="torch.nn.attention.varlen", dtypes=HALF, min_arch=(8, 0),
             max_head_dim=256, head_dim_multiple=8,
         ),
-        # Its own attention runs where model.layers builds its layers; here it is for those who ask for it.
-        Implementation("transformer_engine", (), ("cuda", "musa"), needs="te", dtypes=HALF, max_head_dim=256),
         _TORCH,
     ),
     "dynamic_padding": (Implementation("triton", ("cuda",), ("musa", "cpu"), "triton"), _TORCH),
@@ -181,7 +179,7 @@ def _missing(row: Implementation, platform: Platform) -> str | None:
             return f"it needs compute capability {_dotted(row.min_arch)}, this device has {_dotted(arch)}"
     if row.needs == "triton":
         return why_no_triton(platform)
-    if row.needs in ("te", "flash_attn"):
+    if row.needs == "flash_attn":
         return None if platform.offers(row.needs) else f"platform {platform.name} does not offer {row.needs}"
     if row.needs and not module_exists(row.needs):
         return f"{row.needs} is not installed"

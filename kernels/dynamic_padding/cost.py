@@ -8,11 +8,6 @@ def gather_bytes(rows: int, taken: int, width: int, itemsize: int) -> int:
     return (rows + taken) * width * itemsize + 4 * rows
 
 
-def merge_bytes(rows: int, width: int, itemsize: int) -> int:
-    """Every output row written once and read once, from either side."""
-    return 2 * rows * width * itemsize + 4 * rows
-
-
 def add_bytes(rows: int, taken: int, width: int, itemsize: int) -> int:
     """Base and named rows in, output out."""
     return (2 * rows + taken) * width * itemsize + 4 * rows

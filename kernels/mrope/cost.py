@@ -11,8 +11,3 @@ def mrope_bytes(tokens: int, heads: int, groups: int, head_dim: int, itemsize: i
 def mrope_flops(tokens: int, heads: int, groups: int, head_dim: int) -> int:
     """Two multiplications and one addition for each value."""
     return 3 * tokens * (heads + groups) * head_dim
-
-
-def qk_norm_mrope_backward_bytes(tokens: int, heads: int, groups: int, head_dim: int, itemsize: int) -> int:
-    """Reads inputs and gradients, writes gradients; the weights' gradients are small."""
-    return tokens * (3 * (heads + groups) * head_dim * itemsize + 2 * 4 * (head_dim // 2))

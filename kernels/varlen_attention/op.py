@@ -1,8 +1,6 @@
-"""Attention over packed sequences, one interface to what is installed: flash-attn, torch's varlen, SDPA and others."""
+"""Attention over packed sequences, one interface to what is installed: flash-attn, torch's varlen, SDPA."""
 
 from __future__ import annotations
-
-from functools import cache
 
 import torch
 
@@ -57,30 +55,10 @@ def _torch_varlen(q, k, v, segments: Segments, causal: bool) -> torch.Tensor:
     return varlen_attn(q, k, v, borders, borders, longest, longest, window_size=window, enable_gqa=grouped)  # type: ignore
 
 
-def _transformer_engine(q, k, v, segments: Segments, causal: bool) -> torch.Tensor:
-    module = _transformer_engine_module(q.shape[1], k.shape[1], q.shape[2], causal)
-    borders, longest = segments.cu_seqlens, segments.max_length
-    out = module(
-        q, k, v, cu_seqlens_q=borders, cu_seqlens_kv=borders, max_seqlen_q=longest, max_seqlen_kv=longest
-    )  # fmt: skip
-    return out.view(q.shape)
-
-
-@cache
-def _transformer_engine_module(heads: int, groups: int, head_dim: int, causal: bool) -> torch.nn.Module:
-    from transformer_engine.pytorch import DotProductAttention  # optional
-
-    mask = "padding_causal" if causal else "padding"
-    return DotProductAttention(
-        heads, head_dim, num_gqa_groups=groups, attention_dropout=0.0, qkv_format="thd", attn_mask_type=mask
-    )
-
-
 _RUN = {
     "flash_attn_3": _flash_attn_3,
     "flash_attn": _flash_attn,
     "torch_varlen": _torch_varlen,
-    "transformer_engine": _transformer_engine,
     "torch": torch_impl.varlen_attention,
 }
 

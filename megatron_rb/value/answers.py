@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import numpy as np
-
 from megatron_rb.spatial.answers import AnswerProblem, final_answer
 
 QUANTISATIONS = ("percent", "tenths")
@@ -49,11 +47,6 @@ def format_score(hop_label: float, quantisation: str = "percent") -> str:
         raise ValueError(f"quantisation '{quantisation}' is not known; use {' or '.join(QUANTISATIONS)}")
     tenths = round(1000 * hop_label)
     return f"<score>{tenths / 10:+.1f}%</score>" if tenths else "<score>0.0%</score>"
-
-
-def format_scores(hops: np.ndarray, quantisation: str = "percent") -> list[str]:
-    """`format_score` of every hop."""
-    return [format_score(hop, quantisation) for hop in hops.tolist()]
 
 
 def parse_score(text: str) -> ScoreAnswer:

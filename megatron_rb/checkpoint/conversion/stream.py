@@ -232,11 +232,16 @@ def tensor_checksum(tensor: StoredTensor, job: Job, doing: str = "") -> str:
 
 
 def plan_files(targets: list[Target], max_bytes: int) -> list[list[Target]]:
-    """Targets of each file, filled in order and closed when the next does not fit; one alone may exceed the limit."""
+    """Targets of each file, in order: as few files as `max_bytes` allows, of about one size, since they are written at
+    the same time and the largest is waited for. A target alone may exceed the limit.
+    """
+    total = sum(target.num_bytes for target in targets)
+    share = total / max(1, math.ceil(total / max_bytes))
     files: list[list[Target]] = []
     filled = 0
     for target in targets:
-        if not files or filled + target.num_bytes > max_bytes:
+        middle = filled + target.num_bytes / 2
+        if not files or middle > share or filled + target.num_bytes > max_bytes:
             files.append([])
             filled = 0
         files[-1].append(target)

@@ -55,18 +55,9 @@ class DistFolder:
         wanted = {(chunk.path, chunk.position) for name in names for chunk in self.tensors[name].chunks}
         return [b for b in self.blobs if any((b.path, record.position) in wanted for record in b.records)]
 
-    def read_object(self, name: str) -> Any:
-        """One pickled object, its classes as inert stand-ins; tensors in it are StoredTensors."""
-        blob = self.objects[name]
-        return read_torch_file(self.folder / blob.file, blob.position, blob.length).tree
-
     def read_common(self) -> Any:
         """What all ranks share: the scalars of `common.pt`."""
         return read_torch_file(self.folder / COMMON).tree
-
-
-def is_dist_folder(folder: Path) -> bool:
-    return (folder / METADATA).is_file()
 
 
 def read_dist_folder(folder: Path) -> DistFolder:
