@@ -58,6 +58,7 @@ class Job:
     """Checksums that the source's own manifest gives for its tensors, by name."""
 
     _buffers: local = field(default_factory=local, repr=False)
+    _source_checksums: dict[StoredTensor, str] = field(default_factory=dict, repr=False)
 
     def buffer(self, num_bytes: int) -> memoryview:
         """This thread's block of memory: valid until it asks again. Fresh memory for each block would cost as much as
@@ -67,6 +68,12 @@ class Job:
         if held is None or len(held) < num_bytes:
             held = self._buffers.held = np.empty(max(num_bytes, BLOCK_BYTES), np.uint8).data
         return held[:num_bytes]
+
+    def source_checksum(self, tensor: StoredTensor) -> str:
+        """Checksum of a source, read once whatever the number of targets that are made of parts of it."""
+        if tensor not in self._source_checksums:
+            self._source_checksums[tensor] = tensor_checksum(tensor, self)
+        return self._source_checksums[tensor]
 
     def check_source(self, tensor: StoredTensor, found: str) -> None:
         """Raise DamagedFile when a tensor is not what the source's manifest says."""
@@ -210,7 +217,7 @@ class TensorCopy:
         """Reads those sources again that were not read from their first row to their last."""
         for piece in self.target.pieces:
             if piece.tensor.name not in self.sources:
-                self.sources[piece.tensor.name] = tensor_checksum(piece.tensor, self.job)
+                self.sources[piece.tensor.name] = self.job.source_checksum(piece.tensor)
             self.job.check_source(piece.tensor, self.sources[piece.tensor.name])
         target = self.target
         return Copied(
