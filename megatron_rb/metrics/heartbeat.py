@@ -48,7 +48,7 @@ class Heartbeat:
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Report another phase (`checkpoint`, `evaluate`) inside the block."""
+        """Report another phase (`checkpoint`, `evaluate`, `close`) inside the block."""
         before, self.phase = self.phase, phase
         self._write()
         yield

@@ -44,7 +44,7 @@ def train(run: Run) -> bool:
                 )
                 break
         run.save()
-        run.checkpoints.maybe_finalize(blocking=True)
+        run.finish_saving()
     if run.finished:
         run.evaluate()
     return run.finished

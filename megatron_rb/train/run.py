@@ -110,10 +110,9 @@ class Run:
         """Evaluate the present weights once."""
         if self.step not in self.evaluations:
             with self.heartbeat.during("evaluate"):
-                values = self.task.evaluate()
-            self.evaluations[self.step] = values
-            if values:
-                self.writer.write_eval(EvalRecord(self.step, values))
+                values = self.evaluations[self.step] = self.task.evaluate()
+                if values:
+                    self.writer.write_eval(EvalRecord(self.step, values))
         return self.evaluations[self.step]
 
     def save(self) -> None:
@@ -123,12 +122,18 @@ class Run:
                 self.checkpoints.save(self.step, self.state)
             self.saved_step = self.step
 
+    def finish_saving(self) -> None:
+        """Wait until the newest checkpoint is published."""
+        with self.heartbeat.during("checkpoint"):
+            self.checkpoints.maybe_finalize(blocking=True)
+
     def close(self) -> None:
         """Complete what is still being written."""
         with self.heartbeat.during("checkpoint"):
             self.checkpoints.close()
-        self.writer.close()
-        self.task.close()
+        with self.heartbeat.during("close"):
+            self.writer.close()
+            self.task.close()
 
 
 def seed_everything(seed: int, platform: Platform) -> None:
