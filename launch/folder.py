@@ -16,7 +16,7 @@ from megatron_rb.config.compose import config_from_file, save_config
 from megatron_rb.config.schema import Config
 from megatron_rb.launch.job import JobSpec, write_whole
 from megatron_rb.launch.record import newest_checkpoint
-from megatron_rb.launch.render import environment_script, host_script, rank_script, sbatch_script
+from megatron_rb.launch.render import environment_script, host_script, node_script, rank_script, sbatch_script
 from megatron_rb.launch.topology import rank_table, table_text
 
 CONFIG_FILE = "config.yaml"
@@ -109,6 +109,8 @@ def write_folder(config: Config, job: JobSpec) -> list[Path]:
         nodes = [host.name for host in job.ssh.hosts][: job.nodes] or ["localhost"]
     if job.engine != "local":
         files[launch / "rank.sh"] = rank_script(job)
+    if job.engine == "slurm" and job.launcher != "srun":
+        files[launch / "node.sh"] = node_script(job)
     for host in job.ssh.hosts:
         files[launch / "hosts" / f"{host.name}.sh"] = host_script(job, host.name)
     files[launch / "ranks.txt"] = table_text(rank_table(job, nodes))

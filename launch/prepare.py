@@ -22,7 +22,7 @@ WORKER = "megatron_rb.train.main"
 LAUNCHERS = {
     "local": ("direct",),
     "ssh": ("torchrun", "direct", "ft_launcher"),
-    "slurm": ("srun",),
+    "slurm": ("srun", "torchrun", "ft_launcher"),
 }
 """What may start the processes of a machine; the first is the default."""
 

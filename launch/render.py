@@ -33,6 +33,8 @@ def sbatch_script(job: JobSpec, slurm: SlurmConfig, gpus_per_node: int, runs: in
         "array": f"0-{runs - 1}{limit}" if runs else "",
         "srun_options": [*slurm.srun_options, *_pyxis(job, slurm)],
         "container": _apptainer(job, slurm),
+        "task_script": "rank.sh" if job.launcher == "srun" else "node.sh",
+        "task_unit": "device" if job.launcher == "srun" else "node",
     }
     return _render(slurm.template or "sbatch.j2", values)
 
@@ -45,7 +47,7 @@ def rank_script(job: JobSpec) -> str:
 def host_script(job: JobSpec, node: str) -> str:
     """What ssh starts on a machine; its arguments are the values that differ between attempts."""
     script = shlex.quote(str(job.launch_dir / "rank.sh"))
-    per_node, nodes = job.processes, job.nodes
+    per_node = job.processes
     if job.launcher == "direct":
         # shellcheck-clean on purpose: a site reads and edits this.
         command = (
@@ -55,13 +57,23 @@ def host_script(job: JobSpec, node: str) -> str:
             + f'LOCAL_WORLD_SIZE={per_node} bash "$0" & done; wait\' {script}'
         )
     else:
-        # Static rendezvous keeps the order of machines; restarts are the launcher's own.
-        program = shlex.quote(job.python) + " -m torch.distributed.run" if job.launcher == "torchrun" else job.launcher
-        command = (
-            f"{program} --nnodes={nodes} --nproc-per-node={per_node} --node-rank=$NODE_RANK --max-restarts=0 "
-            f'--master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --no-python bash {script}'
-        )
+        command = _launcher_command(job)
     return _render("host.j2", {"job": job, "node": node, "command": command, "environment": export_lines(job, node)})
+
+
+def node_script(job: JobSpec) -> str:
+    """What srun starts once per machine where another launcher starts the processes."""
+    return _render("node.j2", {"job": job, "command": _launcher_command(job)})
+
+
+def _launcher_command(job: JobSpec) -> str:
+    """torchrun or ft_launcher on one machine. Static rendezvous keeps the order of machines; restarts are our own."""
+    script = shlex.quote(str(job.launch_dir / "rank.sh"))
+    program = shlex.quote(job.python) + " -m torch.distributed.run" if job.launcher == "torchrun" else job.launcher
+    return (
+        f"{program} --nnodes={job.nodes} --nproc-per-node={job.processes} --node-rank=$NODE_RANK --max-restarts=0 "
+        f'--master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" --no-python bash {script}'
+    )
 
 
 def environment_script(job: JobSpec) -> str:

@@ -20,9 +20,10 @@ ONE_PROCESS = ["cluster=slurm", "parallel.pp_size=1", "parallel.layout=''", "clu
 
 @pytest.fixture(scope="module")
 def looked_after(cluster, inputs, tmp_path_factory):
-    """A run that is watched, stopped, continued and ended; what every command said."""
+    """A run that is watched, stopped, continued and ended; what every command said. torchrun starts its processes."""
     folder = tmp_path_factory.mktemp("commands")
-    run = TinyRun(inputs, folder / "run", cluster, [*ONE_NODE, "schedule.train_steps=2000"])
+    settings = [*ONE_NODE, "schedule.train_steps=2000", "cluster.launcher=torchrun"]
+    run = TinyRun(inputs, folder / "run", cluster, settings)
     said = {"submit": run.rb()}
     run.wait_step(2)
     said["status"] = run.act("status")

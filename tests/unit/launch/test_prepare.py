@@ -40,8 +40,8 @@ def inputs(tmp_path: Path, monkeypatch) -> list[str]:
         (["cluster.secrets=[NO_SUCH_VARIABLE]"], "names NO_SUCH_VARIABLE, which is not set here"),
         (["cluster.env.RANK=1"], "cluster.env must not set RANK"),
         (
-            ["cluster=slurm", "cluster.launcher=torchrun"],
-            "cluster.launcher torchrun does not start runs of cluster=slurm",
+            ["cluster=slurm", "cluster.launcher=direct"],
+            "cluster.launcher direct does not start runs of cluster=slurm",
         ),
         (["cluster=slurm", "cluster.slurm.template=t.j2"], "cluster.slurm.template: there is no t.j2"),
         (["cluster=slurm", "cluster.after=elsewhere"], "elsewhere is not the folder of a submitted run"),

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_rb.config.schema import SlurmConfig
 from megatron_rb.launch.job import Host, JobSpec, SshSpec, load_job
-from megatron_rb.launch.render import environment_script, host_script, rank_script, sbatch_script
+from megatron_rb.launch.render import environment_script, host_script, node_script, rank_script, sbatch_script
 
 ODD = "a 'b'  \"c\" $HOME\n`two` \\ lines é"
 JOB = JobSpec(
@@ -32,6 +32,16 @@ def test_script_asks_for_nodes_spares_and_devices():
 def test_script_is_valid_bash():
     for text in (sbatch_script(JOB, SlurmConfig(), 8), rank_script(JOB), environment_script(JOB)):
         assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "ft_launcher"])
+def test_another_launcher_is_started_once_per_node(launcher: str):
+    job = replace(JOB, launcher=launcher)
+    text = node_script(job)
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+    assert "--nnodes=2 --nproc-per-node=8 --node-rank=$NODE_RANK --max-restarts=0" in text
+    assert 'bash "$run_dir/launch/node.sh"' in sbatch_script(job, SlurmConfig(), 8)
+    assert 'bash "$run_dir/launch/rank.sh"' in sbatch_script(JOB, SlurmConfig(), 8)
 
 
 def test_site_template_extends_ours(tmp_path):
