@@ -50,7 +50,7 @@ class ClusterOptions:
     """Run MariaDB and slurmdbd, so that `sacct` answers."""
     slurmd_timeout: int = 30
     """Seconds after which Slurm itself notices that a node is gone."""
-    requeue_delay: int = 5
+    requeue_delay: int = 2
     """Seconds a requeued job waits at least (life time of a credential)."""
     small_disk_mb: int = 0
     """Size of a file system of its own at `SlurmCluster.small_disk`; 0 = none."""
