@@ -150,7 +150,8 @@ class Loop:
 
     def _note_end(self, note: AttemptNote, result: AttemptResult) -> None:
         note.ended, note.outcome, note.last_step = now(), result.outcome, result.last_step
-        note.first_step_at, note.lost_steps = result.first_step_at, lost_steps(self.job, result.last_step)
+        note.first_step_at, note.noticed_at = result.first_step_at, result.noticed_at
+        note.lost_steps = lost_steps(self.job, result.last_step)
         if result.failure is not None:
             failure = result.failure
             note.kind, note.cause, note.exit_code = failure.kind, failure.text, failure.code

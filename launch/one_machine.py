@@ -90,4 +90,4 @@ def _result(supervisor: Supervisor, beats: Beats, code: int) -> AttemptResult:
     # Without a report (a program that is no trainer) a world that leaves without being asked to has finished.
     finished = first.phase == "finished" if first is not None else not supervisor.received
     outcome = "failed" if failure is not None else "finished" if finished else "stopped"
-    return AttemptResult(outcome, failure, last_step, None, dict(beats.limits.slowest))
+    return AttemptResult(outcome, failure, last_step, slowest=dict(beats.limits.slowest))

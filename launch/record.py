@@ -31,6 +31,8 @@ class AttemptNote:
     """Step of the checkpoint it began with; 0 = a new run."""
     job_id: str = ""
     first_step_at: float | None = None
+    noticed_at: float | None = None
+    """When its failure was known; None where only its end is."""
     ended: float | None = None
     outcome: str = ""
     """`finished`, `stopped` or `failed`; empty = still running."""

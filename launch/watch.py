@@ -49,6 +49,8 @@ class AttemptResult:
     failure: Failure | None = None
     last_step: int = 0
     first_step_at: float | None = None
+    noticed_at: float | None = None
+    """When the failure was known, in seconds since the epoch; ending what was left of the attempt came after."""
     slowest: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -103,6 +105,7 @@ class AttemptWatch:
         """What srun or ssh said themselves."""
         self.failure: Failure | None = None
         self.first_step_at: float | None = None
+        self.noticed_at: float | None = None
         self.asked_at = float("-inf")
         self.end_at = self.failed_at = float("inf")
         self.lost = False
@@ -139,6 +142,8 @@ class AttemptWatch:
             now = time.monotonic()
             self._pass_signals(channels)
             self._find_silent_nodes(now)
+            if self.failure is not None and self.noticed_at is None:
+                self.noticed_at = time.time()
             if now - published_at > PUBLISH_SECONDS:
                 published_at = now
                 self.publish(self.ranks)
@@ -305,7 +310,9 @@ class AttemptWatch:
             outcome = "lost"
         elif self.failure is None:
             outcome = "finished" if self.ranks[0].phase == "finished" else "stopped"
-        return AttemptResult(outcome, self.failure, last_step, self.first_step_at, dict(self.limits.slowest))
+        return AttemptResult(
+            outcome, self.failure, last_step, self.first_step_at, self.noticed_at, dict(self.limits.slowest)
+        )
 
 
 def lost_steps(job: JobSpec, last_step: int) -> int:

@@ -86,12 +86,12 @@ def _figures(run: TinyRun, moments: list[float]) -> dict[str, Any]:
         "model_start_s": round(model_start, 1),
         "kill_to_next_attempt_s": round(notes[1].started - moments[0], 1),
         "kill_to_first_new_step_s": round(first_steps[0] - moments[0], 1),
-        "hang_notice_s": round(notes[1].ended - moments[1], 1),
+        "hang_notice_s": round(notes[1].noticed_at - moments[1], 1),
         "hang_notice_limit_s": round(2 * slowest + 5, 1),
         "hang_to_first_new_step_s": round(first_steps[1] - moments[1], 1),
-        "node_notice_s": round(notes[2].ended - moments[2], 1),
+        "node_notice_s": round(notes[2].noticed_at - moments[2], 1),
         "node_to_next_attempt_s": round(notes[3].started - moments[2], 1),
-        "restart_overhead_s": round(max(notes[i + 1].started - notes[i].ended for i in range(3)), 1),
+        "restart_overhead_s": round(max(notes[i + 1].started - notes[i].noticed_at for i in range(3)), 1),
     }
 
 
