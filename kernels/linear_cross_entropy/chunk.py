@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from megatron_rb.kernels.linear_cross_entropy.reference import IGNORED
 from megatron_rb.kernels.linear_cross_entropy.shard import VocabularyShard
 
 
@@ -48,7 +49,7 @@ def liger_chunk(
     with torch.enable_grad():
         leaf = logits.detach().unsqueeze(1).requires_grad_(gradient)
         losses = LigerVocabParallelCEFunction.apply(
-            leaf, labels.unsqueeze(1), shard.group, None, 0.0, "megatron", "global"
+            leaf, labels.unsqueeze(1), shard.group, IGNORED, 0.0, "megatron", "global"
         ).squeeze(1)
         loss = (losses * weights).sum()
         grad = torch.autograd.grad(loss, leaf)[0].squeeze(1) if gradient else None
