@@ -65,12 +65,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             logits = torch.mm(hidden[part], weight.t())
-            chunk = _CHUNKS[name](logits, labels[part], label_weights[part], shard, for_hidden or for_weight)
-            loss = loss + chunk[0]
-            if d_hidden is not None:
-                torch.mm(chunk[1], weight, out=d_hidden[part])
-            if d_weight is not None:
-                _add_product(d_weight, chunk[1], hidden[part])
+            needed = for_hidden or for_weight
+            chunk_loss, d_logits = _CHUNKS[name](logits, labels[part], label_weights[part], shard, needed)
+            loss = loss + chunk_loss
+            if d_hidden is not None and d_logits is not None:
+                torch.mm(d_logits, weight, out=d_hidden[part])
+            if d_weight is not None and d_logits is not None:
+                _add_product(d_weight, d_logits, hidden[part])
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.weight_dtype = weight.dtype
         return loss
@@ -99,8 +100,8 @@ def _add_product(total: torch.Tensor, grad: torch.Tensor, hidden: torch.Tensor) 
 def _check(hidden, weight, labels, label_weights, shard: VocabularyShard, logits_bytes: int) -> None:
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or hidden.dtype != weight.dtype:
         raise ValueError(
-            f"hidden is {hidden.dtype} {tuple(hidden.shape)} and weight {weight.dtype} {tuple(weight.shape)}; they must "
-            f"be [rows, hidden size] and [vocabulary, hidden size] of one dtype"
+            f"hidden is {hidden.dtype} {tuple(hidden.shape)} and weight {weight.dtype} {tuple(weight.shape)}; they "
+            f"must be [rows, hidden size] and [vocabulary, hidden size] of one dtype"
         )
     for name, x in (("labels", labels), ("label_weights", label_weights)):
         if tuple(x.shape) != (hidden.shape[0],):

@@ -49,7 +49,7 @@ def _angles(cos, sin, rows, BASE: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.co
 
 @triton.jit
 def _partners_of(x, FROM: tl.constexpr, WIDTH_FROM: tl.constexpr, TO: tl.constexpr, WIDTH: tl.constexpr, HALF):
-    """The values in a tile `x`, which begins at column FROM, that are partners of the columns of another; else zeros."""
+    """The values of a tile `x` from column FROM on that are partners of the columns of another tile, else zeros."""
     _, partner, _, _ = _columns(TO, WIDTH, HALF)
     exchange = tl.where(FROM + tl.arange(0, WIDTH_FROM)[:, None] == partner, 1.0, 0.0)
     return dot(x, narrow(exchange, x.dtype))

@@ -58,7 +58,7 @@ def test_norm(dtype, compiled_scalars):
 
 @pytest.fixture
 def compiled_scalars(monkeypatch):
-    """What the interpreter does not do for a compiled kernel: floats become fp32 scalars, and there is a device library.
+    """What the interpreter lacks for these kernels: floats as fp32 scalars, and a device library.
 
     The interpreter hands floats on as floats of Python, and of the device library's functions it knows none.
     """

@@ -109,7 +109,9 @@ class DecoderLayer(torch.nn.Module):
 class VocabularyLinear(ColumnLinear):
     """The projection to the vocabulary, which gives logits, or in one go the loss of rows whose labels are known."""
 
-    implementation = "auto"
+    def __init__(self, input_size: int, output_size: int, *, implementation: str, **options: Any) -> None:
+        super().__init__(input_size, output_size, **options)
+        self.implementation = implementation
 
     def forward(self, input_, text: TextInputs | None = None, **options):
         """
@@ -132,10 +134,17 @@ class VocabularyLinear(ColumnLinear):
 
 
 class HeadLayers(LocalLayers):
-    """The layers of the head: its rule of the gradient (`disable_grad_reduce`) and its loss need our own linear."""
+    """The layers of the head: its rule of the gradient (`disable_grad_reduce`) and its loss need our own linear.
+
+    Args:
+        loss: implementation of the loss.
+    """
+
+    def __init__(self, loss: str) -> None:
+        self.loss = loss
 
     def column_linear(self, input_size: int, output_size: int, **options: Any) -> VocabularyLinear:
-        return VocabularyLinear(input_size, output_size, **options)
+        return VocabularyLinear(input_size, output_size, implementation=self.loss, **options)
 
 
 class Head(torch.nn.Module):
@@ -147,11 +156,10 @@ class Head(torch.nn.Module):
         # Under sequence parallelism the gradient of the gathered rows is summed by the gather itself, so the norm sees
         # the part of this rank's vocabulary only, and its own gradient is summed like that of the other norms.
         self.norm = _rms_norm(ctx, shape, shape.hidden_size)
-        plain = replace(ctx.without_sequence_parallel(), layers=HeadLayers())
+        plain = replace(ctx.without_sequence_parallel(), layers=HeadLayers(ctx.kernels.linear_cross_entropy))
         self.output = column_linear(
             plain, shape.hidden_size, shape.vocab_size, bias=False, reduce_input_grad=not ctx.sequence_parallel
         )
-        self.output.implementation = ctx.kernels.linear_cross_entropy
         if tied_weight is not None:
             self.output.weight = tied_weight
 

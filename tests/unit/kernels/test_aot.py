@@ -13,7 +13,6 @@ if interpreting():
 from megatron_rb.kernels import aot
 
 
-
 @pytest.mark.parametrize("arch", aot.ARCHITECTURES)
 @pytest.mark.parametrize("kernel", aot.kernels(), ids=lambda kernel: kernel.name)
 def test_machine_code(kernel, arch):

@@ -128,32 +128,6 @@ def test_chunks_are_few_and_equal():
     assert chunk_rows(0, 10, 400) == 1
 
 
-@pytest.mark.parametrize("dynamic", [False, None])
-def test_compiles_without_a_graph_break(dynamic):
-    hidden, weight, labels, weights = drawn()
-
-    def loss(h, w):
-        return linear_cross_entropy(h, w, labels, weights, logits_bytes=5 * VOCABULARY * 4)
-
-    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-    torch.testing.assert_close(compiled(hidden, weight), loss(hidden, weight))
-    grads = [torch.autograd.grad(run(hidden, weight), (hidden, weight)) for run in (compiled, loss)]
-    for mine, its in zip(*grads, strict=True):
-        torch.testing.assert_close(mine, its)
-
-
-def test_under_recompute():
-    hidden, weight, labels, weights = drawn()
-    again = torch.utils.checkpoint.checkpoint(
-        linear_cross_entropy, hidden, weight, labels, weights, use_reentrant=False
-    )
-    grads = [
-        torch.autograd.grad(side, (hidden, weight))
-        for side in (again, linear_cross_entropy(hidden, weight, labels, weights))
-    ]
-    assert all(torch.equal(mine, its) for mine, its in zip(*grads, strict=True))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2MLP, Qwen2_5_VLRMSNorm
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm, Qwen2MLP
 
 from megatron_rb.kernels.rms_norm import reference as norm_reference
 from megatron_rb.kernels.rms_norm.op import rms_norm
@@ -72,29 +72,14 @@ def test_gate_keeps_only_its_input_for_the_backward_pass():
     assert [saved.shape for saved in kept] == [x.shape] and kept[0].data_ptr() == x.data_ptr()
 
 
-RUNS = {
-    "rms_norm": lambda x: rms_norm(x, torch.ones(24), EPS),
-    "swiglu": lambda x: swiglu(x),
-}
-
-
-@pytest.mark.parametrize("name", list(RUNS))
-def test_compiled_and_recomputed_they_give_the_same(name):
-    run, x = RUNS[name], drawn(5, 24).requires_grad_()
-    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)(x)
-    again = torch.utils.checkpoint.checkpoint(run, x, use_reentrant=False)
-    eager = run(x)
-    (truth,) = torch.autograd.grad(eager.square().sum(), x)
-    for out in (compiled, again):
-        torch.testing.assert_close(out, eager)
-        torch.testing.assert_close(torch.autograd.grad(out.square().sum(), x)[0], truth)
-
-
 @pytest.mark.parametrize(
     ("run", "message"),
     [
         (lambda: rms_norm(torch.zeros(3, 8), torch.zeros(4), EPS), r"weight has shape \(4,\); x of \(3, 8\)"),
-        (lambda: rms_norm(torch.zeros(3, 8), torch.zeros(8).half(), EPS), "weight is torch.float16 and x torch.float32"),
+        (
+            lambda: rms_norm(torch.zeros(3, 8), torch.zeros(8).half(), EPS),
+            "weight is torch.float16 and x torch.float32",
+        ),
         (lambda: rms_norm(torch.zeros(3, 8), torch.zeros(8), EPS, "liger"), "rms_norm=liger was asked for, but"),
         (lambda: swiglu(torch.zeros(3, 7)), r"x has shape \(3, 7\); .* must be even"),
         (lambda: swiglu(torch.zeros(3, 8), "triton"), "swiglu has no implementation 'triton'; use auto, liger, torch"),
