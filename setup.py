@@ -2,10 +2,12 @@
 
 from setuptools import find_namespace_packages, setup
 
-CUDA = ["transformer-engine[pytorch]>=2.0", "flash-attn>=2.7", "triton>=3.1"]
+CUDA = ["transformer-engine[pytorch]>=2.0", "flash-attn>=2.7", "triton>=3.1", "liger-kernel>=0.8.5"]
 MUSA = ["torch_musa>=2.7"]
 VIDEO = ["av>=12"]
-DEV = [*VIDEO, "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.11"]
+# On a machine without a GPU Triton's interpreter and its assemblers test the kernels, Liger-Kernel's among them.
+KERNEL_TESTS = ["triton; sys_platform == 'linux'", "liger-kernel>=0.8.5; sys_platform == 'linux'"]
+DEV = [*VIDEO, *KERNEL_TESTS, "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.11"]
 
 setup(
     name="megatron-rb",

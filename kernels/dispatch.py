@@ -83,6 +83,12 @@ TABLE: Mapping[str, tuple[Implementation, ...]] = {
         _TORCH,
     ),
     "dynamic_padding": (Implementation("triton", ("cuda",), ("musa", "cpu"), "triton"), _TORCH),
+    "linear_cross_entropy": (
+        Implementation("liger", ("cuda",), ("cpu",), "liger_kernel.ops.vocab_parallel_cross_entropy"),
+        _TORCH,
+    ),
+    "rms_norm": (Implementation("liger", ("cuda",), ("cpu",), "liger_kernel.ops.rms_norm"), _TORCH),
+    "swiglu": (Implementation("liger", ("cuda",), ("cpu",), "liger_kernel.ops.swiglu"), _TORCH),
 }  # fmt: skip
 """For every operator its implementations, best first; the last runs everywhere."""
 
@@ -96,6 +102,9 @@ class KernelRequests:
     window_attention: str = "auto"
     varlen_attention: str = "auto"
     dynamic_padding: str = "auto"
+    linear_cross_entropy: str = "auto"
+    rms_norm: str = "auto"
+    swiglu: str = "auto"
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -179,6 +188,9 @@ def _missing(row: Implementation, platform: Platform) -> str | None:
             return f"it needs compute capability {_dotted(row.min_arch)}, this device has {_dotted(arch)}"
     if row.needs == "triton":
         return why_no_triton(platform)
+    if row.needs.startswith("liger_kernel"):
+        # Its operators are Triton kernels.
+        return why_no_triton(platform) if module_exists(row.needs) else f"{row.needs} is not installed"
     if row.needs == "flash_attn":
         return None if platform.offers(row.needs) else f"platform {platform.name} does not offer {row.needs}"
     if row.needs and not module_exists(row.needs):

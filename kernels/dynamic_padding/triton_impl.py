@@ -8,8 +8,9 @@ import triton.language as tl
 
 from megatron_rb.kernels.triton_math import narrow
 
-BLOCK = 1024
-WARPS = 4
+BLOCK_BYTES = 8192
+WARPS = 1
+"""One warp for a whole row of a model: sixteen loads wait together behind the one of the index, and many rows fit."""
 MODES = {"gather": 0, "merge": 1, "add": 2, "mask": 3}
 
 
@@ -43,8 +44,9 @@ def move_rows(source: torch.Tensor, base: torch.Tensor, index: torch.Tensor, mod
     width = source.shape[1]
     out = torch.empty(index.shape[0], width, dtype=source.dtype, device=source.device)
     if out.numel():
-        grid = (index.shape[0], triton.cdiv(width, BLOCK))
-        _rows_kernel[grid](source, base, out, index, width, MODE=MODES[mode], BLOCK=BLOCK, num_warps=WARPS)
+        block = BLOCK_BYTES // out.element_size()
+        grid = (index.shape[0], triton.cdiv(width, block))
+        _rows_kernel[grid](source, base, out, index, width, MODE=MODES[mode], BLOCK=block, num_warps=WARPS)
     return out
 
 

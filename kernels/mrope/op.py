@@ -37,7 +37,7 @@ def apply_mrope(
         return _TritonRotation.apply(q, k, cos, sin, compute == "like_hf")
     if compute == "like_hf":
         return reference.apply_rope_like_hf(q, cos, sin), reference.apply_rope_like_hf(k, cos, sin)
-    return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)
+    return apply_rope(q, cos, sin), apply_rope(k, cos, sin)
 
 
 def qk_norm_mrope(
@@ -69,13 +69,16 @@ def qk_norm_mrope(
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """As `reference.apply_rope`, with about half the passes over memory; cos and sin get no gradient."""
+    if torch.compiler.is_compiling():
+        # The compiler fuses the passes itself, and does not take views as outputs.
+        return reference.apply_rope(x, cos.detach(), sin.detach())
     return _Rotation.apply(x, cos, sin)
 
 
 def _torch_norm_rope(x, weight, cos, sin, eps: float) -> torch.Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = torch.nn.functional.rms_norm(wide, weight.shape, weight.to(wide.dtype), eps)
-    return _Rotation.apply(normed, cos, sin).to(x.dtype)
+    return apply_rope(normed, cos, sin).to(x.dtype)
 
 
 class _Rotation(torch.autograd.Function):

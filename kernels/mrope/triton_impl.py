@@ -9,6 +9,8 @@ import triton.language as tl
 from megatron_rb.kernels.triton_math import narrow, rounded
 
 WARPS = 4
+BACKWARD_WARPS = 8
+"""Of the norm's backward pass, which holds four tiles and two sums."""
 PROGRAMS = 512
 """Programs of the norm's backward pass; each sums its share of the weight's gradient, in a fixed order."""
 
@@ -26,122 +28,111 @@ def _turn(first, second, cos, sin, dtype: tl.constexpr, DIRECTION: tl.constexpr,
 
 
 @triton.jit
-def _heads(HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
+def _tile(
+    q, k, token, q_token, q_head, k_token, k_head,
+    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
+):  # fmt: skip
+    """Addresses of the first halves of all heads of a token, those of the queries in front, and which there are.
+
+    One tile for both tensors: a few key heads alone would be too few values for 16-byte loads by all threads.
+    """
     head, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
-    return head, column, (head < HEADS) & (column < HALF)
+    of_q = q + token * q_token + head * q_head + column
+    of_k = k + token * k_token + (head - Q_HEADS) * k_head + column
+    return tl.where(head < Q_HEADS, of_q, of_k), (head < Q_HEADS + K_HEADS) & (column < HALF)
 
 
 @triton.jit
-def _rotate_one(
-    x, out, token, stride_token, stride_head, weight, cos, sin, eps,
-    HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
-    DIRECTION: tl.constexpr, LIKE_HF: tl.constexpr, NORM: tl.constexpr,
-):  # fmt: skip
-    head, column, mask = _heads(HEADS, BLOCK, HALF, BLOCK_HALF)
-    source = x + token * stride_token + head * stride_head + column
-    first = tl.load(source, mask, other=0.0).to(tl.float32)
-    second = tl.load(source + HALF, mask, other=0.0).to(tl.float32)
-    if NORM:
-        squares = tl.sum(first * first, 1) + tl.sum(second * second, 1)
-        scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
-        first = first * scale * tl.load(weight + column, column < HALF, other=0.0).to(tl.float32)
-        second = second * scale * tl.load(weight + HALF + column, column < HALF, other=0.0).to(tl.float32)
-    dtype: tl.constexpr = out.dtype.element_ty
-    first, second = _turn(first, second, cos, sin, dtype, DIRECTION, LIKE_HF)
-    target = out + token * (HEADS * 2 * HALF) + head * (2 * HALF) + column
-    tl.store(target, narrow(first, dtype), mask)
-    tl.store(target + HALF, narrow(second, dtype), mask)
+def _halves(address, mask, HALF: tl.constexpr):
+    """Both halves of all heads in fp32."""
+    first = tl.load(address, mask, other=0.0).to(tl.float32)
+    return first, tl.load(address + HALF, mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _weights(q_weight, k_weight, OFFSET: tl.constexpr, Q_HEADS, BLOCK: tl.constexpr, HALF, BLOCK_HALF: tl.constexpr):
+    """The norm's weight of every head, for one half of the columns."""
+    head, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_HALF)[None, :]
+    of_q = tl.load(q_weight + OFFSET + column, column < HALF, other=0.0).to(tl.float32)
+    of_k = tl.load(k_weight + OFFSET + column, column < HALF, other=0.0).to(tl.float32)
+    return tl.where(head < Q_HEADS, of_q, of_k)
 
 
 @triton.jit
 def _rotate_kernel(
     q, k, q_out, k_out, cos, sin, q_weight, k_weight, q_token, q_head, k_token, k_head, eps,
-    Q_HEADS: tl.constexpr, Q_BLOCK: tl.constexpr, K_HEADS: tl.constexpr, K_BLOCK: tl.constexpr,
-    HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
+    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
     DIRECTION: tl.constexpr, LIKE_HF: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_HALF)[None, :]
     c = tl.load(cos + token * HALF + column, column < HALF, other=0.0)
     s = tl.load(sin + token * HALF + column, column < HALF, other=0.0)
-    _rotate_one(
-        q, q_out, token, q_token, q_head, q_weight, c, s, eps,
-        Q_HEADS, Q_BLOCK, HALF, BLOCK_HALF, DIRECTION, LIKE_HF, NORM,
+    source, mask = _tile(q, k, token, q_token, q_head, k_token, k_head, Q_HEADS, K_HEADS, BLOCK, HALF, BLOCK_HALF)
+    first, second = _halves(source, mask, HALF)
+    if NORM:
+        squares = tl.sum(first * first, 1) + tl.sum(second * second, 1)
+        scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
+        first = first * scale * _weights(q_weight, k_weight, 0, Q_HEADS, BLOCK, HALF, BLOCK_HALF)
+        second = second * scale * _weights(q_weight, k_weight, HALF, Q_HEADS, BLOCK, HALF, BLOCK_HALF)
+    dtype: tl.constexpr = q_out.dtype.element_ty
+    first, second = _turn(first, second, c, s, dtype, DIRECTION, LIKE_HF)
+    target, mask = _tile(
+        q_out, k_out, token, Q_HEADS * 2 * HALF, 2 * HALF, K_HEADS * 2 * HALF, 2 * HALF,
+        Q_HEADS, K_HEADS, BLOCK, HALF, BLOCK_HALF,
     )  # fmt: skip
-    _rotate_one(
-        k, k_out, token, k_token, k_head, k_weight, c, s, eps,
-        K_HEADS, K_BLOCK, HALF, BLOCK_HALF, DIRECTION, LIKE_HF, NORM,
-    )  # fmt: skip
-
-
-@triton.jit
-def _norm_gradient(
-    x, grad, out, token, stride_token, stride_head, grad_token, grad_head, weight, cos, sin, eps,
-    HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
-):  # fmt: skip
-    """Writes the gradient of the input; returns this token's part of the weight's gradient, in two halves."""
-    head, column, mask = _heads(HEADS, BLOCK, HALF, BLOCK_HALF)
-    source = x + token * stride_token + head * stride_head + column
-    first = tl.load(source, mask, other=0.0).to(tl.float32)
-    second = tl.load(source + HALF, mask, other=0.0).to(tl.float32)
-    scale = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)[:, None]
-    first, second = first * scale, second * scale
-    above = grad + token * grad_token + head * grad_head + column
-    g_first = tl.load(above, mask, other=0.0).to(tl.float32)
-    g_second = tl.load(above + HALF, mask, other=0.0).to(tl.float32)
-    g_first, g_second = _turn(g_first, g_second, cos, sin, tl.float32, -1, False)
-    weight_first, weight_second = tl.sum(g_first * first, 0), tl.sum(g_second * second, 0)
-    g_first = g_first * tl.load(weight + column, column < HALF, other=0.0).to(tl.float32)
-    g_second = g_second * tl.load(weight + HALF + column, column < HALF, other=0.0).to(tl.float32)
-    along = ((tl.sum(g_first * first, 1) + tl.sum(g_second * second, 1)) / (2 * HALF))[:, None]
-    target = out + token * (HEADS * 2 * HALF) + head * (2 * HALF) + column
-    dtype: tl.constexpr = out.dtype.element_ty
-    tl.store(target, narrow(scale * (g_first - first * along), dtype), mask)
-    tl.store(target + HALF, narrow(scale * (g_second - second * along), dtype), mask)
-    return weight_first, weight_second
+    tl.store(target, narrow(first, dtype), mask)
+    tl.store(target + HALF, narrow(second, dtype), mask)
 
 
 @triton.jit
 def _norm_backward_kernel(
     q, k, q_grad, k_grad, dq, dk, partial, cos, sin, q_weight, k_weight,
     q_token, q_head, k_token, k_head, q_grad_token, q_grad_head, k_grad_token, k_grad_head, tokens, eps,
-    Q_HEADS: tl.constexpr, Q_BLOCK: tl.constexpr, K_HEADS: tl.constexpr, K_BLOCK: tl.constexpr,
-    HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
+    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK_HALF)
-    q_first = tl.zeros([BLOCK_HALF], tl.float32)
-    q_second = tl.zeros([BLOCK_HALF], tl.float32)
-    k_first = tl.zeros([BLOCK_HALF], tl.float32)
-    k_second = tl.zeros([BLOCK_HALF], tl.float32)
+    is_q = tl.arange(0, BLOCK)[:, None] < Q_HEADS
+    weight_first = tl.zeros([BLOCK, BLOCK_HALF], tl.float32)
+    weight_second = tl.zeros([BLOCK, BLOCK_HALF], tl.float32)
     for number in range(program, tokens, tl.num_programs(0)):
         token = tl.cast(number, tl.int64)
         c = tl.load(cos + token * HALF + column, column < HALF, other=0.0)[None, :]
         s = tl.load(sin + token * HALF + column, column < HALF, other=0.0)[None, :]
-        first, second = _norm_gradient(
-            q, q_grad, dq, token, q_token, q_head, q_grad_token, q_grad_head, q_weight, c, s, eps,
-            Q_HEADS, Q_BLOCK, HALF, BLOCK_HALF,
+        source, mask = _tile(q, k, token, q_token, q_head, k_token, k_head, Q_HEADS, K_HEADS, BLOCK, HALF, BLOCK_HALF)
+        first, second = _halves(source, mask, HALF)
+        scale = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)[:, None]
+        first, second = first * scale, second * scale
+        above, mask = _tile(
+            q_grad, k_grad, token, q_grad_token, q_grad_head, k_grad_token, k_grad_head,
+            Q_HEADS, K_HEADS, BLOCK, HALF, BLOCK_HALF,
         )  # fmt: skip
-        q_first += first
-        q_second += second
-        first, second = _norm_gradient(
-            k, k_grad, dk, token, k_token, k_head, k_grad_token, k_grad_head, k_weight, c, s, eps,
-            K_HEADS, K_BLOCK, HALF, BLOCK_HALF,
+        g_first, g_second = _halves(above, mask, HALF)
+        g_first, g_second = _turn(g_first, g_second, c, s, tl.float32, -1, False)
+        weight_first += g_first * first
+        weight_second += g_second * second
+        g_first *= _weights(q_weight, k_weight, 0, Q_HEADS, BLOCK, HALF, BLOCK_HALF)
+        g_second *= _weights(q_weight, k_weight, HALF, Q_HEADS, BLOCK, HALF, BLOCK_HALF)
+        along = ((tl.sum(g_first * first, 1) + tl.sum(g_second * second, 1)) / (2 * HALF))[:, None]
+        target, mask = _tile(
+            dq, dk, token, Q_HEADS * 2 * HALF, 2 * HALF, K_HEADS * 2 * HALF, 2 * HALF,
+            Q_HEADS, K_HEADS, BLOCK, HALF, BLOCK_HALF,
         )  # fmt: skip
-        k_first += first
-        k_second += second
+        dtype: tl.constexpr = dq.dtype.element_ty
+        tl.store(target, narrow(scale * (g_first - first * along), dtype), mask)
+        tl.store(target + HALF, narrow(scale * (g_second - second * along), dtype), mask)
     row = partial + program.to(tl.int64) * (4 * HALF) + column
-    tl.store(row, q_first, column < HALF)
-    tl.store(row + HALF, q_second, column < HALF)
-    tl.store(row + 2 * HALF, k_first, column < HALF)
-    tl.store(row + 3 * HALF, k_second, column < HALF)
+    tl.store(row, tl.sum(tl.where(is_q, weight_first, 0.0), 0), column < HALF)
+    tl.store(row + HALF, tl.sum(tl.where(is_q, weight_second, 0.0), 0), column < HALF)
+    tl.store(row + 2 * HALF, tl.sum(tl.where(is_q, 0.0, weight_first), 0), column < HALF)
+    tl.store(row + 3 * HALF, tl.sum(tl.where(is_q, 0.0, weight_second), 0), column < HALF)
 
 
 def _sizes(q: torch.Tensor, k: torch.Tensor) -> dict[str, int]:
     half = q.shape[2] // 2
     return {
-        "Q_HEADS": q.shape[1], "Q_BLOCK": triton.next_power_of_2(q.shape[1]),
-        "K_HEADS": k.shape[1], "K_BLOCK": triton.next_power_of_2(k.shape[1]),
+        "Q_HEADS": q.shape[1], "K_HEADS": k.shape[1], "BLOCK": triton.next_power_of_2(q.shape[1] + k.shape[1]),
         "HALF": half, "BLOCK_HALF": triton.next_power_of_2(half),
     }  # fmt: skip
 
@@ -203,7 +194,7 @@ def norm_rotate_backward(
     partial = torch.empty(programs, 2, head_dim, dtype=torch.float32, device=q.device)
     _norm_backward_kernel[(programs,)](
         q, k, q_grad, k_grad, dq, dk, partial, cos, sin, q_weight, k_weight,
-        *_strides(q, k, q_grad, k_grad), q.shape[0], eps, **_sizes(q, k), num_warps=WARPS,
+        *_strides(q, k, q_grad, k_grad), q.shape[0], eps, **_sizes(q, k), num_warps=BACKWARD_WARPS,
     )  # fmt: skip
     weights = partial.sum(0)
     return dq, dk, weights[0].clone(), weights[1].clone()

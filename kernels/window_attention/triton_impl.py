@@ -48,12 +48,30 @@ def _angles(cos, sin, rows, BASE: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.co
 
 
 @triton.jit
+def _partners_of(x, FROM: tl.constexpr, WIDTH_FROM: tl.constexpr, TO: tl.constexpr, WIDTH: tl.constexpr, HALF):
+    """The values of a tile `x` from column FROM on that are partners of the columns of another tile, else zeros."""
+    _, partner, _, _ = _columns(TO, WIDTH, HALF)
+    exchange = tl.where(FROM + tl.arange(0, WIDTH_FROM)[:, None] == partner, 1.0, 0.0)
+    return dot(x, narrow(exchange, x.dtype))
+
+
+@triton.jit
 def _rotated(base, rows, row_stride, c, s, BASE: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr, live):
     """A tile of a rotated head, and the same tile with partners exchanged."""
     column, partner, _, _ = _columns(BASE, WIDTH, HALF)
     mask = live & (column < 2 * HALF)
     own = _tile(base, rows, row_stride, column, mask).to(tl.float32)
-    other = _tile(base, rows, row_stride, partner, mask).to(tl.float32)
+    if HALF % 8 == 0:
+        other = _tile(base, rows, row_stride, partner, mask).to(tl.float32)
+    else:
+        # Second halves begin where no 16-byte load can, so a product with zeros and ones brings the partners.
+        column = tl.arange(0, 64)[None, :]
+        x = _tile(base, rows, row_stride, column, live & (column < 2 * HALF))
+        other = _partners_of(x, 0, 64, BASE, WIDTH, HALF)
+        if 2 * HALF > 64 and BASE == 0:
+            column = 64 + tl.arange(0, 16)[None, :]
+            x = _tile(base, rows, row_stride, column, live & (column < 2 * HALF))
+            other += _partners_of(x, 64, 16, BASE, WIDTH, HALF)
     return narrow(own * c + other * s, base.dtype.element_ty), narrow(other * c - own * s, base.dtype.element_ty)
 
 

@@ -75,6 +75,12 @@ class KernelsConfig:
     `transformer_engine`, `torch` (SDPA) or `auto`."""
     dynamic_padding: str = "auto"
     """Row gather and scatter between ViT and language model: `triton`, `torch` or `auto`."""
+    linear_cross_entropy: str = "auto"
+    """Loss without logits in memory: `liger` (Liger-Kernel's cross entropy on each chunk), `torch` or `auto`."""
+    rms_norm: str = "auto"
+    """Norms of the local layers: `liger`, `torch` or `auto`."""
+    swiglu: str = "auto"
+    """Gated activation of the MLPs: `liger`, `torch` or `auto`."""
 
 
 @dataclass

@@ -13,6 +13,8 @@ from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rb.kernels.dispatch import KernelRequests
+from megatron_rb.kernels.rms_norm.op import rms_norm
+from megatron_rb.kernels.swiglu.op import swiglu
 from megatron_rb.kernels.varlen_attention.op import varlen_attention
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.parallel.sharding import ShardSpec, set_shard, with_shape
@@ -200,16 +202,11 @@ class RMSNorm(torch.nn.Module):
     def __init__(self, ctx: BuildContext, size: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
+        self.implementation = ctx.kernels.rms_norm
         self.weight = _norm_parameter(ctx, size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _rms_norm(x, self.weight, self.eps)
-
-
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, weight.shape, weight, eps)
-    return weight * F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps, self.implementation)
 
 
 class HeadNorm(torch.nn.Module):
@@ -273,6 +270,8 @@ class MLP(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.gated = gated
+        # The usual gate has an operator of its own.
+        self.swiglu = ctx.kernels.swiglu if gated and act == "silu" else None
         parts = 2 if gated else 1
         self.linear_fc1 = column_linear(ctx, hidden_size, parts * ffn_hidden_size, bias=bias, stride=parts)
         self.linear_fc2 = row_linear(ctx, ffn_hidden_size, hidden_size, bias=bias)
@@ -280,7 +279,9 @@ class MLP(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden, _ = self.linear_fc1(x)
-        if self.gated:
+        if self.swiglu is not None:
+            hidden = swiglu(hidden, self.swiglu)
+        elif self.gated:
             gate, up = hidden.chunk(2, dim=-1)
             hidden = self.act(gate) * up
         else:

@@ -13,7 +13,6 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.inputs import MicroBatch, to_device
-from megatron_rb.models.robobrain.stage import token_losses
 from megatron_rb.parallel.groups import Place
 
 
@@ -68,12 +67,10 @@ def _run(runner: Runner, batches: Sequence[MicroBatch], step, forward_only: bool
 
 def _loss_step(runner: Runner, iterator: Iterator[MicroBatch], chunk: torch.nn.Module):
     batch = to_device(next(iterator), runner.shape, runner.device)
-    return chunk(batch), partial(_loss, batch=batch, tp_size=runner.place.tp_size)
+    return chunk(batch), partial(_loss, batch=batch)
 
 
-def _loss(logits: torch.Tensor, *, batch: MicroBatch, tp_size: int):
-    losses = token_losses(logits, batch.text.labels, tp_size)
-    loss_sum = (losses * batch.text.label_weights).sum()
+def _loss(loss_sum: torch.Tensor, *, batch: MicroBatch):
     num_labels = batch.text.label_weights.sum()
     return loss_sum, num_labels.int(), {"loss_sum": loss_sum.detach(), "num_labels": num_labels}
 

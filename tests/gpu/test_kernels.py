@@ -1,16 +1,20 @@
 """The Triton kernels on a real device: values against fp64, and no wait of the host for the device."""
 
-import numpy as np
 import pytest
 import torch
 
-from megatron_rb.kernels.dynamic_padding.op import add_rows, gather_rows, merge_rows
-from megatron_rb.kernels.dynamic_padding.row_map import RowMap
+from megatron_rb.kernels.linear_cross_entropy import reference as loss_reference
+from megatron_rb.kernels.linear_cross_entropy.op import linear_cross_entropy
 from megatron_rb.kernels.mrope import reference as mrope_reference
 from megatron_rb.kernels.mrope.op import apply_mrope
+from megatron_rb.kernels.rms_norm import reference as norm_reference
+from megatron_rb.kernels.rms_norm.op import rms_norm
+from megatron_rb.kernels.swiglu import reference as swiglu_reference
+from megatron_rb.kernels.swiglu.op import swiglu
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.kernels.window_attention import reference as window_reference
 from megatron_rb.kernels.window_attention.op import window_attention
+from tests.unit.kernels.public_functions import NAMES, case, gradients
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,32 +57,82 @@ def test_mrope_equals_fp64(dtype):
         torch.testing.assert_close(ours.double(), truth, rtol=0, atol=TOLERANCE[dtype])
 
 
-def test_nothing_waits_for_the_device():
-    where = RowMap.of(np.arange(8), np.arange(8)[::-1].copy(), 16, 8).to(DEVICE)
-    base, source = drawn(16, 64), drawn(8, 64)
-    qkv, (cos, sin) = drawn(48, 3, 2, 80), angles(48, 40)
-    windows = Segments.of_lengths([32, 16]).to(DEVICE)
-
-    def run():
-        out = merge_rows(base, source, where) + gather_rows(source, where) + add_rows(base, source, where)
-        attended = window_attention(qkv, cos, sin, windows)
-        turned = apply_mrope(qkv[:, 0], qkv[:, 1], cos, sin)
-        (out.sum() + attended.sum() + turned[0].sum() + turned[1].sum()).backward()
-
-    run()  # compiles
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_waits_for_the_device(name):
+    run, inputs = case(name, DEVICE, torch.bfloat16)
+    gradients(run(*inputs), inputs)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        run()
+        gradients(run(*inputs), inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_captured_in_a_graph():
-    qkv, (cos, sin) = drawn(48, 3, 2, 80).detach(), angles(48, 40)
-    windows = Segments.of_lengths([32, 16]).to(DEVICE)
-    eager = window_attention(qkv, cos, sin, windows)
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_and_recomputed_it_gives_the_same(name):
+    run, inputs = case(name, DEVICE, torch.bfloat16)
+    eager = run(*inputs)
+    wanted = (eager, *gradients(eager, inputs))
+    torch._dynamo.reset()
+    for again in (
+        torch.compile(run, fullgraph=True)(*inputs),
+        torch.utils.checkpoint.checkpoint(run, *inputs, use_reentrant=False),
+    ):
+        for mine, its in zip((again, *gradients(again, inputs)), wanted, strict=True):
+            atol = TOLERANCE[torch.bfloat16] * max(1.0, its.abs().max().item())
+            torch.testing.assert_close(mine.float(), its.float(), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_captured_in_a_graph_forward_and_backward(name):
+    run, inputs = case(name, DEVICE, torch.bfloat16)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # a capture needs everything to have run before, elsewhere
+        for _ in range(3):
+            gradients(run(*inputs), inputs)
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = window_attention(qkv, cos, sin, windows)
+        out = run(*inputs)
+        captured = gradients(out, inputs)
+    # Other values in the same memory: a graph that is replayed reads them.
+    with torch.no_grad():
+        for x in inputs:
+            x.mul_(0.5)
     graph.replay()
-    assert torch.equal(out, eager)
+    eager = run(*inputs)
+    for mine, its in zip((out, *captured), (eager, *gradients(eager, inputs)), strict=True):
+        torch.testing.assert_close(mine.float(), its.float(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("implementation", ["torch", "liger"])
+def test_loss_and_gradients_equal_fp64(implementation):
+    if implementation == "liger":
+        pytest.importorskip("liger_kernel")
+    hidden, weight = drawn(200, 256), drawn(3000, 256)
+    labels, weights = torch.randint(0, 3000, (200,), device=DEVICE), torch.rand(200, device=DEVICE)
+    ours = linear_cross_entropy(
+        hidden, weight, labels, weights, logits_bytes=4 * 3000 * 64, implementation=implementation
+    )
+    wide = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    truth = loss_reference.linear_cross_entropy(*wide, labels, weights)
+    got, wanted = torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(truth, wide)
+    for mine, its in zip((ours, *got), (truth, *wanted), strict=True):
+        torch.testing.assert_close(mine.double(), its, rtol=0, atol=3e-2 * its.abs().max().item())
+
+
+@pytest.mark.parametrize("operator", ["rms_norm", "swiglu"])
+def test_norm_and_gate_equal_fp64(operator):
+    pytest.importorskip("liger_kernel")
+    x, weight = drawn(64, 1, 512), drawn(512)
+    run, definition, inputs = {
+        "rms_norm": (
+            lambda a, b: rms_norm(a, b, 1e-6, "liger"), lambda a, b: norm_reference.rms_norm(a, b, 1e-6), (x, weight)
+        ),
+        "swiglu": (lambda a: swiglu(a, "liger"), swiglu_reference.swiglu, (x,)),
+    }[operator]  # fmt: skip
+    ours, wide = run(*inputs), [part.detach().double().requires_grad_() for part in inputs]
+    truth = definition(*wide)
+    for mine, its in zip((ours, *gradients(ours, inputs)), (truth, *gradients(truth, wide)), strict=True):
+        torch.testing.assert_close(mine.double(), its, rtol=0, atol=3e-2 * max(1.0, its.abs().max().item()))

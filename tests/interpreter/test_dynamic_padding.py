@@ -9,7 +9,7 @@ from megatron_rb.kernels.dynamic_padding.op import add_rows, gather_rows, merge_
 from megatron_rb.kernels.dynamic_padding.row_map import RowMap, padding, unpacking
 
 MAP = RowMap.of(np.array([1, 2, 6, 0]), np.array([3, 0, 1, 4]), num_rows=8, num_sources=6)
-WIDTHS = (20, 1030)
+WIDTHS = (20, 4110)
 """Less and more than one block of columns."""
 
 

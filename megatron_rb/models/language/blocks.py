@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from megatron.core import tensor_parallel
 
 from megatron_rb.kernels.dynamic_padding.op import merge_rows
+from megatron_rb.kernels.linear_cross_entropy.op import linear_cross_entropy
+from megatron_rb.kernels.linear_cross_entropy.shard import VocabularyShard
 from megatron_rb.kernels.mrope.op import apply_mrope, qk_norm_mrope
 from megatron_rb.models.layers import (
     MLP,
     BuildContext,
+    ColumnLinear,
     HeadNorm,
     LocalLayers,
     column_linear,
@@ -102,8 +106,49 @@ class DecoderLayer(torch.nn.Module):
         return x + self.mlp(self.post_attention_norm(x))
 
 
+class VocabularyLinear(ColumnLinear):
+    """The projection to the vocabulary, which gives logits, or in one go the loss of rows whose labels are known."""
+
+    def __init__(self, input_size: int, output_size: int, *, implementation: str, **options: Any) -> None:
+        super().__init__(input_size, output_size, **options)
+        self.implementation = implementation
+
+    def forward(self, input_, text: TextInputs | None = None, **options):
+        """
+        Args:
+            input_: `[rows, 1, hidden]`.
+            text: labels and weights of these rows.
+
+        Returns:
+            Without `text` what megatron-core's linear returns, else the sum of the weighted losses.
+        """
+        if text is None:
+            return super().forward(input_, **options)
+        size = self.tp_group.size()
+        if size > 1 and not self.disable_grad_reduce:
+            input_ = tensor_parallel.copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
+        shard = VocabularyShard(self.tp_group.rank(), size, self.tp_group)
+        return linear_cross_entropy(
+            input_.squeeze(1), self.weight, text.labels, text.label_weights, shard, implementation=self.implementation
+        )
+
+
+class HeadLayers(LocalLayers):
+    """The layers of the head: its rule of the gradient (`disable_grad_reduce`) and its loss need our own linear.
+
+    Args:
+        loss: implementation of the loss.
+    """
+
+    def __init__(self, loss: str) -> None:
+        self.loss = loss
+
+    def column_linear(self, input_size: int, output_size: int, **options: Any) -> VocabularyLinear:
+        return VocabularyLinear(input_size, output_size, implementation=self.loss, **options)
+
+
 class Head(torch.nn.Module):
-    """Final norm and projection to the vocabulary, computed only for the rows that are asked for."""
+    """Final norm and projection to the vocabulary: the loss of the labelled rows, or logits."""
 
     def __init__(self, ctx: BuildContext, shape: TextShape, tied_weight: torch.nn.Parameter | None) -> None:
         super().__init__()
@@ -111,25 +156,24 @@ class Head(torch.nn.Module):
         # Under sequence parallelism the gradient of the gathered rows is summed by the gather itself, so the norm sees
         # the part of this rank's vocabulary only, and its own gradient is summed like that of the other norms.
         self.norm = _rms_norm(ctx, shape, shape.hidden_size)
-        # This rule of the gradient (`disable_grad_reduce`) is a feature of megatron-core's own linear.
-        plain = replace(ctx.without_sequence_parallel(), layers=LocalLayers())
+        plain = replace(ctx.without_sequence_parallel(), layers=HeadLayers(ctx.kernels.linear_cross_entropy))
         self.output = column_linear(
             plain, shape.hidden_size, shape.vocab_size, bias=False, reduce_input_grad=not ctx.sequence_parallel
         )
         if tied_weight is not None:
             self.output.weight = tied_weight
 
-    def forward(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, text: TextInputs | None) -> torch.Tensor:
         """
         Args:
             x: `[tokens (/ tp), 1, hidden]`
-            rows: numbers of the tokens whose logits are wanted; None = all.
+            text: what the loss is taken of; None = logits are wanted.
 
         Returns:
-            `[rows, vocab / tp]`
+            The sum of the weighted losses, in fp32; or logits of all tokens, `[tokens, vocab / tp]`.
         """
         if self.sequence_parallel:
             x = tensor_parallel.gather_from_sequence_parallel_region(x)
-        if rows is not None:
-            x = x.index_select(0, rows)
-        return self.output(self.norm(x))[0].squeeze(1)
+        if text is None:
+            return self.output(self.norm(x))[0].squeeze(1)
+        return self.output(self.norm(x.index_select(0, text.label_rows)), text)

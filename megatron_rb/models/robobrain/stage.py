@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
@@ -106,14 +105,14 @@ class RoboBrainStage(MegatronModule):
     def forward(self, batch: MicroBatch, all_logits: bool = False) -> torch.Tensor:
         """
         Returns:
-            On the last slice logits `[rows, vocab / tp]`: of `batch.text.label_rows`, or of all tokens. On every other
-            slice the packed flow for the next one.
+            On the last slice the sum of the weighted losses of the labels, or logits of all tokens
+            `[tokens, vocab / tp]`. On every other slice the packed flow for the next one.
         """
         flow = self._run_vision(self._receive(batch), batch)
         flow = self._run_language(flow, batch)
         if self.language.head is None:
             return pack(flow)
-        return self.language.head(flow.stream, None if all_logits else batch.text.label_rows)
+        return self.language.head(flow.stream, None if all_logits else batch.text)
 
     def _receive(self, batch: MicroBatch) -> Flow:
         if self.vision.patch_embed is not None:
@@ -154,10 +153,3 @@ def _maybe_recompute(layer, place: int, limit: int, stream: torch.Tensor, inputs
     if torch.is_grad_enabled() and (limit < 0 or place < limit):
         return checkpoint(layer, stream, inputs, use_reentrant=False)
     return layer(stream, inputs)
-
-
-def token_losses(logits: torch.Tensor, labels: torch.Tensor, tp_size: int) -> torch.Tensor:
-    """Cross entropy of each row in fp32, `[rows]`; the vocabulary may be cut over the tensor-parallel ranks."""
-    if tp_size == 1:
-        return F.cross_entropy(logits.float(), labels, reduction="none")
-    return tensor_parallel.vocab_parallel_cross_entropy(logits.float(), labels)
