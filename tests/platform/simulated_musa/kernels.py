@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.platform.simulated_musa.memory import on_device, on_host
+from tests.platform.simulated_musa.memory import device_type, is_simulated, on_device, on_host
 
-DEVICE = "musa"
 _CPU_KERNELS = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 VIEWS = ("as_strided", "view", "_reshape_alias", "unfold", "_local_scalar_dense", "view_as_real", "view_as_complex")
-"""Made by the CPU's kernels on the musa tensor itself: they only rearrange its sizes, or read one value."""
+"""Made by the CPU's kernels on the device's tensor itself: they only rearrange its sizes, or read one value."""
+FUSED = ("native_layer_norm", "silu_backward")
+"""Operators for which torch would put several together where a device brings none of its own."""
 AUTOCAST_LOW = ("matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "linear", "einsum", "scaled_dot_product_attention")
 AUTOCAST_FP32 = ("softmax.int", "log_softmax.int", "layer_norm", "nll_loss", "cross_entropy_loss", "mse_loss")
 """What torch's accelerators cast to the low precision and to fp32 under autocast; a part of their list."""
@@ -32,6 +34,8 @@ class Kernels:
         self._aten = torch.library.Library("aten", "IMPL")
         for name in VIEWS:
             self._override(name, _cpu_kernel(name))
+        for name in FUSED:
+            self._override(name, partial(self._on_host, _operator(name)))
         self._override("empty.memory_format", self._empty)
         self._override("empty_strided", self._empty_strided)
         self._override("_copy_from", _copy_from)
@@ -39,7 +43,7 @@ class Kernels:
         self._override("_to_copy", _to_copy)
         self._override("set_.source_Storage_storage_offset", _cpu_kernel("set_", "source_Storage_storage_offset"))
         for name in AUTOCAST_LOW:
-            self._autocast(name, lambda: torch.get_autocast_dtype(DEVICE))
+            self._autocast(name, lambda: torch.get_autocast_dtype(device_type()))
         for name in AUTOCAST_FP32:
             self._autocast(name, lambda: torch.float32)
 
@@ -98,10 +102,10 @@ class _HostCall:
         self._given: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def to_host(self, value: Any) -> Any:
-        if isinstance(value, torch.device) and value.type == DEVICE:
+        if isinstance(value, torch.device) and is_simulated(value):
             self._index = self._index_of(value) if self._index is None else self._index
             return torch.device("cpu")
-        if not isinstance(value, torch.Tensor) or value.device.type != DEVICE:
+        if not isinstance(value, torch.Tensor) or not is_simulated(value):
             return value
         self._index = value.device.index if self._index is None else self._index
         host = on_host(value)
@@ -143,7 +147,7 @@ def _cpu_kernel(name: str, overload: str = "default") -> Callable:
 
 
 def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
-    host_source, host_target = (on_host(t) if t.device.type == DEVICE else t for t in (source, target))
+    host_source, host_target = (on_host(t) if is_simulated(t) else t for t in (source, target))
     host_target.copy_(host_source)
     return target
 
@@ -168,12 +172,12 @@ def _refuse_mixed(operator, args: Any, kwargs: Any) -> None:
     tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
     on_cpu = [t for t in tensors if t.device.type == "cpu" and t.dim()]
     indexing = operator.overloadpacket.__name__ in ("index", "index_put", "index_put_", "_index_put_impl_")
-    if on_cpu and not indexing and any(t.device.type == DEVICE for t in tensors):
+    if on_cpu and not indexing and any(is_simulated(t) for t in tensors):
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but {operator} got tensors on {DEVICE} and on cpu"
+            f"Expected all tensors to be on the same device, but {operator} got tensors on {device_type()} and on cpu"
         )
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     castable = isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float64
-    return value.to(dtype) if castable and value.device.type == DEVICE else value
+    return value.to(dtype) if castable and is_simulated(value) else value

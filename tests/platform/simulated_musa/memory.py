@@ -1,6 +1,6 @@
-"""Real `musa` tensors on host memory: a DLPack capsule of a CPU tensor with its device field changed, and back.
+"""Real device tensors on host memory: a DLPack capsule of a CPU tensor with its device field changed, and back.
 
-DLPack's "extension device" is torch's PrivateUse1. Both tensors share the memory; the musa one has a storage, strides
+DLPack's "extension device" is torch's PrivateUse1. Both tensors share the memory; the device's has a storage, strides
 and views of its own, so autograd, in-place work and `torch.save` see what they see on an accelerator.
 """
 
@@ -28,13 +28,24 @@ _pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
 
+def is_simulated(thing: torch.Tensor | torch.device | torch.UntypedStorage) -> bool:
+    """Whether a device, or the device of a tensor or storage, is the simulated one."""
+    device = thing if isinstance(thing, torch.device) else thing.device
+    return device.type == device_type()
+
+
+def device_type() -> str:
+    """The name that `install` gave the device."""
+    return torch._C._get_privateuse1_backend_name()
+
+
 def on_device(tensor: torch.Tensor, index: int) -> torch.Tensor:
-    """The memory of a CPU tensor as a tensor of `musa:<index>`."""
+    """The memory of a CPU tensor as a tensor of the device."""
     return _shared(tensor, DLDeviceType.kDLExtDev, index)
 
 
 def on_host(tensor: torch.Tensor) -> torch.Tensor:
-    """The memory of a musa tensor as a CPU tensor."""
+    """The memory of a device tensor as a CPU tensor."""
     return _shared(tensor, DLDeviceType.kDLCPU, 0)
 
 

@@ -1,4 +1,4 @@
-"""The collective backend `mccl` of the simulated device: gloo on the same memory."""
+"""The collective backend of the simulated device: gloo on the same memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.platform.simulated_musa.kernels import DEVICE
-from tests.platform.simulated_musa.memory import on_host
+from tests.platform.simulated_musa.memory import device_type, is_simulated, on_host
 
 COLLECTIVES = (
     "all_gather_single", "all_gather_single_coalesced", "all_to_all_single", "allgather", "allgather_coalesced",
@@ -23,7 +22,7 @@ FIRST_ARCH = {torch.bfloat16: (2, 2), torch.float8_e4m3fn: (3, 1), torch.float8_
 """Architecture from which Moore Threads builds collectives of a type."""
 
 
-class SimulatedMccl(dist.ProcessGroup):
+class SimulatedBackend(dist.ProcessGroup):
     """torch takes a group written in Python for all devices of a backend string, so this one serves cpu tensors too."""
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: timedelta) -> None:
@@ -33,11 +32,8 @@ class SimulatedMccl(dist.ProcessGroup):
         self._host._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
         self._host._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, gloo)
         self._name = ""
-        for device in ("cpu", DEVICE):
+        for device in ("cpu", device_type()):
             self._register_backend(torch.device(device), dist.ProcessGroup.BackendType.CUSTOM, gloo)
-
-    def getBackendName(self) -> str:
-        return "mccl"
 
     def _set_group_name(self, name: str) -> None:
         self._name = name
@@ -52,34 +48,34 @@ class SimulatedMccl(dist.ProcessGroup):
 
     def _run(self, collective: str, args: Any, kwargs: Any) -> Any:
         for value in tree_leaves((args, kwargs)):
-            if isinstance(value, torch.Tensor) and value.device.type == DEVICE:
+            if isinstance(value, torch.Tensor) and is_simulated(value):
                 _check_arch(collective, value)
         args, kwargs = tree_map(_host_view, (args, kwargs))
         return getattr(self._host, collective)(*args, **kwargs)
 
 
 def _check_arch(collective: str, tensor: torch.Tensor) -> None:
-    arch = torch.musa.get_device_capability()
+    arch = torch.get_device_module().get_device_capability()
     needed = FIRST_ARCH.get(tensor.dtype, (0, 0))
     if arch < needed:
-        raise RuntimeError(f"MCCL: {collective} of {tensor.dtype} is not built for mp_{arch[0]}{arch[1]}")
+        raise RuntimeError(f"{collective} of {tensor.dtype} is not built for mp_{arch[0]}{arch[1]}")
 
 
 def _host_view(value: Any) -> Any:
-    return on_host(value) if isinstance(value, torch.Tensor) and value.device.type == DEVICE else value
+    return on_host(value) if isinstance(value, torch.Tensor) and is_simulated(value) else value
 
 
 def _delegate(name: str):
-    def call(self: SimulatedMccl, *args: Any, **kwargs: Any) -> Any:
+    def call(self: SimulatedBackend, *args: Any, **kwargs: Any) -> Any:
         return self._run(name, args, kwargs)
 
     return call
 
 
 for _name in COLLECTIVES:
-    setattr(SimulatedMccl, _name, _delegate(_name))
+    setattr(SimulatedBackend, _name, _delegate(_name))
 
 
-def register_mccl() -> None:
-    """Under the name and with the arguments that torch_musa registers; the devices as a list, since torch reads one."""
-    dist.Backend.register_backend("mccl", SimulatedMccl, devices=[DEVICE])
+def register_backend(name: str) -> None:
+    """As vendors do, with the devices as a list: torch would take a string apart into letters."""
+    dist.Backend.register_backend(name, SimulatedBackend, devices=[device_type()])

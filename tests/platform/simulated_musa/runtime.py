@@ -1,14 +1,18 @@
-"""The module `torch.musa` of the simulated device, and its generator of 16 bytes."""
+"""The module `torch.<name>` of the simulated device, and its generator of 16 bytes."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
 import types
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import psutil
 import torch
+
+from megatron_rb.platform.host_streams import HostEvent, HostStream
 
 SEED_AND_OFFSET = struct.Struct("<Qq")
 OFFSET_PER_CALL = 4
@@ -17,13 +21,12 @@ OFFSET_PER_CALL = 4
 class Runtime(types.ModuleType):
     """What the vendor's module offers, as far as this project and torch itself use it; work is done when it returns."""
 
-    def __init__(self, devices: int, arch: tuple[int, int]) -> None:
-        super().__init__("torch.musa")
+    def __init__(self, name: str, devices: int, arch: tuple[int, int]) -> None:
+        super().__init__(f"torch.{name}")
+        self._type = name
         self._initialized = True
         self._devices, self._arch, self._current = devices, arch, 0
         self._states = [(0, 0)] * devices
-        self.device = _DeviceContext
-        self.mccl = types.SimpleNamespace(version=lambda: (0, 0, 0))
 
     def is_available(self) -> bool:
         return self._devices > 0
@@ -45,13 +48,35 @@ class Runtime(types.ModuleType):
     def set_device(self, device: Any) -> None:
         self._current = self._index(device)
 
+    @contextmanager
+    def device(self, device: Any) -> Iterator[None]:
+        before, self._current = self._current, self._index(device)
+        try:
+            yield
+        finally:
+            self._current = before
+
+    def Event(self, enable_timing: bool = False) -> HostEvent:
+        return HostEvent(enable_timing)
+
+    def Stream(self, device: Any = None) -> HostStream:
+        return HostStream()
+
+    def current_stream(self, device: Any = None) -> HostStream:
+        return HostStream()
+
+    default_stream = current_stream
+
+    def stream(self, stream: HostStream) -> AbstractContextManager[HostStream]:
+        return nullcontext(stream)
+
     def synchronize(self, device: Any = None) -> None: ...
 
     def get_device_capability(self, device: Any = None) -> tuple[int, int]:
         return self._arch
 
     def get_device_name(self, device: Any = None) -> str:
-        return "simulated musa"
+        return f"simulated {self._type}"
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.float16, torch.bfloat16]
@@ -62,10 +87,10 @@ class Runtime(types.ModuleType):
     def manual_seed_all(self, seed: int) -> None:
         self._states = [(seed % 2**64, 0)] * self._devices
 
-    def get_rng_state(self, device: Any = "musa") -> torch.Tensor:
+    def get_rng_state(self, device: Any = None) -> torch.Tensor:
         return torch.frombuffer(bytearray(SEED_AND_OFFSET.pack(*self._states[self._index(device)])), dtype=torch.uint8)
 
-    def set_rng_state(self, new_state: torch.Tensor, device: Any = "musa") -> None:
+    def set_rng_state(self, new_state: torch.Tensor, device: Any = None) -> None:
         if new_state.numel() != SEED_AND_OFFSET.size:
             raise RuntimeError("RNG state is wrong size")
         self._states[self._index(device)] = SEED_AND_OFFSET.unpack(bytes(new_state.tolist()))
@@ -90,22 +115,8 @@ class Runtime(types.ModuleType):
     def empty_cache(self) -> None: ...
 
     def _index(self, device: Any) -> int:
-        index = device if isinstance(device, int) else torch.device(device).index
+        index = device if isinstance(device, int) or device is None else torch.device(device).index
         index = self._current if index is None else index
         if not 0 <= index < self._devices:
-            raise RuntimeError(f"MUSA error: invalid device ordinal {index} of {self._devices}")
+            raise RuntimeError(f"invalid device ordinal {index} of {self._devices}")
         return index
-
-
-class _DeviceContext:
-    """`with torch.musa.device(index):`"""
-
-    def __init__(self, device: Any) -> None:
-        self._wanted = device
-
-    def __enter__(self) -> None:
-        self._before = torch.musa.current_device()
-        torch.musa.set_device(self._wanted)
-
-    def __exit__(self, *_: object) -> None:
-        torch.musa.set_device(self._before)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.platform.simulated_musa.kernels import DEVICE
+from tests.platform.simulated_musa.memory import is_simulated
 
 
 def teach_storages() -> None:
@@ -16,15 +16,15 @@ def teach_storages() -> None:
 
     def to(self, *, device: Any, non_blocking: bool = False):
         device = torch.device(device)
-        if DEVICE not in (device.type, self.device.type):
+        if not is_simulated(device) and not is_simulated(self):
             return plain["to"](self, device=device, non_blocking=non_blocking)
         return self if device == self.device else _bytes_of(self).to(device).untyped_storage()
 
     def cpu(self):
-        return to(self, device="cpu") if self.device.type == DEVICE else plain["cpu"](self)
+        return to(self, device="cpu") if is_simulated(self) else plain["cpu"](self)
 
     def copy_(self, source, non_blocking: Any = None):
-        if DEVICE not in (self.device.type, source.device.type):
+        if not is_simulated(self) and not is_simulated(source):
             return plain["copy_"](self, source, non_blocking)
         _bytes_of(self).copy_(_bytes_of(source))
         return self

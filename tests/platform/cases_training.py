@@ -1,0 +1,60 @@
+"""The demo recipe, shortened, in one world of processes: on cpu or on the simulated musa device."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def demo_runs(cases: list[dict[str, Any]], musa: bool) -> list[dict[str, Any]]:
+    """Train every case as `rb train` does. A case has `settings`, and `stop`: the step it is left after (0 = the end).
+
+    Returns:
+        per case the platform, and the losses and gradient norms of all its steps so far, as the run's file has them.
+    """
+    if musa:
+        from tests.platform.simulated_musa import install
+
+        install(devices=1)
+        os.environ["LOCAL_RANK"] = "0"  # every process sees a device of its own, as under MUSA_VISIBLE_DEVICES
+    from megatron_rb.platform import get_platform
+    from megatron_rb.platform.mcore_shims import install_mcore_shims
+
+    platform = get_platform()
+    install_mcore_shims(platform)
+    return [_demo_run(platform, **case) for case in cases]
+
+
+def _demo_run(platform, settings: list[str], stop: int = 0) -> dict[str, Any]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from megatron_rb.config.compose import load_config
+    from megatron_rb.metrics.heartbeat import Heartbeat
+    from megatron_rb.parallel.attempt import attempt_from_environment
+    from megatron_rb.parallel.groups import destroy_groups
+    from megatron_rb.train.assemble import assemble
+    from megatron_rb.train.loop import train
+
+    config = load_config(["experiment=demo", *settings])
+    run = assemble(config, platform, Heartbeat(None, None, 0), attempt_from_environment())
+    run.train_steps = stop or run.train_steps
+    try:
+        # The simulated device has no fused attention; the same sums on both sides leave only the device to differ.
+        with sdpa_kernel(SDPBackend.MATH):
+            train(run)
+    finally:
+        run.close()
+    for chunk in run.chunks:
+        if getattr(chunk, "remove_forward_pre_hook_handles", None):
+            chunk.disable_forward_pre_hook(param_sync=True)
+    devices = {str(parameter.device) for chunk in run.chunks for parameter in chunk.parameters()}
+    destroy_groups()
+    lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines() if run.place.rank == 0 else []
+    steps = [record for record in map(json.loads, lines) if record["kind"] == "step"]
+    return {
+        "devices": sorted(devices),
+        "losses": [record["loss"] for record in steps],
+        "norms": [record["grad_norm"] for record in steps],
+    }
