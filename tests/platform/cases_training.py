@@ -28,6 +28,7 @@ def demo_runs(cases: list[dict[str, Any]], musa: bool) -> list[dict[str, Any]]:
 
 
 def _demo_run(platform, settings: list[str], stop: int = 0) -> dict[str, Any]:
+    import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     from megatron_rb.config.compose import load_config
@@ -37,6 +38,7 @@ def _demo_run(platform, settings: list[str], stop: int = 0) -> dict[str, Any]:
     from megatron_rb.train.assemble import assemble
     from megatron_rb.train.loop import train
 
+    queued = len(torch.cuda._queued_calls)
     config = load_config(["experiment=demo", *settings])
     run = assemble(config, platform, Heartbeat(None, None, 0), attempt_from_environment())
     run.train_steps = stop or run.train_steps
@@ -55,6 +57,7 @@ def _demo_run(platform, settings: list[str], stop: int = 0) -> dict[str, Any]:
     steps = [record for record in map(json.loads, lines) if record["kind"] == "step"]
     return {
         "devices": sorted(devices),
+        "queued_cuda_calls": len(torch.cuda._queued_calls) - queued,
         "losses": [record["loss"] for record in steps],
         "norms": [record["grad_norm"] for record in steps],
     }
