@@ -9,7 +9,8 @@ from typing import Any
 
 
 def demo_runs(cases: list[dict[str, Any]], musa: bool) -> list[dict[str, Any]]:
-    """Train every case as `rb train` does. A case has `settings`, and `stop`: the step it is left after (0 = the end).
+    """Train every case as `rb train` does. A case has `settings` and may have `stop`: the step it is left after, and
+    `dropout`: the share of every layer's outputs that is dropped, under megatron-core's tracker of random states.
 
     Returns:
         per case the platform, and the losses and gradient norms of all its steps so far, as the run's file has them.
@@ -27,7 +28,7 @@ def demo_runs(cases: list[dict[str, Any]], musa: bool) -> list[dict[str, Any]]:
     return [_demo_run(platform, **case) for case in cases]
 
 
-def _demo_run(platform, settings: list[str], stop: int = 0) -> dict[str, Any]:
+def _demo_run(platform, settings: list[str], stop: int = 0, dropout: float = 0.0) -> dict[str, Any]:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -42,6 +43,8 @@ def _demo_run(platform, settings: list[str], stop: int = 0) -> dict[str, Any]:
     config = load_config(["experiment=demo", *settings])
     run = assemble(config, platform, Heartbeat(None, None, 0), attempt_from_environment())
     run.train_steps = stop or run.train_steps
+    if dropout:
+        _drop_outputs(run.chunks, dropout)
     try:
         # The simulated device has no fused attention; the same sums on both sides leave only the device to differ.
         with sdpa_kernel(SDPBackend.MATH):
@@ -61,3 +64,18 @@ def _demo_run(platform, settings: list[str], stop: int = 0) -> dict[str, Any]:
         "losses": [record["loss"] for record in steps],
         "norms": [record["grad_norm"] for record in steps],
     }
+
+
+def _drop_outputs(chunks, share: float) -> None:
+    """The models have no dropout of their own."""
+    import torch
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    def drop(layer, inputs, output: torch.Tensor) -> torch.Tensor:
+        with get_cuda_rng_tracker().fork():
+            return torch.nn.functional.dropout(output, share)
+
+    for chunk in chunks:
+        for part in (chunk.module.vision, chunk.module.language):
+            for layer in part.layers.values():
+                layer.register_forward_hook(drop)

@@ -51,7 +51,11 @@ def runs(inputs, tmp_path_factory):
     def short(device: str) -> dict:
         settings = {name: [*layout, "schedule.train_steps=3"] for name, layout in LAYOUTS.items()}
         settings["recomputed"] = [*settings["vision_on_both_stages"], *RECOMPUTE]
-        return {n: {"settings": [*inputs, *s, f"run_dir={root / device / n}"]} for n, s in settings.items()}
+        cases = {n: {"settings": [*inputs, *s, f"run_dir={root / device / n}"]} for n, s in settings.items()}
+        for name, dropping in (("vision_on_both_stages", "dropout"), ("recomputed", "dropout_recomputed")):
+            again = [*cases[name]["settings"][:-1], f"run_dir={root / device / dropping}"]
+            cases[dropping] = {"settings": again, "dropout": 0.1}
+        return cases
 
     def leg(folder: Path, stop: int = 0) -> dict:
         long = [*LAYOUTS["vision_on_both_stages"], f"schedule.train_steps={STEPS}", f"run_dir={folder}"]
@@ -97,6 +101,17 @@ def test_losses_and_gradient_norms_are_those_of_cpu(runs, layout):
 def test_recomputed_layers_change_nothing(runs):
     for device in ("cpu", "musa"):
         assert runs[device]["recomputed"]["losses"] == runs[device]["vision_on_both_stages"]["losses"]
+
+
+def test_recomputed_layers_drop_the_same_values_again(runs):
+    """Under the tracker of random states, which other micro-batches have moved on in between."""
+    for device in ("cpu", "musa"):
+        dropped = runs[device]["dropout"]
+        assert runs[device]["dropout_recomputed"]["losses"] == dropped["losses"]
+        assert runs[device]["dropout_recomputed"]["norms"] == dropped["norms"]
+        assert dropped["losses"] != runs[device]["vision_on_both_stages"]["losses"]
+    # The device has a generator of its own.
+    assert runs["musa"]["dropout"]["losses"] != pytest.approx(runs["cpu"]["dropout"]["losses"], rel=1e-4)
 
 
 def test_a_run_that_moves_to_musa_and_back_is_the_unbroken_run(runs):
