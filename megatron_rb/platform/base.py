@@ -53,7 +53,7 @@ class Platform(ABC):
 
     name: ClassVar[str]
     vendor: ClassVar[str]
-    """Who makes the device, in words."""
+    """Who makes the device."""
     device_type: ClassVar[str]
     """Type of its `torch.device`."""
     collective_backend: ClassVar[str]

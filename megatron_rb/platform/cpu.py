@@ -16,7 +16,7 @@ from megatron_rb.platform.host_streams import HostEvent, HostStream
 
 class CpuPlatform(Platform):
     name = "cpu"
-    vendor = "any"
+    vendor = "host"
     device_type = "cpu"
     collective_backend = "gloo"
 

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 
-def demo_runs(cases: list[dict[str, Any]], musa: bool) -> list[dict[str, Any]]:
+def demo_runs(cases: list[dict[str, Any]], simulated: str = "") -> list[dict[str, Any]]:
     """Train every case as `rb train` does. A case has `settings` and may have `stop`: the step it is left after, and
     `dropout`: the share of every layer's outputs that is dropped, under megatron-core's tracker of random states.
+
+    Args:
+        simulated: name of the device to simulate; empty = none.
 
     Returns:
         per case the platform, and the losses and gradient norms of all its steps so far, as the run's file has them.
     """
-    if musa:
-        from tests.platform.simulated_musa import install
+    if simulated:
+        from tests.platform.simulated_musa import install_named
 
-        install(devices=1)
+        install_named(simulated, devices=1)
         os.environ["LOCAL_RANK"] = "0"  # every process sees a device of its own, as under MUSA_VISIBLE_DEVICES
     from megatron_rb.platform import get_platform
     from megatron_rb.platform.mcore_shims import install_mcore_shims

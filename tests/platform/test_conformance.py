@@ -1,6 +1,7 @@
-"""What every platform must do. Run for all that are present, plug-ins included: `pytest tests/platform`.
+"""What every platform must do. Run for all that are present, plug-ins included.
 
-In a process with SIMULATED_MUSA=1 the platform is `musa` on the simulated device; test_simulated_musa starts that one.
+In a process with SIMULATED_DEVICE=musa the platform is `musa` on the simulated device, and so for a plug-in;
+test_simulated_musa and test_own_platform start such processes.
 """
 
 import json
@@ -12,14 +13,12 @@ import torch
 
 from megatron_rb.platform import CAPABILITIES, MemoryStats, available_platforms, get_platform
 
-if os.environ.get("SIMULATED_MUSA"):
-    from tests.platform.simulated_musa import install
+SIMULATED = os.environ.get("SIMULATED_DEVICE")
+if SIMULATED:
+    from tests.platform.simulated_musa import install_named
 
-    install()
-    NAMES = ["musa"]
-else:
-    NAMES = available_platforms()
-
+    install_named(SIMULATED)
+NAMES = [SIMULATED] if SIMULATED else available_platforms()
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -26,10 +26,8 @@ STEPS, LEG = 15, 5
 WORLD = 2
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
-    """Settings that all runs share: the demo recipe on a smaller model and fewer samples."""
-    folder = tmp_path_factory.mktemp("inputs")
+def short_demo(folder: Path) -> list[str]:
+    """Settings of the demo recipe on a smaller model and fewer samples, which are written to a folder."""
     mix = SampleMix(tasks=("pointing", "uvd"), views=("side",), windows=0)
     write_split(REPOSITORY / "examples/robosim/heldout", folder, "heldout", mix, 0)
     size = TinySize(vision_hidden=32, vision_heads=2, vision_ffn=64, text_hidden=64, text_heads=2, text_ffn=96)
@@ -40,6 +38,11 @@ def inputs(tmp_path_factory) -> list[str]:
         "checkpoint.save_every=0", "schedule.eval_every=0", "schedule.eval_at_start=false", "platform.name=auto",
         "metrics.tensorboard=false", "metrics.plots=false", "metrics.progress=false",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> list[str]:
+    return short_demo(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +66,19 @@ def runs(inputs, tmp_path_factory):
 
     first = leg(whole)
     first["settings"] += [f"checkpoint.save_every={LEG}", "checkpoint.keep_last=9"]
-    on_cpu = world(short("cpu") | {"whole": first}, musa=False)
+    on_cpu = world(short("cpu") | {"whole": first}, simulated="")
     migrate(whole, moving, LEG, "musa")
-    on_musa = world(short("musa") | {"second": leg(moving, 2 * LEG)}, musa=True)
+    on_musa = world(short("musa") | {"second": leg(moving, 2 * LEG)}, simulated="musa")
     migrate(moving, root / "home", 2 * LEG, "cpu")
-    on_cpu |= world({"third": leg(root / "home")}, musa=False)
+    on_cpu |= world({"third": leg(root / "home")}, simulated="")
     return {"cpu": on_cpu, "musa": on_musa, "moving": moving / "checkpoints" / name_of(2 * LEG)}
 
 
-def world(cases: dict[str, dict], musa: bool) -> dict[str, dict]:
+def world(cases: dict[str, dict], simulated: str) -> dict[str, dict]:
     results = run_world(
-        "tests.platform.cases_training:demo_runs", WORLD, timeout=400, cases=list(cases.values()), musa=musa
+        "tests.platform.cases_training:demo_runs", WORLD, timeout=400, cases=list(cases.values()), simulated=simulated
     )
-    device = {"musa:0"} if musa else {"cpu"}
+    device = {f"{simulated}:0"} if simulated else {"cpu"}
     for rank in results:
         assert all(set(result["devices"]) == device for result in rank)
         assert all(result["queued_cuda_calls"] == 0 for result in rank)

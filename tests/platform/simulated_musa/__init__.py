@@ -20,26 +20,32 @@ from tests.platform.simulated_musa.process_group import register_backend
 from tests.platform.simulated_musa.runtime import Runtime
 from tests.platform.simulated_musa.storages import teach_storages
 
-__all__ = ["install", "install_device"]
+__all__ = ["install", "install_named"]
+
+BACKENDS = {"musa": "mccl", "npu": "hccl"}
+"""Collective backend that belongs to a device type."""
 
 
-def install(devices: int = 2, arch: tuple[int, int] = (2, 2)) -> None:
-    """Give this process `devices` musa devices of an architecture, as if torch_musa were installed; once per process.
-
-    Args:
-        arch: (2, 1) = S80, (2, 2) = S4000, (3, 1) = S5000.
-    """
+def install(devices: int = 2) -> None:
+    """Give this process `devices` musa devices, as if torch_musa were installed; once per process."""
     torch.version.musa = "simulated"  # type: ignore[attr-defined]
     vendor = types.ModuleType("torch_musa")
     vendor.__spec__ = ModuleSpec("torch_musa", None)
     sys.modules["torch_musa"] = vendor
-    install_device("musa", "mccl", devices, arch)
+    _install_device("musa", devices)
 
 
-def install_device(name: str, backend: str, devices: int, arch: tuple[int, int] = (2, 2)) -> None:
-    """Give this process a device type with a collective backend of its own; once per process."""
-    runtime = Runtime(name, devices, arch)
+def install_named(name: str, devices: int = 2) -> None:
+    """As `install`, for `musa` or for a device type whose platform is a plug-in."""
+    if name == "musa":
+        install(devices)
+    else:
+        _install_device(name, devices)
+
+
+def _install_device(name: str, devices: int) -> None:
+    runtime = Runtime(name, devices)
     _setup_privateuseone_for_python_backend(name, runtime)
     runtime.kernels = Kernels(runtime.current_device, runtime.next_seed)
     teach_storages()
-    register_backend(backend)
+    register_backend(BACKENDS[name])

@@ -16,16 +16,17 @@ from megatron_rb.platform.host_streams import HostEvent, HostStream
 
 SEED_AND_OFFSET = struct.Struct("<Qq")
 OFFSET_PER_CALL = 4
+S4000 = (2, 2)
 
 
 class Runtime(types.ModuleType):
     """What the vendor's module offers, as far as this project and torch itself use it; work is done when it returns."""
 
-    def __init__(self, name: str, devices: int, arch: tuple[int, int]) -> None:
+    def __init__(self, name: str, devices: int) -> None:
         super().__init__(f"torch.{name}")
         self._type = name
         self._initialized = True
-        self._devices, self._arch, self._current = devices, arch, 0
+        self._devices, self._arch, self._current = devices, S4000, 0
         self._states = [(0, 0)] * devices
 
     def is_available(self) -> bool:
