@@ -151,7 +151,8 @@ class Platform(ABC):
 
     def autocast(self, dtype: torch.dtype, enabled: bool = True) -> torch.autocast:
         """torch's mixed precision on this device."""
-        self.require(dtype, *(["autocast"] if enabled else []))
+        if enabled:
+            self.require(dtype, "autocast")
         return torch.autocast(self.device_type, dtype=dtype, enabled=enabled)
 
     def move_module(self, module: torch.nn.Module) -> torch.nn.Module:

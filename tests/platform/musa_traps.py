@@ -235,3 +235,23 @@ def test_tensors_on_two_devices_do_not_mix(platform):
         torch.ones(2, device=platform.current_device()) + torch.ones(2)
     with pytest.raises(TypeError, match="can't convert musa:0"):
         torch.ones(2, device=platform.current_device()).numpy()
+
+
+def test_training_in_bf16_is_refused_on_an_old_device_before_anything_starts(platform, monkeypatch, tmp_path):
+    from megatron_rb.config.compose import load_config
+    from megatron_rb.metrics.heartbeat import Heartbeat
+    from megatron_rb.parallel.attempt import attempt_from_environment
+    from megatron_rb.train.assemble import assemble
+    from tests.parity.tiny_models import write_model
+
+    monkeypatch.setattr(torch.musa, "_arch", (2, 1))
+    model = write_model(tmp_path / "model", "qwen3_vl", 0)
+    settings = [
+        f"model.hf_path={model}",
+        "model.dtype=bf16",
+        "data.train=[absent.jsonl]",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    with pytest.raises(ValueError, match="bfloat16 for compute on musa: it needs mp_22"):
+        assemble(load_config(settings), platform, Heartbeat(None, None, 0), attempt_from_environment())
+    assert not (tmp_path / "run").exists()
