@@ -58,17 +58,17 @@ def rank_argv(job: JobSpec) -> tuple[str, ...]:
     return (job.python, "-m", job.module, *job.arguments)
 
 
-def check_environment(values: Mapping[str, str]) -> None:
+def check_environment(values: Mapping[str, str], setting: str = "cluster.env") -> None:
     """Raise ValueError for a variable that the launcher sets itself, or whose name no shell takes."""
     taken = sorted({*RANK_VARIABLES, *RUN_VARIABLES} & set(values))
     if taken:
-        raise ValueError(f"cluster.env must not set {', '.join(taken)}: the launcher gives each process its own")
+        raise ValueError(f"{setting} must not set {', '.join(taken)}: the launcher gives each process its own")
     odd = [name for name in values if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)]
     if odd:
-        raise ValueError(f"cluster.env: '{odd[0]}' is no name of a variable; use letters, digits and _")
+        raise ValueError(f"{setting}: '{odd[0]}' is no name of a variable; use letters, digits and _")
     cut = [name for name, value in values.items() if "\0" in value]
     if cut:
-        raise ValueError(f"cluster.env.{cut[0]} holds a NUL character, which no environment can carry")
+        raise ValueError(f"{setting}.{cut[0]} holds a NUL character, which no environment can carry")
 
 
 def job_environment(job: JobSpec) -> dict[str, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 
 from megatron_rb.config.compose import load_config
+from megatron_rb.config.schema import Config
 from megatron_rb.launch.doctor import examine, findings, table
 from megatron_rb.launch.prepare import job_for_machines
 
@@ -14,12 +16,32 @@ def main(argv: list[str]) -> int:
     """0 when nothing stands out, 1 when a machine does."""
     parser = argparse.ArgumentParser(prog="rb doctor", description=__doc__)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="e.g. cluster=slurm cluster.nodes=4")
+    parser.add_argument("--kernels", action="store_true", help="which implementation runs here for each part, and why")
     parser.add_argument("--json", action="store_true", help="all figures for a script to read")
     options = parser.parse_args(argv)
     config = load_config(options.settings)
+    if options.kernels:
+        return _kernels(config, options.json)
     reports = examine(job_for_machines(config), config.platform.name)
     bad = findings(reports)
     print(json.dumps({"machines": reports, "bad": bad}) if options.json else table(reports))
     for line in [] if options.json else bad or ["nothing stands out"]:
         print(line)
     return 1 if bad else 0
+
+
+def _kernels(config: Config, as_json: bool) -> int:
+    from megatron_rb.platform import get_platform
+    from megatron_rb.platform.mcore_shims import install_mcore_shims
+
+    platform = get_platform(config.platform.name)
+    platform.set_device(0)
+    install_mcore_shims(platform)  # before anything imports megatron-core
+
+    from megatron_rb.evaluation.kernel_report import kernel_report, report_text
+    from megatron_rb.models.robobrain.build import DTYPES
+
+    dtype = DTYPES[config.model.dtype]
+    rows = kernel_report(platform, dtype, config.model.layers, vars(config.kernels))
+    print(json.dumps([asdict(row) for row in rows]) if as_json else report_text(platform, dtype, rows))
+    return 0

@@ -62,6 +62,10 @@ class PlatformConfig:
     """`cpu`, `cuda`, `musa` or a registered plug-in; `auto` = the one accelerator present, else cpu."""
     threads_per_rank: int = 0
     """Intra-op CPU threads of a rank; 0 = cores of the machine / ranks on it."""
+    tf32: bool = False
+    """Let fp32 matrix products round their inputs to TF32. Vendors' own defaults differ; this one holds everywhere."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables that the vendor's runtime needs in every process; `cluster.env` wins over them."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -67,13 +68,30 @@ class AcceleratorPlatform(Platform):
     def empty_cache(self) -> None:
         self.runtime.empty_cache()
 
+    def new_event(self) -> Any:
+        return self.runtime.Event(enable_timing=True)
+
+    def new_stream(self) -> Any:
+        return self.runtime.Stream()
+
+    def current_stream(self) -> Any:
+        return self.runtime.current_stream()
+
+    def use_stream(self, stream: Any) -> AbstractContextManager[Any]:
+        return self.runtime.stream(stream)
+
+    @property
+    def arch(self) -> tuple[int, int]:
+        """Architecture of the current device, as the vendor counts: (9, 0) = sm_90, (2, 2) = mp_22."""
+        major, minor = self.runtime.get_device_capability()
+        return major, minor
+
     def info(self) -> dict[str, Any]:
-        capability = self.runtime.get_device_capability()
         return {
             "platform": self.name,
             "device": self.runtime.get_device_name(),
             "devices": self.device_count(),
-            "capability": f"{capability[0]}.{capability[1]}",
+            "capability": "{}.{}".format(*self.arch),
             "memory_bytes": self.runtime.mem_get_info()[1],
             "torch": torch.__version__,
         }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+
+from megatron_rb.platform.move import move_module
 
 CAPABILITIES = (
     "te",
@@ -21,6 +24,8 @@ CAPABILITIES = (
     "pinned_memory",
 )
 """Names that `Platform.offers` answers."""
+Use = Literal["compute", "collective", "autocast"]
+"""What a dtype is wanted for: matrix products, collectives between processes, the low precision of autocast."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,10 @@ class Platform(ABC):
     """One kind of device. Stateless: everything is asked from the vendor's runtime when it is needed."""
 
     name: ClassVar[str]
+    vendor: ClassVar[str]
+    """Who makes the device."""
     device_type: ClassVar[str]
+    """Type of its `torch.device`."""
     collective_backend: ClassVar[str]
     """Backend string for `torch.distributed.init_process_group`; always serves CPU tensors too."""
     visible_devices_env: ClassVar[str | None] = None
@@ -95,8 +103,27 @@ class Platform(ABC):
         """Return cached blocks to the device."""
 
     @abstractmethod
-    def supports(self, dtype: torch.dtype) -> bool:
-        """Whether matrix products in `dtype` run natively."""
+    def why_not(self, dtype: torch.dtype, use: Use = "compute") -> str | None:
+        """Why `dtype` cannot be used here for a purpose; None = it runs natively."""
+
+    @abstractmethod
+    def new_event(self) -> Any:
+        """An event with the methods of `torch.Event` that measures time."""
+
+    @abstractmethod
+    def new_stream(self) -> Any:
+        """A stream with the methods of `torch.Stream`."""
+
+    @abstractmethod
+    def current_stream(self) -> Any: ...
+
+    @abstractmethod
+    def use_stream(self, stream: Any) -> AbstractContextManager[Any]:
+        """Queue the work of a block on a stream."""
+
+    @abstractmethod
+    def allow_tf32(self, allowed: bool) -> None:
+        """Whether fp32 matrix products may round their inputs to TF32. Vendors' defaults differ, so say it."""
 
     @abstractmethod
     def info(self) -> dict[str, Any]:
@@ -111,11 +138,36 @@ class Platform(ABC):
             raise ValueError(f"unknown platform capability {capability!r}; known are {', '.join(CAPABILITIES)}")
         return self._offers(capability)
 
+    def supports(self, dtype: torch.dtype, use: Use = "compute") -> bool:
+        """Whether `dtype` can be used here for a purpose."""
+        return self.why_not(dtype, use) is None
+
+    def require(self, dtype: torch.dtype, *uses: Use) -> None:
+        """Raise ValueError with the reason and the way out when `dtype` cannot be used for one of the purposes."""
+        for use in uses:
+            reason = self.why_not(dtype, use)
+            if reason is not None:
+                raise ValueError(f"{_short(dtype)} for {use} on {self.name}: {reason}; use model.dtype=fp32")
+
+    def autocast(self, dtype: torch.dtype, enabled: bool = True) -> torch.autocast:
+        """torch's mixed precision on this device."""
+        if enabled:
+            self.require(dtype, "autocast")
+        return torch.autocast(self.device_type, dtype=dtype, enabled=enabled)
+
+    def move_module(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Move a module to the current device; its parameters stay the same objects with their attributes and ties."""
+        return move_module(module, self.current_device())
+
     def device(self, index: int | None = None) -> torch.device:
         """A device of this platform; without an index, the current one."""
         if index is None:
             return self.current_device()
         return torch.device(self.device_type, index)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def module_exists(name: str) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import platform as host
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import psutil
 import torch
 
-from megatron_rb.platform.base import MemoryStats, Platform, ProbeResult
+from megatron_rb.platform.base import MemoryStats, Platform, ProbeResult, Use
+from megatron_rb.platform.host_streams import HostEvent, HostStream
 
 
 class CpuPlatform(Platform):
     name = "cpu"
+    vendor = "host"
     device_type = "cpu"
     collective_backend = "gloo"
 
@@ -57,8 +60,28 @@ class CpuPlatform(Platform):
     def empty_cache(self) -> None:
         pass
 
-    def supports(self, dtype: torch.dtype) -> bool:
-        return dtype in (torch.float32, torch.float64, torch.bfloat16)
+    def why_not(self, dtype: torch.dtype, use: Use = "compute") -> str | None:
+        if use == "collective" and not dtype.is_floating_point:
+            return None
+        if dtype is torch.bfloat16 or (dtype in (torch.float32, torch.float64) and use != "autocast"):
+            return None
+        # torch has kernels for fp16, but no loss scaling is meant to run on a CPU.
+        return "torch's CPU kernels compute in fp32, fp64 and bf16"
+
+    def new_event(self) -> HostEvent:
+        return HostEvent(enable_timing=True)
+
+    def new_stream(self) -> HostStream:
+        return HostStream()
+
+    def current_stream(self) -> HostStream:
+        return HostStream()
+
+    def use_stream(self, stream: HostStream) -> AbstractContextManager[HostStream]:
+        return nullcontext(stream)
+
+    def allow_tf32(self, allowed: bool) -> None:
+        pass  # fp32 stays fp32
 
     def _offers(self, capability: str) -> bool:
         return False

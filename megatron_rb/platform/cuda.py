@@ -7,11 +7,15 @@ from typing import Any
 import torch
 
 from megatron_rb.platform.accelerator import AcceleratorPlatform, nvidia_apex_exists
-from megatron_rb.platform.base import ProbeResult, module_exists
+from megatron_rb.platform.base import ProbeResult, Use, module_exists
+
+HALF = (torch.float16, torch.bfloat16)
+FIRST_BF16_ARCH = (8, 0)
 
 
 class CudaPlatform(AcceleratorPlatform):
     name = "cuda"
+    vendor = "NVIDIA"
     device_type = "cuda"
     collective_backend = "cpu:gloo,cuda:nccl"
     visible_devices_env = "CUDA_VISIBLE_DEVICES"
@@ -26,10 +30,21 @@ class CudaPlatform(AcceleratorPlatform):
             return ProbeResult(False, "no NVIDIA device is visible")
         return ProbeResult(True, f"{torch.cuda.device_count()} NVIDIA device(s)")
 
-    def supports(self, dtype: torch.dtype) -> bool:
-        if dtype is torch.bfloat16:
-            return torch.cuda.get_device_capability() >= (8, 0)
-        return dtype in (torch.float16, torch.float32, torch.float64)
+    def why_not(self, dtype: torch.dtype, use: Use = "compute") -> str | None:
+        if dtype is torch.bfloat16 and use != "collective" and self.arch < FIRST_BF16_ARCH:
+            return f"it needs compute capability 8.0, this device has {self.arch[0]}.{self.arch[1]}"
+        if use == "collective" and not dtype.is_floating_point:
+            return None
+        known = HALF if use == "autocast" else (*HALF, torch.float32, torch.float64)
+        return (
+            None
+            if dtype in known
+            else f"only {', '.join(str(d).removeprefix('torch.') for d in known)} are known to work"
+        )
+
+    def allow_tf32(self, allowed: bool) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
 
     def _offers(self, capability: str) -> bool:
         match capability:

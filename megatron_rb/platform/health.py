@@ -54,15 +54,17 @@ def machine_report(platform: Platform, folder: str, port: int) -> dict[str, Any]
 def matmul_tflops(platform: Platform) -> float:
     """Rate of a square matrix product in the precision that training uses; the best of some tries."""
     size = MATMUL_SIZE.get(platform.device_type, 8192)
-    dtype = torch.float32 if platform.device_type == "cpu" else torch.bfloat16
+    half = platform.device_type != "cpu" and platform.supports(torch.bfloat16)
+    dtype = torch.bfloat16 if half else torch.float32
     left = torch.ones(size, size, dtype=dtype, device=platform.current_device())
     best = float("inf")
     for _ in range(REPEATS):
-        platform.synchronize()
-        start = time.perf_counter()
+        start, end = platform.new_event(), platform.new_event()
+        start.record()
         left @ left
-        platform.synchronize()
-        best = min(best, time.perf_counter() - start)
+        end.record()
+        end.synchronize()
+        best = min(best, start.elapsed_time(end) / 1e3)
     return round(2 * size**3 / best / 1e12, 4)
 
 

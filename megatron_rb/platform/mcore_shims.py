@@ -213,6 +213,8 @@ def _install_device(handle: ShimHandle, platform: Platform) -> None:
             ) from error
         for function in _functions_of(module):
             _rewrite_function(handle, function, platform.device_type)
+        for function in _autocast_wrappers_of(module):
+            _bind_autocast(handle, function, platform.device_type)
         if isinstance(module.__dict__.get("torch"), types.ModuleType):
             handle.set(module, "torch", facade)
     _install_warning_filters(handle, NEEDLESS_WITHOUT_CUDA)
@@ -312,6 +314,26 @@ def _functions_of(module: types.ModuleType) -> Iterator[types.FunctionType]:
             pending.append(getattr(item, "__wrapped__", None))
             if item.__code__.co_filename == module.__file__:
                 yield item
+
+
+def _autocast_wrappers_of(module: types.ModuleType) -> Iterator[types.FunctionType]:
+    """What torch.amp.custom_fwd and custom_bwd made of the forward and backward methods of the module's functions."""
+    for owner in vars(module).values():
+        if isinstance(owner, type) and owner.__module__ == module.__name__:
+            for member in vars(owner).values():
+                function = member.__func__ if isinstance(member, staticmethod) else member
+                if isinstance(function, types.FunctionType) and "device_type" in function.__code__.co_freevars:
+                    yield function
+
+
+def _bind_autocast(handle: ShimHandle, function: types.FunctionType, device_type: str) -> None:
+    """The wrapper keeps the device type it was made with at import; without this one, the backward pass of a region
+    under autocast meets gradients in another type than its weights."""
+    assert function.__closure__ is not None
+    cell = function.__closure__[function.__code__.co_freevars.index("device_type")]
+    if cell.cell_contents == "cuda":
+        cell.cell_contents = device_type
+        handle.add_undo(lambda: setattr(cell, "cell_contents", "cuda"))
 
 
 def _rewrite_function(handle: ShimHandle, function: types.FunctionType, device_type: str) -> None:

@@ -55,6 +55,8 @@ def _load_platform(name: str) -> Platform:
     if name not in factories:
         raise ValueError(f"unknown platform {name!r}; known are {', '.join(sorted(factories))} and auto")
     platform = factories[name]()
+    if platform.name != name:
+        raise ValueError(f"platform {name} is registered, but it calls itself {platform.name}; use one name for both")
     probe = platform.probe()
     if not probe.available:
         raise ValueError(f"platform {name} cannot be used here: {probe.reason}")
@@ -72,7 +74,9 @@ def _probe_platform() -> Platform:
             present[name] = probe.reason
     if len(present) > 1:
         found = ", ".join(f"{name} ({reason})" for name, reason in present.items())
-        raise ValueError(f"several accelerators are present: {found}; choose one with platform.name=<name>")
+        raise ValueError(
+            f"several accelerators are present: {found}; choose one with platform.name=<name> or {ENVIRONMENT_VARIABLE}"
+        )
     return _load_platform(next(iter(present), "cpu"))
 
 
@@ -94,4 +98,12 @@ def _factories() -> dict[str, Callable[[], Platform]]:
 
 
 def _load_plugin(entry_point: EntryPoint) -> Platform:
-    return entry_point.load()()
+    try:
+        platform = entry_point.load()()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"platform {entry_point.name} cannot be loaded from {entry_point.value}: {error}; repair or uninstall it"
+        ) from error
+    if not isinstance(platform, Platform):
+        raise ValueError(f"platform {entry_point.name}: {entry_point.value} is no megatron_rb.platform.Platform")
+    return platform

@@ -23,7 +23,7 @@ from megatron_rb.data.padding import PaddingPolicy, Size, largest_micro_batch
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.writers import build_writers
-from megatron_rb.models.robobrain.build import default_layout
+from megatron_rb.models.robobrain.build import DTYPES, default_layout
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
 from megatron_rb.parallel.attempt import Attempt
 from megatron_rb.parallel.groups import (
@@ -60,6 +60,9 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
     derived = derive(config, shape, world_from_environment()[2])
     layout = derived.layout or default_layout(shape, derived.pp_size)
     torch.set_num_threads(cpu_threads_of_rank(config.platform.threads_per_rank))
+    platform.set_device(world_from_environment()[1])
+    platform.require(DTYPES[config.model.dtype], "compute", "collective")
+    platform.allow_tf32(config.platform.tf32)
     start_process_group(platform, config.parallel.timeout_minutes)
     timeout = config.parallel.timeout_minutes
     place = build_groups(derived.tp_size, derived.pp_size, layout.vpp_size, timeout, config.seed)

@@ -38,7 +38,7 @@ def sum_over_world(
     if place.tp_rank == 0 and results:
         # One transfer from the device for the whole step.
         sums = torch.stack([torch.stack([result["loss_sum"], result["num_labels"]]) for result in results])
-        values[:2] = sums.double().sum(0).cpu()
+        values[:2] = sums.cpu().double().sum(0)
     if place.tp_rank == 0 and place.pp_rank == 0:
         values[2] = sum(batch.text.num_real_tokens for batch in batches)
         values[3] = sum(batch.vision.num_real_patches for batch in batches)

@@ -1,5 +1,6 @@
 """Who may import whom, and which library is used where."""
 
+import ast
 import sys
 from graphlib import CycleError, TopologicalSorter
 
@@ -86,6 +87,28 @@ def test_pure_rooms_do_without_torch(room: str):
 @pytest.mark.parametrize(("names", "rooms"), ONLY_IN, ids=lambda value: " ".join(value) or "nowhere")
 def test_library_stays_in_its_rooms(names: tuple[str, ...], rooms: tuple[str, ...]):
     assert [source.room for source in sources() if source.uses(*names) and not source.is_in(*rooms)] == []
+
+
+def calls_at_import(tree: ast.AST) -> set[str]:
+    """Names of the functions that are called when a module is imported, in class bodies and default values too."""
+    names = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Lambda):
+            continue
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node = ast.Module([*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)], [])
+        if isinstance(node, ast.Call):
+            names.add(ast.unparse(node.func).rpartition(".")[2])
+        names |= calls_at_import(node)
+    return names
+
+
+def test_no_module_chooses_a_platform_at_import():
+    assert calls_at_import(ast.parse("def f(x=get_platform()): return choose()\nclass A:\n    b = c.d()")) == {
+        "get_platform", "d",
+    }  # fmt: skip
+    binding = {"get_platform", "current_device", "install_mcore_shims"}
+    assert [source.room for source in sources() if calls_at_import(source.tree) & binding] == []
 
 
 def test_imports_are_absolute():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from megatron_rb.checkpoint.conversion.migrate import PLATFORMS
+from megatron_rb.platform import available_platforms
 
 
 def options(argv: list[str], description: str | None) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def options(argv: list[str], description: str | None) -> argparse.Namespace:
     _common(way)
     way = ways.add_parser("migrate", help="training checkpoint for a cluster of another kind")
     way.add_argument("--ckpt", required=True, metavar="DIR", help="a checkpoint, or a run folder: its newest one")
-    way.add_argument("--to", required=True, choices=PLATFORMS)
+    way.add_argument("--to", required=True, choices=available_platforms())
     way.add_argument("--out", required=True, metavar="DIR", help="new folder")
     way = ways.add_parser("inspect", help="what a folder is")
     way.add_argument("folder", metavar="DIR")

@@ -23,8 +23,8 @@ from megatron_rb.checkpoint.manifest import RESEED, SIDE_FOLDER, find_checkpoint
 from megatron_rb.checkpoint.storage.restricted import Opaque
 from megatron_rb.checkpoint.storage.tensors import FilePool, StoredTensor, as_bytes, open_files, row_blocks
 from megatron_rb.checkpoint.storage.torch_dist import Blob, DistFolder, read_dist_folder
+from megatron_rb.platform import available_platforms
 
-PLATFORMS = ("cuda", "musa", "cpu")
 PROVENANCE = "provenance"
 """Folder in which a migrated checkpoint keeps the random states of the device it came from."""
 RNG_PREFIX = "rng/"
@@ -42,15 +42,15 @@ FUSED_ADAM = {"bias_correction": True}
 
 
 def migrate_checkpoint(checkpoint: str | Path, out: str | Path, to: str, progress: Progress | None = None) -> Summary:
-    """Rewrite a training checkpoint for `to`: `cuda`, `musa` or `cpu`.
+    """Rewrite a training checkpoint for the platform `to`: `cuda`, `musa`, `cpu` or a plug-in.
 
     Weights, fp32 main weights, both Adam moments, step, schedule and data position are carried over bit for bit.
 
     Raises:
         ValueError: there is no checkpoint, it holds something this stack did not write, or `out` is taken.
     """
-    if to not in PLATFORMS:
-        raise ValueError(f"--to '{to}' is not known; use {', '.join(PLATFORMS)}")
+    if to not in available_platforms():
+        raise ValueError(f"--to '{to}' is not known; use {', '.join(available_platforms())}")
     source = find_checkpoint(checkpoint)
     manifest, stored = read_manifest(source), read_dist_folder(source)
     common = portable_common(stored.read_common(), to, source)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -151,5 +153,21 @@ class RoboBrainStage(MegatronModule):
 
 def _maybe_recompute(layer, place: int, limit: int, stream: torch.Tensor, inputs) -> torch.Tensor:
     if torch.is_grad_enabled() and (limit < 0 or place < limit):
-        return checkpoint(layer, stream, inputs, use_reentrant=False)
+        return checkpoint(layer, stream, inputs, use_reentrant=False, context_fn=_with_tracked_random_states)
     return layer(stream, inputs)
+
+
+def _with_tracked_random_states() -> tuple[AbstractContextManager, AbstractContextManager]:
+    """For the first pass and for the second: torch restores the generators, megatron-core's tracker is its own."""
+    return nullcontext(), _tracked(tensor_parallel.get_cuda_rng_tracker().get_states())
+
+
+@contextmanager
+def _tracked(states: dict[str, torch.Tensor]) -> Iterator[None]:
+    tracker = tensor_parallel.get_cuda_rng_tracker()
+    now = tracker.get_states()
+    tracker.set_states(states)
+    try:
+        yield
+    finally:
+        tracker.set_states(now)

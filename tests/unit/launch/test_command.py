@@ -78,6 +78,15 @@ def test_job_follows_the_config(tmp_path: Path):
     assert job.arguments == ("--config", str(job.run_dir / "config.yaml"))
 
 
+def test_the_environment_of_the_vendor_comes_with_the_platform_and_the_cluster_wins(tmp_path: Path):
+    config = load_config(["platform=musa", "world_size=1", "cluster.env.MCCL_IB_GID_INDEX=5"])
+    job = build_job(config, derive(config, load_shape(_model(tmp_path))))
+    assert job.env["MCCL_IB_GID_INDEX"] == "5" and job.env["MCCL_ALGOS"] == "1"
+    config = load_config(["platform=cuda", "world_size=1", "platform.env.RANK='1'"])
+    with pytest.raises(ValueError, match="platform.env must not set RANK"):
+        build_job(config, derive(config, load_shape(_model(tmp_path))))
+
+
 def test_starting_a_run_imports_no_torch():
     code = (
         "import sys, megatron_rb.cli, megatron_rb.tools.launch; megatron_rb.cli.main(['--help']);"

@@ -89,6 +89,21 @@ def test_plug_in_cannot_take_a_built_in_name(monkeypatch):
         get_platform("cpu")
 
 
+def test_plug_in_that_does_not_load_is_one_sentence(monkeypatch):
+    class Missing(_EntryPoint):
+        def load(self):
+            raise ImportError("No module named 'vendor'")
+
+    plugins = [Missing("npu", "vendor:Npu"), _EntryPoint("tpu", "b:Tpu", dict), _EntryPoint("gpu", "c:Gpu")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: plugins)
+    with pytest.raises(ValueError, match="npu cannot be loaded from vendor:Npu: No module named 'vendor'; repair or"):
+        get_platform("npu")
+    with pytest.raises(ValueError, match="platform tpu: b:Tpu is no megatron_rb.platform.Platform"):
+        get_platform("tpu")
+    with pytest.raises(ValueError, match="platform gpu is registered, but it calls itself cpu"):
+        get_platform("gpu")
+
+
 def test_own_entry_points_are_not_taken_for_plug_ins(monkeypatch):
     own = _EntryPoint("cpu", "megatron_rb.platform.cpu:CpuPlatform")
     monkeypatch.setattr(registry, "entry_points", lambda group: [own])

@@ -106,5 +106,5 @@ def test_strange_scalar_is_refused(imported, tmp_path):
 
 
 def test_unknown_platform(imported, tmp_path):
-    with pytest.raises(ValueError, match="--to 'tpu' is not known; use cuda, musa, cpu"):
+    with pytest.raises(ValueError, match="--to 'tpu' is not known; use cpu, cuda, musa"):
         migrate_checkpoint(imported, tmp_path / "out", "tpu")

@@ -1,0 +1,84 @@
+"""The demo recipe, shortened, in one world of processes: on cpu or on the simulated musa device."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def demo_runs(cases: list[dict[str, Any]], simulated: str = "") -> list[dict[str, Any]]:
+    """Train every case as `rb train` does. A case has `settings` and may have `stop`: the step it is left after, and
+    `dropout`: the share of every layer's outputs that is dropped, under megatron-core's tracker of random states.
+
+    Args:
+        simulated: name of the device to simulate; empty = none.
+
+    Returns:
+        per case the platform, and the losses and gradient norms of all its steps so far, as the run's file has them.
+    """
+    if simulated:
+        from tests.platform.simulated_musa import install_named
+
+        install_named(simulated, devices=1)
+        os.environ["LOCAL_RANK"] = "0"  # every process sees a device of its own, as under MUSA_VISIBLE_DEVICES
+    from megatron_rb.platform import get_platform
+    from megatron_rb.platform.mcore_shims import install_mcore_shims
+
+    platform = get_platform()
+    install_mcore_shims(platform)
+    return [_demo_run(platform, **case) for case in cases]
+
+
+def _demo_run(platform, settings: list[str], stop: int = 0, dropout: float = 0.0) -> dict[str, Any]:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from megatron_rb.config.compose import load_config
+    from megatron_rb.metrics.heartbeat import Heartbeat
+    from megatron_rb.parallel.attempt import attempt_from_environment
+    from megatron_rb.parallel.groups import destroy_groups
+    from megatron_rb.train.assemble import assemble
+    from megatron_rb.train.loop import train
+
+    queued = len(torch.cuda._queued_calls)
+    config = load_config(["experiment=demo", *settings])
+    run = assemble(config, platform, Heartbeat(None, None, 0), attempt_from_environment())
+    run.train_steps = stop or run.train_steps
+    if dropout:
+        _drop_outputs(run.chunks, dropout)
+    try:
+        # The simulated device has no fused attention; the same sums on both sides leave only the device to differ.
+        with sdpa_kernel(SDPBackend.MATH):
+            train(run)
+    finally:
+        run.close()
+    for chunk in run.chunks:
+        if getattr(chunk, "remove_forward_pre_hook_handles", None):
+            chunk.disable_forward_pre_hook(param_sync=True)
+    devices = {str(parameter.device) for chunk in run.chunks for parameter in chunk.parameters()}
+    destroy_groups()
+    lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines() if run.place.rank == 0 else []
+    steps = [record for record in map(json.loads, lines) if record["kind"] == "step"]
+    return {
+        "devices": sorted(devices),
+        "queued_cuda_calls": len(torch.cuda._queued_calls) - queued,
+        "losses": [record["loss"] for record in steps],
+        "norms": [record["grad_norm"] for record in steps],
+    }
+
+
+def _drop_outputs(chunks, share: float) -> None:
+    """The models have no dropout of their own."""
+    import torch
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    def drop(layer, inputs, output: torch.Tensor) -> torch.Tensor:
+        with get_cuda_rng_tracker().fork():
+            return torch.nn.functional.dropout(output, share)
+
+    for chunk in chunks:
+        for part in (chunk.module.vision, chunk.module.language):
+            for layer in part.layers.values():
+                layer.register_forward_hook(drop)

@@ -1,0 +1,72 @@
+"""A platform of one's own (examples/npu_platform) needs nothing but its own package; the device is simulated."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from setuptools import find_namespace_packages
+
+from megatron_rb.platform.registry import ENTRY_POINT_GROUP
+from tests.architecture.source_tree import sources
+from tests.distributed.world import REPOSITORY, run_world
+from tests.platform.test_same_recipe import short_demo
+from tests.platform.test_simulated_musa import run_simulated
+
+EXAMPLE = REPOSITORY / "examples/npu_platform"
+
+
+def installed(folder: Path, entry_points: dict[str, str]) -> str:
+    """What pip would leave for a package with these entry points, beside the example's code, as an import path."""
+    about = folder / "npu_platform-0.1.0.dist-info"
+    about.mkdir()
+    lines = [f"{name} = {value}" for name, value in entry_points.items()]
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: npu-platform\nVersion: 0.1.0\n")
+    (about / "entry_points.txt").write_text("\n".join([f"[{ENTRY_POINT_GROUP}]", *lines]) + "\n")
+    return f"{folder}:{EXAMPLE}"
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch) -> str:
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    path = installed(tmp_path, project["entry-points"][ENTRY_POINT_GROUP])
+    monkeypatch.setenv("PYTHONPATH", path, prepend=":")
+    return path
+
+
+def test_it_passes_the_conformance_tests(example):
+    assert run_simulated("test_conformance.py", "npu", example) >= 17
+
+
+def test_the_demo_recipe_trains_on_it(example, tmp_path):
+    (tmp_path / "data").mkdir()
+    one = ["parallel.tp_size=1", "parallel.pp_size=1", "parallel.layout=''", "schedule.train_steps=2"]
+    cases = [{"settings": [*short_demo(tmp_path / "data"), *one, f"run_dir={tmp_path / 'run'}"]}]
+    [[run]] = run_world("tests.platform.cases_training:demo_runs", 1, timeout=200, cases=cases, simulated="npu")
+    assert run["devices"] == ["npu:0"] and run["losses"][1] < run["losses"][0] and run["queued_cuda_calls"] == 0
+
+
+def error_of(*words: str) -> str:
+    command = [sys.executable, "-m", "megatron_rb.cli", *words]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    return " ".join(done.stderr.split())
+
+
+def test_it_says_where_it_cannot_run(example):
+    message = "platform npu cannot be used here: torch has no npu device; install the vendor's extension"
+    assert message in error_of("doctor", "--kernels", "platform.name=npu")
+
+
+def test_a_built_in_name_cannot_be_claimed(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", installed(tmp_path, {"musa": "npu_platform:NpuPlatform"}), prepend=":")
+    message = "plug-in npu_platform:NpuPlatform takes the built-in platform name 'musa'; rename it"
+    assert message in error_of("doctor", "--kernels", "platform.name=cpu")
+
+
+def test_neither_the_example_nor_the_simulated_device_is_shipped():
+    packages = find_namespace_packages(str(REPOSITORY), include=["megatron_rb", "megatron_rb.*"])
+    assert packages and not [name for name in packages if not name.startswith("megatron_rb") or "simulated" in name]
+    used = [source.room for source in sources() if any(name.startswith("tests.platform") for name in source.imports)]
+    assert used == []
