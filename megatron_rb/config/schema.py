@@ -21,6 +21,10 @@ class RecomputeConfig:
     """Number of vision layers of a stage, counted from its first, whose activations are recomputed; -1 means all."""
     language: int = 0
     """Number of decoder layers of a stage, counted from its first, whose activations are recomputed; -1 means all."""
+    vision_per_slice: list[int] = field(default_factory=list)
+    """The same for every slice of the layout, in the order of the pipeline; empty = `vision` in all of them."""
+    language_per_slice: list[int] = field(default_factory=list)
+    """The same for every slice of the layout, in the order of the pipeline; empty = `language` in all of them."""
 
 
 @dataclass

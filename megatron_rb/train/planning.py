@@ -1,0 +1,169 @@
+"""From a config to a planning task, and from a plan back to a config; imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from megatron_rb.config.compose import group_choices, load_config
+from megatron_rb.config.schema import Config
+from megatron_rb.data.packing import Budget, plan_step
+from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, shape_from_dict
+from megatron_rb.models.robobrain.published import CONFIGS
+from megatron_rb.planner.calibration import load_calibration
+from megatron_rb.planner.cost import Frozen, Pricing
+from megatron_rb.planner.device import Device, load_device, with_memory
+from megatron_rb.planner.histogram import Histogram, load_histogram
+from megatron_rb.planner.search import Task
+from megatron_rb.planner.workload import Sampler
+
+SHORT = {
+    "seq_length": "data.seq_length",
+    "max_patches": "data.max_patches",
+    "global_batch_size": "data.global_batch_size",
+    "dtype": "model.dtype",
+}
+"""Words of `rb plan` that are settings of a run."""
+DEGREES = ("tp", "pp", "vpp", "micro_batch", "sequence_parallel")
+OWN = ("model", "cluster", "gpus", "data", "max_gpu_memory", "calibration", "cp", *DEGREES, *SHORT)
+UNITS = {"": 1.0, "GB": 1e9, "GiB": 2.0**30, "G": 1e9, "MB": 1e6, "MiB": 2.0**20}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `rb plan` was asked."""
+
+    device: Device
+    gpus: int
+    histogram: Histogram
+    shape: RoboBrainShape
+    config: Config
+    calibration: str = ""
+    asked: dict[str, int] = field(default_factory=dict)
+
+
+def read_request(words: Sequence[str]) -> Request:
+    """Read `key=value` words; what is no word of `rb plan` is a setting of the run, e.g. `model.freeze.vision=true`.
+
+    Raises:
+        ValueError: a word is unknown, missing or has a value that cannot be meant.
+    """
+    given: dict[str, str] = {}
+    settings: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"'{word}' is no key=value; e.g. rb plan model=robobrain20_32b cluster=h200 gpus=512")
+        if key in OWN:
+            given[key] = value
+        elif "." in key or key in ("experiment", "settings"):
+            settings.append(word)
+        else:
+            close = difflib.get_close_matches(key, [*OWN, "experiment"], n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(OWN)} and experiment"
+            raise ValueError(f"rb plan knows no '{key}'{hint}")
+    _check_complete(given, settings)
+    settings += [f"{SHORT[key]}={given[key]}" for key in SHORT if key in given]
+    shape, model_settings = _model(given.get("model", ""))
+    config = load_config([*model_settings, *settings])
+    shape = shape or shape_of(config.model.hf_path)
+    device = load_device(given["cluster"])
+    if "max_gpu_memory" in given:
+        device = with_memory(device, read_bytes(given["max_gpu_memory"]))
+    asked = {name: _whole(name, given[name]) for name in DEGREES if name in given}
+    return Request(
+        device, _whole("gpus", given["gpus"]), load_histogram(given["data"]), shape, config,
+        given.get("calibration", ""), asked,
+    )  # fmt: skip
+
+
+def _check_complete(given: dict[str, str], settings: Sequence[str]) -> None:
+    examples = {
+        "cluster": "cluster=h200 (a device) or a yaml file", "gpus": "gpus=512",
+        "data": "data=stats.json (`rb data stats` writes it)",
+    }  # fmt: skip
+    for name, example in examples.items():
+        if name not in given:
+            raise ValueError(f"rb plan needs {name}; write {example}")
+    if "model" not in given and not any(word.startswith("experiment=") for word in settings):
+        raise ValueError(
+            "rb plan needs a model; write model=robobrain20_32b, a folder with config.json, or experiment="
+        )
+    if given.get("cp", "1") != "1":
+        raise ValueError(f"cp={given['cp']}: the trainer has no context parallelism; use cp=1, and a larger tp with "
+                         f"sequence_parallel=1 for long sequences")  # fmt: skip
+
+
+def _model(name: str) -> tuple[RoboBrainShape | None, list[str]]:
+    """The shape of a folder, or the setting that names a model of conf/."""
+    if not name:
+        return None, []
+    if name in group_choices("model"):
+        return None, [f"model={name}"]
+    if name in CONFIGS or Path(name).exists():
+        return shape_of(name), [f"model.hf_path={name}"]
+    raise ValueError(
+        f"model '{name}' is neither in conf/model ({', '.join(group_choices('model'))}) nor a folder with config.json"
+    )
+
+
+def shape_of(hf_path: str) -> RoboBrainShape:
+    """Sizes of a model by its folder; those of a published model also without it."""
+    name = Path(hf_path).name
+    if not Path(hf_path).exists() and name in CONFIGS:
+        return shape_from_dict(CONFIGS[name], f"the published {name}")
+    return load_shape(hf_path)
+
+
+def read_bytes(text: str) -> float:
+    """`80e9`, `80GB` or `74.5GiB`.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    number = text.rstrip("GMiB")
+    try:
+        return float(number) * UNITS[text[len(number) :]]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"max_gpu_memory '{text}' is no size; write 80e9, 80GB or 74.5GiB") from error
+
+
+def _whole(name: str, text: str) -> int:
+    words = {"true": 1, "false": 0} if name == "sequence_parallel" else {}
+    try:
+        value = words.get(text.lower(), None)
+        value = int(text) if value is None else value
+    except ValueError as error:
+        raise ValueError(f"{name} must be a whole number, got '{text}'") from error
+    if value < (0 if name == "sequence_parallel" else 1):
+        raise ValueError(f"{name} is {value}; it must be at least 1")
+    return value
+
+
+def build_task(request: Request) -> Task:
+    """The planning task of a request."""
+    config = request.config
+    parallel, freeze = config.parallel, config.model.freeze
+    calibration = load_calibration(request.calibration) if request.calibration else None
+    if calibration is not None:
+        calibration.check(request.device.name, config.model.dtype)
+    sampler = Sampler(
+        request.histogram, request.shape.vision.merge_unit, config.data.global_batch_size, pack, seed=config.seed
+    )
+    return Task(
+        model=request.shape, pricing=Pricing(request.device, config.model.dtype, calibration), gpus=request.gpus,
+        sampler=sampler, seq_length=config.data.seq_length, max_patches=config.data.max_patches,
+        frozen=Frozen(**dataclasses.asdict(freeze)), distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce, overlap_param_gather=parallel.overlap_param_gather,
+        asked=request.asked,
+    )  # fmt: skip
+
+
+def pack(sizes: np.ndarray, tokens: int, patches: int, ranks: int, multiple: int) -> list[list[list[int]]]:
+    """The packing of training."""
+    return plan_step(sizes, Budget(tokens, patches), ranks, multiple)
