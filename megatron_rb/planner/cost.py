@@ -18,6 +18,7 @@ from megatron_rb.planner.work import (
     Shards,
     Work,
     forward_work,
+    parameters,
 )
 from megatron_rb.planner.workload import MicroBatches
 
@@ -95,21 +96,30 @@ def part_seconds(
     model: ModelSizes, shards: Shards, batches: MicroBatches, pricing: Pricing, grid: Grid, frozen: Frozen
 ) -> tuple[np.ndarray, np.ndarray]:
     """Forward and backward time of every part, `[parts, ...]`, tensor-parallel messages included."""
-    works = forward_work(model, shards, batches)
+    works, sizes = forward_work(model, shards, batches), parameters(model, shards.tp_size)
     messages = tensor_parallel_seconds(model, shards, batches, pricing.device, grid)
     forward, backward = [], []
     for part in PARTS:
-        ahead, back = compute_seconds(part, works[part], pricing, frozen)
+        ahead, back = compute_seconds(part, works[part], pricing, frozen, sizes[part])
         forward.append(ahead + messages[part][0])
         backward.append((back + messages[part][1]) * bool(frozen.trains(part) or frozen.passes_gradient(part)))
     return np.stack(forward), np.stack(backward)
 
 
-def compute_seconds(part: Part, work: Work, pricing: Pricing, frozen: Frozen) -> tuple[np.ndarray, np.ndarray]:
-    """Forward and backward time of a part without messages."""
+def compute_seconds(
+    part: Part, work: Work, pricing: Pricing, frozen: Frozen, num_parameters: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Forward and backward time of a part without messages.
+
+    Args:
+        num_parameters: of the part; every backward pass adds their gradients to the fp32 gradient buffer.
+    """
     ahead = nominal_seconds(work, pricing.device, pricing.dtype)
-    products = float(frozen.trains(part)) + float(frozen.passes_gradient(part) or part is Part.EMBEDDING)
+    trains = frozen.trains(part)
+    products = float(trains) + float(frozen.passes_gradient(part) or part is Part.EMBEDDING)
     back = nominal_seconds(work, pricing.device, pricing.dtype, (products, ATTENTION_BACKWARD, 2.0))
+    bandwidth = pricing.device.memory_bandwidth * pricing.device.efficiency.memory
+    back = back + trains * num_parameters * (pricing.itemsize + 8) / bandwidth
     if pricing.calibration is None:
         return ahead, back
     correct = pricing.calibration.correct

@@ -126,22 +126,22 @@ def _kept(model: ModelSizes, shards: Shards, largest: Budget) -> dict[Part, floa
     rows = largest.patches / vision.merge_unit
     joined = rows * (2 * merged / tp + merged) * item + _norm(vision, item) * largest.patches * vision.hidden_size
     layer = _vision_layer(vision, shards, largest.patches)
-    head = largest.tokens * (text.hidden_size * (item + _norm_bytes(item)) + text.vocab_size / tp * (item + 4))
+    head = largest.tokens * (text.hidden_size * (item + _norm_bytes(item)) + 4 * text.vocab_size / tp)
     return {
-        Part.PATCH_EMBED: largest.patches * vision.patch_dim * (item + 4),
+        Part.PATCH_EMBED: largest.patches * float(vision.patch_dim * item),
         Part.WINDOW_LAYER: layer,
         Part.FULL_LAYER: layer,
         Part.TAP: joined,
         Part.MERGER: joined,
-        Part.EMBEDDING: largest.tokens * 12.0,
+        Part.EMBEDDING: largest.tokens * 16.0 + rows * text.hidden_size * item,
         Part.DECODER: _decoder(text, shards, largest.tokens),
         Part.HEAD: head,
     }
 
 
 def _norm_bytes(itemsize: int) -> int:
-    """Kept by an RMSNorm for one value: in bf16 its input as fp32 and the normalised value, in fp32 its input."""
-    return 4 if itemsize == 4 else 6
+    """Kept by an RMSNorm for one value: its input as fp32, and the normalised value in the model's dtype."""
+    return 4 + itemsize
 
 
 def _norm(vision: VisionSizes, itemsize: int) -> int:
@@ -154,8 +154,8 @@ def _vision_layer(vision: VisionSizes, shards: Shards, patches: int) -> float:
     rows = patches / shards.rows_over
     # Two norms and the inputs of the two linears behind them.
     spread = rows * h * 2 * (_norm(vision, item) + item)
-    # q, k and v as attention reads them, its result, and the log of its sums; then the feed-forward network.
-    attention = patches * (4 * h / tp * item + 4 * vision.num_heads / tp)
+    # qkv in one piece, of which v is read, rotated q and k, the result, the log of its sums; then the feed-forward part.
+    attention = patches * (6 * h / tp * item + 4 * vision.num_heads / tp)
     return spread + attention + patches * ffn * item * (4 if vision.gated_mlp else 2)
 
 
@@ -163,7 +163,8 @@ def _decoder(text: TextSizes, shards: Shards, tokens: int) -> float:
     item, tp, h = shards.itemsize, shards.tp_size, text.hidden_size
     rows = tokens / shards.rows_over
     spread = rows * h * 2 * (_norm_bytes(item) + item)
-    attention = (2 * text.num_heads + 2 * text.num_query_groups) * text.head_dim / tp * item
+    # qkv in one piece, of which v is read, rotated q and k, the result; with QK-norm its inputs.
+    attention = 3 * (text.num_heads + text.num_query_groups) * text.head_dim / tp * item
     normed = (text.num_heads + text.num_query_groups) * text.head_dim / tp * item * text.qk_norm
     mlp = 4 * padded_ffn(text.ffn_hidden_size, tp) * item
     return spread + tokens * (attention + normed + mlp + 4 * text.num_heads / tp)

@@ -32,7 +32,8 @@ def tiny(vision_layers: int = 3, text_layers: int = 4, family: str = "RoboBrain2
     if "deepstack_visual_indexes" in vision:
         vision["deepstack_visual_indexes"] = [0, 1]
     raw = (raw | {"text_config": text} if "text_config" in raw else raw | text) | {"vision_config": vision}
-    return shape_from_dict(raw)
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return shape_from_dict(raw | {name: 1000 + number for number, name in enumerate(names)})
 
 
 def mixed_histogram(samples: int = 2000, longest: int = 4096) -> Histogram:
