@@ -77,6 +77,10 @@ def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
         ValueError: settings, model and processes do not fit together.
     """
     parallel = config.parallel
+    if parallel.auto:
+        raise ValueError(
+            "parallel=auto is planned by `rb launch`; give a layout here, or settings=FILE of `rb plan --yaml FILE`"
+        )
     check_tp_size(parallel.tp_size, shape)
     layout = _layout(parallel, shape)
     _check_recompute(config.model.recompute, layout.num_slices if layout is not None else parallel.pp_size)

@@ -6,13 +6,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
 from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig
 from megatron_rb.data.sample import EncodedSample, VisionGrid
-from megatron_rb.models.robobrain.build import DTYPES, default_layout
+from megatron_rb.models.robobrain.balance import default_layout
+from megatron_rb.models.robobrain.build import DTYPES
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.inputs import IGNORED, MicroBatch, build_micro_batch, to_device
 from megatron_rb.models.robobrain.stage import RoboBrainStage, token_losses
@@ -51,9 +53,7 @@ def few_layers(shape: RoboBrainShape) -> RoboBrainShape:
     windowed = vision.window_size > 0
     taps = (0,) if vision.deepstack_layers else ()
     full = (1,) if windowed else (0,)
-    vision = replace(
-        vision, num_layers=2 if windowed else 1, full_attention_layers=full, deepstack_layers=taps
-    )
+    vision = replace(vision, num_layers=2 if windowed else 1, full_attention_layers=full, deepstack_layers=taps)
     return replace(shape, vision=vision, text=replace(shape.text, num_layers=1))
 
 
@@ -65,7 +65,7 @@ def build_blocks(shape: RoboBrainShape, dtype: str, place: Place, platform: Plat
 
 
 def draw_micro_batch(shape: RoboBrainShape, tokens: int, patches: int, seed: int = 0) -> MicroBatch:
-    """`SAMPLES` samples of one picture each: about `patches` patches, `tokens` tokens in all, the text is the answer."""
+    """`SAMPLES` samples of one picture each: about `patches` patches, `tokens` tokens; the text is the answer."""
     draw = np.random.default_rng(seed)
     unit, side = shape.vision.merge_unit, shape.vision.spatial_merge_size
     height = max(1, round((patches / SAMPLES) ** 0.5 / side)) * side
@@ -114,21 +114,28 @@ def calls_of(stage: RoboBrainStage, batch: MicroBatch) -> Iterator[Call]:
     vision, language = stage.vision, stage.language
     patches, hidden = batch.vision.num_patches, shape.vision.hidden_size
     tokens, width, merged = batch.text.num_tokens, shape.text.hidden_size, patches // shape.vision.merge_unit
-    yield Call(Part.PATCH_EMBED, lambda _: vision.patch_embed(batch.vision), 1, 1)
+    merger, embedding, output = vision.merger, language.embedding, language.head
+    patch_embed = vision.patch_embed
+    assert patch_embed is not None and merger is not None and embedding is not None and output is not None
+    yield Call(Part.PATCH_EMBED, lambda _: patch_embed(batch.vision), 1, 1)
     for layer in vision.layers.values():
         part = Part.WINDOW_LAYER if layer.windowed else Part.FULL_LAYER
-        yield Call(part, lambda x, layer=layer: layer(x, batch.vision), patches, hidden)
+        yield Call(part, partial(_with, layer, batch.vision), patches, hidden)
     for tap in vision.deepstack.values():
         yield Call(Part.TAP, tap, patches, hidden)
-    yield Call(Part.MERGER, vision.merger, patches, hidden)
-    yield Call(Part.EMBEDDING, lambda x: language.embedding(batch.text, x), merged, width)
+    yield Call(Part.MERGER, merger, patches, hidden)
+    yield Call(Part.EMBEDDING, lambda x: embedding(batch.text, x), merged, width)
     for layer in language.layers.values():
-        yield Call(Part.DECODER, lambda x, layer=layer: layer(x, batch.text), tokens, width)
+        yield Call(Part.DECODER, partial(_with, layer, batch.text), tokens, width)
 
     def head(x: torch.Tensor) -> torch.Tensor:
-        return token_losses(language.head(x, batch.text.label_rows), batch.text.labels, 1).sum()
+        return token_losses(output(x, batch.text.label_rows), batch.text.labels, 1).sum()
 
     yield Call(Part.HEAD, head, tokens, width)
+
+
+def _with(layer: torch.nn.Module, inputs: object, x: torch.Tensor) -> torch.Tensor:
+    return layer(x, inputs)
 
 
 def time_blocks(

@@ -154,7 +154,7 @@ def _vision_layer(vision: VisionSizes, shards: Shards, patches: int) -> float:
     rows = patches / shards.rows_over
     # Two norms and the inputs of the two linears behind them.
     spread = rows * h * 2 * (_norm(vision, item) + item)
-    # qkv in one piece, of which v is read, rotated q and k, the result, the log of its sums; then the feed-forward part.
+    # qkv in one piece, of which v is read, rotated q and k, the result, the log of its sums.
     attention = patches * (6 * h / tp * item + 4 * vision.num_heads / tp)
     return spread + attention + patches * ffn * item * (4 if vision.gated_mlp else 2)
 

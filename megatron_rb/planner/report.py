@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from megatron_rb.planner.memory import SliceRecompute
+from megatron_rb.planner.memory import SliceRecompute, StageMemory
 from megatron_rb.planner.search import Prediction, Task
 
 NO_CONTEXT_PARALLELISM = "cp is 1 throughout: the trainer has no context parallelism"
@@ -48,14 +48,14 @@ def details(best: Prediction) -> list[str]:
     """Layout, recompute and memory of the best choice."""
     lines = [f"layout    {best.layout}", f"recompute {recompute_text(best.recompute)}"]
     lines += ["step      " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in best.parts.items())]
-    return [*lines, *memory_lines(best)]
+    return [*lines, *memory_lines(best.memory)]
 
 
-def memory_lines(prediction: Prediction) -> list[str]:
+def memory_lines(stages: Sequence[StageMemory]) -> list[str]:
     """Memory of every pipeline rank in GB."""
-    names = list(prediction.memory[0].as_json())
+    names = list(stages[0].as_json())
     lines = [f"{'GB':<9} " + " ".join(f"{name:>12}" for name in names)]
-    for rank, stage in enumerate(prediction.memory):
+    for rank, stage in enumerate(stages):
         values = " ".join(f"{value / 1e9:>12.2f}" for value in stage.as_json().values())
         lines.append(f"{'pp ' + str(rank):<9} {values}")
     return lines

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +13,26 @@ from pathlib import Path
 import numpy as np
 
 from megatron_rb.config.compose import group_choices, load_config
-from megatron_rb.config.schema import Config
+from megatron_rb.config.derive import Derived
+from megatron_rb.config.rules import either
+from megatron_rb.config.schema import Config, RecomputeConfig
+from megatron_rb.data.build import build_dataset, build_encoder
+from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.packing import Budget, plan_step
+from megatron_rb.data.stats import sample_histogram
+from megatron_rb.models.robobrain.balance import default_layout
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, shape_from_dict
 from megatron_rb.models.robobrain.published import CONFIGS
 from megatron_rb.planner.calibration import load_calibration
 from megatron_rb.planner.cost import Frozen, Pricing
-from megatron_rb.planner.device import Device, load_device, with_memory
+from megatron_rb.planner.device import Device, device_names, load_device, with_memory
 from megatron_rb.planner.histogram import Histogram, load_histogram
-from megatron_rb.planner.search import Task
+from megatron_rb.planner.memory import SliceRecompute, memory_model, stage_memory, state_bytes
+from megatron_rb.planner.report import details, memory_lines, mode_line
+from megatron_rb.planner.report import settings as settings_of
+from megatron_rb.planner.search import Prediction, Task, plan
+from megatron_rb.planner.work import Shards
+from megatron_rb.planner.workload import Budget as LargestBatch
 from megatron_rb.planner.workload import Sampler
 
 SHORT = {
@@ -143,6 +156,119 @@ def _whole(name: str, text: str) -> int:
     if value < (0 if name == "sequence_parallel" else 1):
         raise ValueError(f"{name} is {value}; it must be at least 1")
     return value
+
+
+def read_histogram(config: Config, ledger: Path, *, progress: bool) -> Histogram:
+    """Look at every row of `data.train`; rows that training would refuse are lines of the ledger.
+
+    Raises:
+        ValueError: there is no usable row, or no tokenizer.
+    """
+    if not config.data.train:
+        raise ValueError("data.train is empty; name at least one jsonl file of conversations")
+    encoder = build_encoder(config.data, config.model.hf_path, load_shape(config.model.hf_path))
+    with Ledger(ledger) as book:
+        dataset = build_dataset(config.data, encoder, config.data.train, book, progress=progress)
+    if not ledger.stat().st_size:
+        ledger.unlink()
+    histogram = sample_histogram(dataset)
+    dataset.close()
+    return histogram
+
+
+def describe_histogram(histogram: Histogram) -> str:
+    """A line on what the samples are like."""
+    count, text, patches = histogram.num_samples, histogram.text_tokens, histogram.patches
+    with_images = histogram.counts[patches > 0].sum() / count
+    return (
+        f"{count} samples, text tokens mean {text @ histogram.counts / count:.0f} max {text.max()}, "
+        f"patches mean {patches @ histogram.counts / count:.0f} max {patches.max()}, {with_images:.0%} with images"
+    )
+
+
+def maybe_plan(config: Config) -> Config:
+    """With `parallel=auto`, the same run with the fastest layout that is found; else the run as it is.
+
+    Raises:
+        ValueError: what has to be known for a plan is not, or nothing fits.
+    """
+    if not config.parallel.auto:
+        return config
+    gpus = config.world_size or config.cluster.nodes * config.cluster.processes_per_node
+    if not gpus:
+        raise ValueError(
+            "parallel=auto needs to know how many processes there are; give world_size=..., or cluster.nodes and "
+            "cluster.processes_per_node"
+        )
+    settings = config.planner
+    request = Request(
+        _device_of(config), gpus, _histogram_of(config), load_shape(config.model.hf_path), config, settings.calibration
+    )
+    task = build_task(request)
+    best = plan(task)[0]
+    print(f"parallel=auto: {mode_line(task)}: {best.degrees}, {best.step_seconds:.3f} s a step, MFU {best.mfu:.1%}")
+    print("\n".join(details(best)), flush=True)
+    return with_plan(config, task, best)
+
+
+def _histogram_of(config: Config) -> Histogram:
+    if config.planner.histogram:
+        return load_histogram(config.planner.histogram)
+    with tempfile.TemporaryDirectory(prefix="planning-") as folder:
+        return read_histogram(config, Path(folder) / "ledger.jsonl", progress=sys.stderr.isatty())
+
+
+def _device_of(config: Config) -> Device:
+    name = config.planner.device or ("cpu" if config.platform.name == "cpu" else "")
+    if not name:
+        raise ValueError(
+            f"parallel=auto needs to know the devices; give planner.device={either(device_names())}, or a yaml file"
+        )
+    device = load_device(name)
+    return with_memory(device, config.planner.max_memory) if config.planner.max_memory else device
+
+
+def with_plan(config: Config, task: Task, item: Prediction) -> Config:
+    """A config with the settings of a planned choice."""
+    tree = settings_of(task, item)
+    recompute = dataclasses.replace(config.model.recompute, **tree["model"]["recompute"])
+    return dataclasses.replace(
+        config,
+        world_size=tree["world_size"],
+        model=dataclasses.replace(config.model, recompute=recompute),
+        parallel=dataclasses.replace(config.parallel, auto=False, **tree["parallel"]),
+        data=dataclasses.replace(config.data, **tree["data"]),
+    )
+
+
+def memory_forecast(config: Config, derived: Derived, shape: RoboBrainShape) -> list[str]:
+    """Predicted peak memory of every pipeline rank, in lines.
+
+    Memory follows from sizes alone; only the share of context and libraries is the device's, when it is known.
+    """
+    known = config.planner.device or config.platform.name == "cpu"
+    reserved = _device_of(config).reserved_memory if known else 0.0
+    shards = Shards(derived.tp_size, derived.sequence_parallel, 2 if config.model.dtype == "bf16" else 4)
+    state = state_bytes(config.model.dtype, config.parallel.distributed_optimizer, derived.dp_size)
+    largest = LargestBatch(config.data.seq_length, config.data.max_patches)
+    frozen = Frozen(**dataclasses.asdict(config.model.freeze))
+    layout = derived.layout or default_layout(shape, derived.pp_size)
+    stages = stage_memory(
+        memory_model(shape, shards, largest, state, frozen, reserved), layout,
+        recompute_of(config.model.recompute, layout.num_slices), layout.pp_size * 4,
+    )  # fmt: skip
+    without = "" if known else ", without what context and libraries take (give planner.device)"
+    return [f"predicted peak memory of a rank by pipeline stage, not a measurement{without}", *memory_lines(stages)]
+
+
+def recompute_of(settings: RecomputeConfig, num_slices: int) -> tuple[SliceRecompute, ...]:
+    """What every slice recomputes, by the settings."""
+    vision = settings.vision_per_slice or [settings.vision] * num_slices
+    language = settings.language_per_slice or [settings.language] * num_slices
+    every = 10**6  # -1 means all layers
+    return tuple(
+        SliceRecompute(every if v < 0 else v, every if t < 0 else t) for v, t in zip(vision, language, strict=True)
+    )
 
 
 def build_task(request: Request) -> Task:
