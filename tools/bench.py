@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-WHAT = ("step", "convert", "launch", "data", "kernels")
+WHAT = ("step", "convert", "launch", "data", "kernels", "blocks", "plan")
 
 
 def main(argv: list[str]) -> int:

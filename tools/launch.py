@@ -12,6 +12,7 @@ from megatron_rb.launch.main import OF_A_RUN, act_on_run, split_words, sweep_of
 from megatron_rb.launch.prepare import build_job, check_paths
 from megatron_rb.launch.sweep import launch_sweep
 from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.train.planning import maybe_plan, memory_forecast
 
 
 def main(argv: list[str]) -> int:
@@ -26,14 +27,19 @@ def main(argv: list[str]) -> int:
         return act_on_run(options, settings)
     prepared = []
     for run_settings in sweep_of(settings):
-        config = load_config(run_settings)
-        derived = derive(config, load_shape(config.model.hf_path))
+        config = maybe_plan(load_config(run_settings))
+        shape = load_shape(config.model.hf_path)
+        derived = derive(config, shape)
         check_paths(config, derived)
         prepared.append((config, build_job(config, derived)))
     if len(prepared) > 1:
         return launch_sweep(prepared, options)
     config, job = prepared[0]
-    return dry_run(config, job) if options.action == "dryrun" else run(config, job, options)
+    if options.action == "dryrun":
+        dry_run(config, job)
+        print("\n" + "\n".join(memory_forecast(config, derived, shape)))
+        return 0
+    return run(config, job, options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,6 +25,9 @@ from megatron_rb.config.schema import Config
 
 CONF_MODULE = "megatron_rb.conf"
 
+SETTINGS_FILE = "settings"
+"""The word that names a file of settings."""
+
 RENAMED = {"cluster.num_nodes": "cluster.nodes"}
 """Earlier names of settings, which old command lines and run folders still use."""
 
@@ -41,10 +44,12 @@ class Setting:
 def load_config(overrides: Sequence[str]) -> Config:
     """Compose `conf/config.yaml`, the chosen group files and the `key=value` overrides.
 
+    `settings=FILE` stands for all settings of a yaml file (as `rb plan --yaml` writes it), at its place in the order.
+
     Raises:
         ValueError: an unknown key, group choice or a value of the wrong type, in one sentence.
     """
-    settings = [_parse(text) for text in overrides]
+    settings = [item for text in overrides for item in _read(text)]
     tree = OmegaConf.to_container(_compose_files([item for item in settings if item.picks_file]), resolve=False)
     assert isinstance(tree, dict)
     config = _merge(tree, origin="conf/")
@@ -78,7 +83,10 @@ def _values_of(text: str) -> list[str]:
 
 def config_from_file(path: str | Path) -> Config:
     """Read a config that `save_config` wrote; as strict as `load_config`."""
-    path = Path(path)
+    return _finish(_merge(_read_yaml(Path(path)), origin=str(path)))
+
+
+def _read_yaml(path: Path) -> Mapping[Any, Any]:
     if not path.is_file():
         raise ValueError(f"there is no config file {path}")
     try:
@@ -87,7 +95,7 @@ def config_from_file(path: str | Path) -> Config:
         raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold settings as `key: value`")
-    return _finish(_merge(tree, origin=str(path)))
+    return tree
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -121,6 +129,21 @@ def _walk(section: type, prefix: str) -> Iterator[tuple[str, Any]]:
         yield prefix + item.name, declared
         if dataclasses.is_dataclass(declared):
             yield from _walk(typing.cast(type, declared), f"{prefix}{item.name}.")
+
+
+def _read(text: str) -> list[Setting]:
+    """One word of the command line: a setting, or a file of settings."""
+    key, equals, path = text.partition("=")
+    if key.strip() != SETTINGS_FILE or not equals:
+        return [_parse(text)]
+    tree = _read_yaml(Path(path))
+    items = [Setting(name, value, False) for name, value in _leaves(tree)]
+    for item in items:
+        try:
+            _check_key(item.key)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return items
 
 
 def _parse(text: str) -> Setting:

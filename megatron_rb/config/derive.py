@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from megatron_rb.config.rules import either
-from megatron_rb.config.schema import Config, DataConfig, ParallelConfig, ScheduleConfig
+from megatron_rb.config.schema import Config, DataConfig, ParallelConfig, RecomputeConfig, ScheduleConfig
 from megatron_rb.layout import PipelineLayout, parse_layout
 
 
@@ -77,8 +77,13 @@ def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
         ValueError: settings, model and processes do not fit together.
     """
     parallel = config.parallel
+    if parallel.auto:
+        raise ValueError(
+            "parallel=auto is planned by `rb launch`; give a layout here, or settings=FILE of `rb plan --yaml FILE`"
+        )
     check_tp_size(parallel.tp_size, shape)
     layout = _layout(parallel, shape)
+    _check_recompute(config.model.recompute, layout.num_slices if layout is not None else parallel.pp_size)
     world_size = _world_size(config, world_size)
     dp_size = world_size // (parallel.tp_size * parallel.pp_size)
     sequence_parallel = parallel.sequence_parallel and parallel.tp_size > 1
@@ -140,6 +145,18 @@ def _layout(parallel: ParallelConfig, shape: ModelSizes) -> PipelineLayout | Non
     if not parallel.layout.strip():
         return None
     return parse_layout(parallel.layout, shape.vision.num_layers, shape.text.num_layers, parallel.pp_size)
+
+
+def _check_recompute(recompute: RecomputeConfig, num_slices: int) -> None:
+    for name in ("vision_per_slice", "language_per_slice"):
+        values = getattr(recompute, name)
+        if values and len(values) != num_slices:
+            raise ValueError(
+                f"model.recompute.{name} has {len(values)} entries, the layout has {num_slices} slices; "
+                f"give one number for each slice"
+            )
+        if any(value < -1 for value in values):
+            raise ValueError(f"model.recompute.{name} holds {min(values)}; the smallest is -1, for all layers")
 
 
 def _world_size(config: Config, world_size: int) -> int:

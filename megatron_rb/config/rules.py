@@ -24,6 +24,7 @@ LEAST: dict[str, float] = {
     "model.recompute.language": -1,
     "parallel.tp_size": 1,
     "parallel.pp_size": 1,
+    "planner.max_memory": 0,
     "platform.threads_per_rank": 0,
     "data.seq_length": 1,
     "data.max_patches": 1,

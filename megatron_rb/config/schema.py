@@ -21,6 +21,10 @@ class RecomputeConfig:
     """Number of vision layers of a stage, counted from its first, whose activations are recomputed; -1 means all."""
     language: int = 0
     """Number of decoder layers of a stage, counted from its first, whose activations are recomputed; -1 means all."""
+    vision_per_slice: list[int] = field(default_factory=list)
+    """The same for every slice of the layout, in the order of the pipeline; empty = `vision` in all of them."""
+    language_per_slice: list[int] = field(default_factory=list)
+    """The same for every slice of the layout, in the order of the pipeline; empty = `language` in all of them."""
 
 
 @dataclass
@@ -52,8 +56,22 @@ class ParallelConfig:
     """Gather updated parameters while the next forward pass already runs (distributed optimizer only)."""
     distributed_optimizer: bool = True
     """Shard the optimizer state over the data-parallel group."""
+    auto: bool = False
+    """Let `rb launch` plan tp_size, pp_size, layout, micro-batches and recompute before the start (`parallel=auto`)."""
     timeout_minutes: float = 10.0
     """A collective that takes longer fails, and with it the run."""
+
+
+@dataclass
+class PlannerConfig:
+    device: str = ""
+    """Devices of the run: a name in conf/device or a yaml file; empty = `cpu` on platform cpu, else unknown."""
+    histogram: str = ""
+    """Sizes of the samples, as `rb data stats` writes them; empty = the rows of data.train are looked at."""
+    calibration: str = ""
+    """Block times that `rb bench blocks` has measured on the device; empty = figures of the device alone."""
+    max_memory: float = 0.0
+    """Bytes of a device that may be used; 0 = all it has."""
 
 
 @dataclass
@@ -319,6 +337,7 @@ class Config:
     """Processes of the run; 0 = tp_size x pp_size (or what torchrun or srun say). The rest is data parallelism."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
     platform: PlatformConfig = field(default_factory=PlatformConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     data: DataConfig = field(default_factory=DataConfig)

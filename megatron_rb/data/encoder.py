@@ -66,6 +66,12 @@ class SampleEncoder:
         text = self.template.prompt(shorter.turns)
         return self._assemble(shorter, infos[: len(shorter.media)], [Piece(text, learned=False)])
 
+    def grid(self, info: MediaInfo) -> VisionGrid:
+        """Patches of an image or video, from its header alone."""
+        if info.frames:
+            return self.processor.video_grid(len(self._frames(info)), info.height, info.width)
+        return self.processor.image_grid(info.height, info.width)
+
     def pixels(self, conversation: Conversation, infos: Sequence[MediaInfo]) -> list[np.ndarray]:
         """Patches of all media, in order.
 

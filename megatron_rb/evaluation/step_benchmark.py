@@ -13,7 +13,7 @@ from megatron_rb.checkpoint.hf.training import TransformersStep, write_benchmark
 from megatron_rb.config.schema import Config, ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_rb.data.sample import EncodedSample, VisionGrid
 from megatron_rb.evaluation.timing import Times, median_ratio, time_in_turn
-from megatron_rb.models.robobrain.build import default_layout
+from megatron_rb.models.robobrain.balance import default_layout
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
 from megatron_rb.models.robobrain.inputs import IGNORED, build_micro_batch
 from megatron_rb.parallel.groups import Place, build_groups, start_process_group

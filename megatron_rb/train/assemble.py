@@ -23,7 +23,8 @@ from megatron_rb.data.padding import PaddingPolicy, Size, largest_micro_batch
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.writers import build_writers
-from megatron_rb.models.robobrain.build import DTYPES, default_layout
+from megatron_rb.models.robobrain.balance import default_layout
+from megatron_rb.models.robobrain.build import DTYPES
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
 from megatron_rb.parallel.attempt import Attempt
 from megatron_rb.parallel.groups import (

@@ -12,7 +12,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_rb.checkpoint.hf.reader import HFReader
 from megatron_rb.checkpoint.manager import load_weights
 from megatron_rb.checkpoint.manifest import is_checkpoint
-from megatron_rb.config.schema import Config, FreezeConfig
+from megatron_rb.config.schema import Config, FreezeConfig, RecomputeConfig
 from megatron_rb.kernels.dispatch import KernelRequests
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.models.layer_choice import select_layers
@@ -47,7 +47,7 @@ def build_trainable(
     options = ModelOptions(
         dtype=config.model.dtype,
         sequence_parallel=config.parallel.sequence_parallel,
-        recompute=Recompute(config.model.recompute.vision, config.model.recompute.language),
+        recompute=_recompute(config.model.recompute),
         kernels=KernelRequests(**vars(config.kernels)),
     )
     layers = select_layers(config.model.layers, config.model.dtype, platform.offers("te"))
@@ -58,6 +58,12 @@ def build_trainable(
     chunks = wrap_for_data_parallelism(config, stages)
     connect_schedule(stages, chunks, gradient_finalizer(tied))
     return Trainable(chunks, build_optimizer(config, chunks))
+
+
+def _recompute(settings: RecomputeConfig) -> Recompute:
+    return Recompute(
+        settings.vision, settings.language, tuple(settings.vision_per_slice), tuple(settings.language_per_slice)
+    )
 
 
 def initialise(stages: list[RoboBrainStage], shape: RoboBrainShape, place: Place, init: str, seed: int) -> None:

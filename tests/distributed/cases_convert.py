@@ -16,10 +16,10 @@ from megatron_rb.checkpoint.hf.reader import HFReader  # noqa: E402
 from megatron_rb.checkpoint.manager import load_weights, save_weights  # noqa: E402
 from megatron_rb.checkpoint.sharded import model_state  # noqa: E402
 from megatron_rb.models.layers import LocalLayers  # noqa: E402
+from megatron_rb.models.robobrain.balance import default_layout  # noqa: E402
 from megatron_rb.models.robobrain.build import (  # noqa: E402
     ModelOptions,
     build_stages,
-    default_layout,
     fill_weights,
     named_parameters,
 )

@@ -30,10 +30,20 @@ EMBEDDING_WEIGHT, HEAD_WEIGHT = "language.embedding.tokens.weight", "language.he
 
 @dataclass(frozen=True)
 class Recompute:
-    """Layers of a stage, counted from its first, whose activations are recomputed in the backward pass; -1 = all."""
+    """Layers of a slice, counted from its first, whose activations are recomputed in the backward pass; -1 = all."""
 
     vision: int = 0
     language: int = 0
+    vision_per_slice: tuple[int, ...] = ()
+    """For every slice of the layout; empty = `vision` in all of them."""
+    language_per_slice: tuple[int, ...] = ()
+
+    def of_slice(self, index: int) -> Recompute:
+        """What one slice does."""
+        return Recompute(
+            self.vision_per_slice[index] if self.vision_per_slice else self.vision,
+            self.language_per_slice[index] if self.language_per_slice else self.language,
+        )
 
 
 class VisionPart(torch.nn.Module):
@@ -75,7 +85,7 @@ class RoboBrainStage(MegatronModule):
         part = layout.slice(slice_index)
         self.part = part
         self.shape = shape
-        self.recompute = recompute
+        self.recompute = recompute.of_slice(slice_index)
         self.vp_stage = slice_index // layout.pp_size
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = part.is_first, part.is_last

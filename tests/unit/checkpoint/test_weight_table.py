@@ -67,7 +67,8 @@ def test_the_table_has_the_shapes_of_the_model_itself(model):
     """The table is written without building a model; here one is built, on the meta device."""
     install_mcore_shims(get_platform("cpu"))
     from megatron_rb.models.layers import LocalLayers
-    from megatron_rb.models.robobrain.build import ModelOptions, build_stages, default_layout, named_parameters
+    from megatron_rb.models.robobrain.balance import default_layout
+    from megatron_rb.models.robobrain.build import ModelOptions, build_stages, named_parameters
     from megatron_rb.parallel.groups import Place, build_groups, destroy_groups
     from megatron_rb.parallel.sharding import shard_of, stored_shape
 

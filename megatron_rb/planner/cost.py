@@ -1,0 +1,142 @@
+"""Time of every part of the model, forward and backward, for given micro-batches on one rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_rb.planner.calibration import Calibration
+from megatron_rb.planner.communication import Grid, tensor_parallel_seconds
+from megatron_rb.planner.device import Device
+from megatron_rb.planner.sizes import ModelSizes
+from megatron_rb.planner.work import (
+    MERGER_PARTS,
+    PARTS,
+    VISION_PARTS,
+    Part,
+    Shards,
+    Work,
+    forward_work,
+    parameters,
+)
+from megatron_rb.planner.workload import MicroBatches
+
+ATTENTION_BACKWARD = 2.5
+"""Matrix products of attention's backward pass over those of its forward pass: five for two."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Parts of the model that are not trained."""
+
+    vision: bool = False
+    merger: bool = False
+    language: bool = False
+
+    def __post_init__(self) -> None:
+        if self.vision and self.merger and self.language:
+            raise ValueError(
+                "every part of the model is frozen, there is nothing to plan; unfreeze one in model.freeze"
+            )
+
+    def trains(self, part: Part) -> bool:
+        """Whether the weights of a part are updated."""
+        if part in VISION_PARTS:
+            return not self.vision
+        return not (self.merger if part in MERGER_PARTS else self.language)
+
+    def passes_gradient(self, part: Part) -> bool:
+        """Whether blocks in front of a part are trained, so that it has to hand a gradient on."""
+        if part is Part.PATCH_EMBED:
+            return False
+        if part in VISION_PARTS or part in MERGER_PARTS:
+            return not self.vision
+        return not (self.vision and self.merger)
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """What a rate depends on."""
+
+    device: Device
+    dtype: str
+    calibration: Calibration | None = None
+
+    @property
+    def itemsize(self) -> int:
+        return 2 if self.dtype == "bf16" else 4
+
+    @property
+    def mode(self) -> str:
+        """`nominal` or `calibrated`, as every prediction says."""
+        return "calibrated" if self.calibration is not None else "nominal"
+
+
+def nominal_seconds(
+    work: Work, device: Device, dtype: str, passes: tuple[float, float, float] = (1, 1, 1)
+) -> np.ndarray:
+    """Time of some work by the figures of the device.
+
+    Args:
+        passes: how often matrix products, attention and memory traffic of the work are done.
+    """
+    rate, efficiency = device.peak(dtype), device.efficiency
+    products, attention, memory = passes
+    # share(work) = best * work / (work + half), hence time = (work + half) / (peak * best).
+    matmul = (work.matmul + work.matmuls * efficiency.matmul_half * (work.matmul > 0)) / (rate * efficiency.matmul)
+    slow_start = (work.attended + efficiency.attention_half) / work.attended
+    attended = work.attention * slow_start / (rate * efficiency.attention)
+    moved = work.bytes / (device.memory_bandwidth * efficiency.memory)
+    seconds = products * matmul + attention * attended + memory * moved
+    return seconds + max(products, memory) * work.operators * efficiency.operator_seconds
+
+
+def part_seconds(
+    model: ModelSizes, shards: Shards, batches: MicroBatches, pricing: Pricing, grid: Grid, frozen: Frozen
+) -> tuple[np.ndarray, np.ndarray]:
+    """Forward and backward time of every part, `[parts, ...]`, tensor-parallel messages included."""
+    works, sizes = forward_work(model, shards, batches), parameters(model, shards.tp_size)
+    messages = tensor_parallel_seconds(model, shards, batches, pricing.device, grid)
+    forward, backward = [], []
+    for part in PARTS:
+        ahead, back = compute_seconds(part, works[part], pricing, frozen, sizes[part])
+        forward.append(ahead + messages[part][0])
+        backward.append((back + messages[part][1]) * bool(frozen.trains(part) or frozen.passes_gradient(part)))
+    return np.stack(forward), np.stack(backward)
+
+
+def compute_seconds(
+    part: Part, work: Work, pricing: Pricing, frozen: Frozen, num_parameters: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Forward and backward time of a part without messages.
+
+    Args:
+        num_parameters: of the part; every backward pass adds their gradients to the fp32 gradient buffer.
+    """
+    ahead = nominal_seconds(work, pricing.device, pricing.dtype)
+    trains = frozen.trains(part)
+    products = float(trains) + float(frozen.passes_gradient(part) or part is Part.EMBEDDING)
+    back = nominal_seconds(work, pricing.device, pricing.dtype, (products, ATTENTION_BACKWARD, 2.0))
+    bandwidth = pricing.device.memory_bandwidth * pricing.device.efficiency.memory
+    back = back + trains * num_parameters * (pricing.itemsize + 8) / bandwidth
+    if pricing.calibration is None:
+        return ahead, back
+    correct = pricing.calibration.correct
+    return correct(part.name, "forward", ahead), correct(part.name, "backward", back)
+
+
+def optimizer_seconds(parameters: float, dp_size: int, distributed: bool, pricing: Pricing) -> float:
+    """Time of gradient norm, update and clearing of gradients on a rank.
+
+    Args:
+        parameters: trained parameters of the rank.
+    """
+    bandwidth = pricing.device.memory_bandwidth * pricing.device.efficiency.memory
+    shard = parameters / (dp_size if distributed else 1)
+    # Update: gradient, main weight and two moments in, the last three and the weight out, all but the weight in fp32.
+    moved = shard * (4 * 7 + 4 + pricing.itemsize) + parameters * 2 * 4
+    seconds = moved / bandwidth
+    if pricing.calibration is None:
+        return seconds
+    return float(pricing.calibration.correct("OPTIMIZER", "forward", np.array(seconds)))

@@ -1,0 +1,243 @@
+"""Memory of a rank: weights, gradients, optimizer, activations in flight, logits, reserve.
+
+Activations are what the layers of this stack keep for their backward pass (`model.layers=local`); Transformer Engine's
+keep no more. They are counted for the largest micro-batch, since the first step is padded to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from megatron_rb.layout import PipelineLayout
+from megatron_rb.planner.cost import Frozen
+from megatron_rb.planner.schedule import most_in_flight
+from megatron_rb.planner.sizes import ModelSizes, TextSizes, VisionSizes, padded_ffn
+from megatron_rb.planner.work import PARTS, VISION_LAYERS, Part, Shards, parameters, part_counts
+from megatron_rb.planner.workload import Budget
+
+FRAGMENTATION = 0.04
+"""Share of the tensors' memory that an allocator with reused block sizes leaves unusable: assumed."""
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes of one parameter on a rank."""
+
+    weight: float
+    gradient: float
+    optimizer: float
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Peak memory of one pipeline rank in bytes."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    """Kept for the backward pass, of all micro-batches in flight."""
+    working: float
+    """The layer being computed, logits and loss."""
+    reserve: float
+    """Context and libraries, and what fragmentation takes."""
+
+    @property
+    def total(self) -> float:
+        return float(sum(vars(self).values()))
+
+    def as_json(self) -> dict[str, int]:
+        return {name: round(value) for name, value in asdict(self).items()} | {"total": round(self.total)}
+
+
+@dataclass(frozen=True)
+class SliceRecompute:
+    """Layers of one slice, counted from its first, that are computed again in the backward pass."""
+
+    vision: int = 0
+    language: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """Bytes of each part for one way to cut the tensors."""
+
+    model: ModelSizes
+    shards: Shards
+    parameters: np.ndarray
+    """`[parts]`"""
+    trained: np.ndarray
+    """`[parts]`: parameters with gradient and optimizer state."""
+    kept: np.ndarray
+    """`[parts]`: bytes kept for the backward pass of one micro-batch."""
+    inputs: np.ndarray
+    """`[parts]`: bytes kept when a layer is recomputed: its input."""
+    working: np.ndarray
+    """`[parts]`: bytes in use while the part is computed, beyond what is kept."""
+    state: StateBytes
+    reserved: float
+
+    def static(self, counts: np.ndarray, shared: np.ndarray | float = 0.0) -> tuple[np.ndarray, ...]:
+        """Weights, gradients and optimizer of slices.
+
+        Args:
+            counts: parts in each slice, `[..., parts]`.
+            shared: parameters that are counted twice, because head and embedding of the slice are one.
+        """
+        held = counts @ self.parameters - shared
+        trained = counts @ self.trained - shared
+        return held * self.state.weight, trained * self.state.gradient, trained * self.state.optimizer
+
+
+def state_bytes(dtype: str, distributed: bool, dp_size: int) -> StateBytes:
+    """megatron-core's DDP and AdamW: bf16 has fp32 gradients and main weights, fp32 only the two moments."""
+    over = dp_size if distributed else 1
+    return StateBytes(2, 4, 12 / over) if dtype == "bf16" else StateBytes(4, 4, 8 / over)
+
+
+def memory_model(
+    model: ModelSizes, shards: Shards, largest: Budget, state: StateBytes, frozen: Frozen, reserved: float
+) -> MemoryModel:
+    """Bytes for micro-batches of at most `largest` tokens and patches."""
+    sizes = parameters(model, shards.tp_size)
+    kept = _kept(model, shards, largest)
+    rows = largest.patches / shards.rows_over, largest.tokens / shards.rows_over
+    item = shards.itemsize
+    inputs = {
+        Part.WINDOW_LAYER: rows[0] * model.vision.hidden_size * item,
+        Part.FULL_LAYER: rows[0] * model.vision.hidden_size * item,
+        Part.DECODER: rows[1] * model.text.hidden_size * item,
+    }
+    idle = [not (frozen.trains(part) or frozen.passes_gradient(part)) for part in PARTS]
+    numbers = np.array([sizes[part] for part in PARTS], dtype=np.float64)
+    return MemoryModel(
+        model, shards, numbers, numbers * [frozen.trains(part) for part in PARTS],
+        np.array([0.0 if off else kept[part] for part, off in zip(PARTS, idle, strict=True)]),
+        np.array([0.0 if off else inputs.get(part, kept[part]) for part, off in zip(PARTS, idle, strict=True)]),
+        np.array(_working(model, shards, largest, kept)), state, reserved,
+    )  # fmt: skip
+
+
+def _kept(model: ModelSizes, shards: Shards, largest: Budget) -> dict[Part, float]:
+    vision, text, item, tp = model.vision, model.text, shards.itemsize, shards.tp_size
+    merged = vision.hidden_size * vision.merge_unit
+    rows = largest.patches / vision.merge_unit
+    joined = rows * (2 * merged / tp + merged) * item + _norm(vision, item) * largest.patches * vision.hidden_size
+    layer = _vision_layer(vision, shards, largest.patches)
+    head = largest.tokens * (text.hidden_size * (item + _norm_bytes(item)) + 4 * text.vocab_size / tp)
+    return {
+        Part.PATCH_EMBED: largest.patches * float(vision.patch_dim * item),
+        Part.WINDOW_LAYER: layer,
+        Part.FULL_LAYER: layer,
+        Part.TAP: joined,
+        Part.MERGER: joined,
+        Part.EMBEDDING: largest.tokens * 16.0 + rows * text.hidden_size * item,
+        Part.DECODER: _decoder(text, shards, largest.tokens),
+        Part.HEAD: head,
+    }
+
+
+def _norm_bytes(itemsize: int) -> int:
+    """Kept by an RMSNorm for one value: its input as fp32, and the normalised value in the model's dtype."""
+    return 4 + itemsize
+
+
+def _norm(vision: VisionSizes, itemsize: int) -> int:
+    return _norm_bytes(itemsize) if vision.norm == "rmsnorm" else itemsize
+
+
+def _vision_layer(vision: VisionSizes, shards: Shards, patches: int) -> float:
+    item, tp, h = shards.itemsize, shards.tp_size, vision.hidden_size
+    ffn = padded_ffn(vision.ffn_hidden_size, tp)
+    rows = patches / shards.rows_over
+    # Two norms and the inputs of the two linears behind them.
+    spread = rows * h * 2 * (_norm(vision, item) + item)
+    # qkv in one piece, of which v is read, rotated q and k, the result, the log of its sums.
+    attention = patches * (6 * h / tp * item + 4 * vision.num_heads / tp)
+    return spread + attention + patches * ffn * item * (4 if vision.gated_mlp else 2)
+
+
+def _decoder(text: TextSizes, shards: Shards, tokens: int) -> float:
+    item, tp, h = shards.itemsize, shards.tp_size, text.hidden_size
+    rows = tokens / shards.rows_over
+    spread = rows * h * 2 * (_norm_bytes(item) + item)
+    # qkv in one piece, of which v is read, rotated q and k, the result; with QK-norm its inputs.
+    attention = 3 * (text.num_heads + text.num_query_groups) * text.head_dim / tp * item
+    normed = (text.num_heads + text.num_query_groups) * text.head_dim / tp * item * text.qk_norm
+    mlp = 4 * padded_ffn(text.ffn_hidden_size, tp) * item
+    return spread + tokens * (attention + normed + mlp + 4 * text.num_heads / tp)
+
+
+def _working(model: ModelSizes, shards: Shards, largest: Budget, kept: dict[Part, float]) -> list[float]:
+    text, tp, item = model.text, shards.tp_size, shards.itemsize
+    # The gradients of a layer's widest tensors live beside what it has kept.
+    wide = {
+        Part.WINDOW_LAYER: 3.0 * largest.patches * padded_ffn(model.vision.ffn_hidden_size, tp) * item,
+        Part.DECODER: 3.0 * largest.tokens * padded_ffn(text.ffn_hidden_size, tp) * item,
+        # Gradient of the logits in fp32 and in the model's dtype, and the gathered rows.
+        Part.HEAD: largest.tokens * (text.vocab_size / tp * (8 + item) + text.hidden_size * item),
+    }
+    wide[Part.FULL_LAYER] = wide[Part.WINDOW_LAYER]
+    return [wide.get(part, kept[part]) for part in PARTS]
+
+
+def slice_counts(model: ModelSizes, layout: PipelineLayout) -> np.ndarray:
+    """Parts of each slice of a layout, `[slices, parts]`."""
+    prefix = np.concatenate([np.zeros((1, len(PARTS)), dtype=np.int64), part_counts(model).cumsum(axis=0)])
+    ends = np.cumsum(layout.slice_lengths)
+    return prefix[ends] - prefix[ends - layout.slice_lengths]
+
+
+def shared_parameters(memory: MemoryModel, counts: np.ndarray) -> np.ndarray:
+    """Parameters that embedding and head of a slice have in common, `[...]`."""
+    embedding, head = PARTS.index(Part.EMBEDDING), PARTS.index(Part.HEAD)
+    both = (counts[..., embedding] > 0) & (counts[..., head] > 0)
+    return both * memory.parameters[embedding] * float(memory.model.text.tied_embeddings)
+
+
+def layers_in(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vision and decoder layers of slices."""
+    vision = sum(counts[..., PARTS.index(part)] for part in VISION_LAYERS)
+    return np.asarray(vision), counts[..., PARTS.index(Part.DECODER)]
+
+
+def stage_memory(
+    memory: MemoryModel, layout: PipelineLayout, recompute: tuple[SliceRecompute, ...], num_micro_batches: int
+) -> list[StageMemory]:
+    """Peak memory of each pipeline rank."""
+    counts = slice_counts(memory.model, layout)
+    stages = []
+    for rank in range(layout.pp_size):
+        slices = [chunk * layout.pp_size + rank for chunk in range(layout.vpp_size)]
+        kept = np.array([kept_by_slice(memory, counts[number], recompute[number]) for number in slices])
+        in_flight = most_in_flight(layout.pp_size, layout.vpp_size, num_micro_batches, rank)
+        activations = float((in_flight @ kept).max())
+        mine = counts[slices]
+        shared = shared_parameters(memory, mine)
+        weights, gradients, optimizer = (float(values.sum()) for values in memory.static(mine, shared))
+        working = max(working_of_slice(memory, counts[number], recompute[number]) for number in slices)
+        used = weights + gradients + optimizer + activations + working
+        stages.append(
+            StageMemory(weights, gradients, optimizer, activations, working, memory.reserved + FRAGMENTATION * used)
+        )
+    return stages
+
+
+def kept_by_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRecompute) -> float:
+    """Bytes that one micro-batch leaves in a slice until its backward pass."""
+    vision, decoder = PARTS.index(VISION_LAYERS[0]), PARTS.index(Part.DECODER)
+    saved_vision = min(recompute.vision, int(layers_in(counts)[0])) * (memory.kept - memory.inputs)[vision]
+    saved_decoder = min(recompute.language, int(layers_in(counts)[1])) * (memory.kept - memory.inputs)[decoder]
+    return float(counts @ memory.kept) - saved_vision - saved_decoder
+
+
+def working_of_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRecompute) -> float:
+    """Bytes in use while the largest part of a slice is computed; a recomputed layer is kept whole meanwhile."""
+    working = float((memory.working * (counts > 0)).max())
+    for layers, part in ((recompute.vision, VISION_LAYERS[0]), (recompute.language, Part.DECODER)):
+        number = PARTS.index(part)
+        if layers:
+            working = max(working, float(memory.working[number] + memory.kept[number]))
+    return working

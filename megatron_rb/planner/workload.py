@@ -1,0 +1,115 @@
+"""Micro-batches as the cost model sees them, and the drawing of random ones from a histogram."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_rb.planner.histogram import Histogram
+
+Pack = Callable[[np.ndarray, int, int, int, int], list[list[list[int]]]]
+"""(sizes `[samples, 2]` in tokens and patches, token and patch budget, ranks, multiple) -> micro-batches of ranks."""
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """Sizes of micro-batches, arrays of one shape (any)."""
+
+    tokens: np.ndarray
+    """Of the language model, image tokens included."""
+    pairs: np.ndarray
+    """Sum of squared sample lengths: attention between tokens of the same sample, before the causal mask."""
+    patches: np.ndarray
+    frame_pairs: np.ndarray
+    """Pairs of patches of the same frame."""
+    labels: np.ndarray
+    """Rows that reach the head: at most the text tokens, which is what is assumed."""
+    samples: np.ndarray
+
+    def mean(self) -> MicroBatches:
+        """The average micro-batch, arrays of one entry."""
+        return MicroBatches(*(np.array([values.mean()]) for values in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of one micro-batch."""
+
+    tokens: int
+    patches: int
+
+
+def draw_micro_batches(
+    histogram: Histogram, merge_unit: int, budget: Budget, samples: int, ranks: int, multiple: int, steps: int,
+    pack: Pack, seed: int,
+) -> MicroBatches:  # fmt: skip
+    """Random steps, packed as training packs them.
+
+    Args:
+        samples: samples of a step on all `ranks` together.
+        multiple: the number of micro-batches of a rank is a multiple of it.
+
+    Returns:
+        Arrays `[steps * ranks, micro-batches]`; steps with fewer micro-batches end in empty ones.
+    """
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(steps):
+        bins = histogram.draw(samples, random)
+        columns = sample_columns(histogram, merge_unit, bins)
+        sizes = columns[[0, 2]].T.astype(np.int64)
+        for rank in pack(sizes, budget.tokens, budget.patches, ranks, multiple):
+            rows.append([columns[:, members].sum(axis=1) for members in rank])
+    most = max(map(len, rows))
+    table = np.zeros((len(rows), most, 6))
+    for number, row in enumerate(rows):
+        table[number, : len(row)] = row
+    return MicroBatches(*np.moveaxis(table, 2, 0))
+
+
+def sample_columns(histogram: Histogram, merge_unit: int, bins: np.ndarray) -> np.ndarray:
+    """The fields of `MicroBatches` for single samples, float64 `[fields, samples]`."""
+    tokens, patches = histogram.tokens(merge_unit)[bins], histogram.patches[bins]
+    pairs, frames = tokens.astype(np.float64) ** 2, patches * histogram.frame_patches[bins]
+    return np.stack([tokens, pairs, patches, frames, histogram.text_tokens[bins], np.ones(len(bins))])
+
+
+class Sampler:
+    """Draws the micro-batches of a layout once and hands out the same ones again.
+
+    Args:
+        pack: the packing that training uses.
+        most_ranks: data-parallel ranks that are drawn; more are extrapolated from these.
+        most_samples: samples that are drawn for a step; fewer ranks are drawn when one has many.
+    """
+
+    def __init__(
+        self, histogram: Histogram, merge_unit: int, global_batch_size: int, pack: Pack, *, steps: int = 2,
+        most_ranks: int = 8, most_samples: int = 512, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.histogram = histogram
+        self.merge_unit = merge_unit
+        self.global_batch_size = global_batch_size
+        self._pack, self._steps, self._seed = pack, steps, seed
+        self._most_ranks, self._most_samples = most_ranks, most_samples
+        self._drawn: dict[tuple[Budget, int, int], MicroBatches] = {}
+
+    def mean_step(self, dp_size: int) -> MicroBatches:
+        """What a rank has in the average step, as if it were one micro-batch; arrays of one entry."""
+        share = self.histogram.counts / self.histogram.counts.sum() * self.global_batch_size / dp_size
+        columns = sample_columns(self.histogram, self.merge_unit, np.arange(len(share)))
+        return MicroBatches(*((columns * share).sum(axis=1, keepdims=True)))
+
+    def draw(self, budget: Budget, dp_size: int, multiple: int) -> MicroBatches:
+        """Arrays `[draws, micro-batches]`: the micro-batches of some ranks in some steps."""
+        key = (budget, dp_size, multiple)
+        if key not in self._drawn:
+            of_rank = self.global_batch_size / dp_size
+            ranks = min(dp_size, self._most_ranks, max(1, int(self._most_samples / of_rank)))
+            samples = max(1, round(of_rank * ranks))
+            self._drawn[key] = draw_micro_batches(
+                self.histogram, self.merge_unit, budget, samples, ranks, multiple, self._steps, self._pack, self._seed
+            )
+        return self._drawn[key]

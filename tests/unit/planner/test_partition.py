@@ -1,0 +1,89 @@
+"""The cut is exact: equal to brute force for the programme's objective and for the simulated one."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_rb.planner.device import load_device, with_memory
+from megatron_rb.planner.partition import NEVER, best_cut, first_cut, play, refine
+from megatron_rb.planner.search import Degrees, build_pipeline
+from tests.unit.planner.cases import task, tiny
+
+
+def cuts_of(blocks: int, slices: int):
+    for inner in combinations(range(1, blocks), slices - 1):
+        yield (0, *inner, blocks)
+
+
+def value(tables, cut, batches: int) -> int:
+    times = [int(table[a, b]) for table, a, b in zip(tables, cut, cut[1:], strict=False)]
+    return int(NEVER) if max(times) >= NEVER else sum(times) + (batches - 1) * max(times)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_programme_equals_brute_force(data):
+    blocks = data.draw(st.integers(2, 9))
+    slices = data.draw(st.integers(1, min(blocks, 5)))
+    batches = data.draw(st.integers(1, 6))
+    times = st.one_of(st.integers(1, 12), st.just(int(NEVER)))
+    tables = [
+        np.array([[data.draw(times) if a < b else NEVER for b in range(blocks + 1)] for a in range(blocks + 1)])
+        for _ in range(slices)
+    ]
+    least = min(value(tables, cut, batches) for cut in cuts_of(blocks, slices))
+    lengths = best_cut(tables, batches)
+    if lengths is None:
+        assert least >= NEVER
+    else:
+        assert value(tables, np.concatenate([[0], np.cumsum(lengths)]), batches) == least
+
+
+@pytest.mark.parametrize("family", ["RoboBrain2.0-7B", "RoboBrain2.5-4B"])
+@pytest.mark.parametrize(
+    ("pp", "vpp", "share"), [(2, 1, 1.0), (3, 1, 1.0), (3, 1, 0.5), (4, 1, 0.4), (2, 2, 1.0), (2, 2, 0.5)]
+)
+def test_cut_and_recompute_equal_brute_force_by_simulation(family: str, pp: int, vpp: int, share: float):
+    """Every cut, played one by one; `share` of the memory of the fastest forces recompute."""
+    work = task(tiny(3, 4, family), gpus=pp, global_batch_size=24)
+    degrees = Degrees(1, pp, vpp, 1, 1, False)
+    free = build_pipeline(work, degrees)
+    held = free.memory.reserved + share * (1.04 * 11 * free.memory.kept.max() * pp)
+    pipeline = type(free)(**{**vars(free), "limit": held})
+    blocks = pipeline.num_blocks
+    everything = [play(pipeline, np.array([cut])) for cut in cuts_of(blocks, pp * vpp)]
+    least = min(float(item.seconds[0]) for item in everything)
+    lengths = first_cut(pipeline)
+    if lengths is None:
+        assert not np.isfinite(least)
+        return
+    assert float(refine(pipeline, lengths).seconds[0]) == pytest.approx(least, rel=1e-12)
+
+
+def test_recompute_of_a_slice_is_the_cheapest_that_fits():
+    work = task(tiny(3, 4), gpus=1, device=with_memory(load_device("h200"), 141e9))
+    free = build_pipeline(work, Degrees(1, 1, 1, 1, 1, False))
+    cut = np.array([[0, free.num_blocks]])
+    counts = free.prefix[-1]
+    saved = free.memory.kept - free.memory.inputs
+    again = free.memory.working + free.memory.kept
+    forward = free.forward.mean(axis=(1, 2))
+    static = sum(free.memory.static(counts))
+    for short in (0.1, 1.5, 2.5, 4.5, 6.0):
+        limit = (static + counts @ free.memory.kept + again.max() - short * saved[6]) * 1.04 + free.memory.reserved
+        found = play(type(free)(**{**vars(free), "limit": float(limit)}), cut)
+        options = []
+        for vision in range(4):
+            for language in range(5):
+                working = max(free.memory.working.max(), (vision > 0) * again[1], (language > 0) * again[6])
+                used = static + counts @ free.memory.kept + working - vision * saved[1] - language * saved[6]
+                extra = free.vision_prefix[vision] @ forward + language * forward[6]
+                options.append((extra if used * 1.04 + free.memory.reserved <= limit else np.inf, vision, language))
+        cheapest = min(options)[0]
+        assert bool(found.choices.fits[0, 0]) == bool(np.isfinite(cheapest))
+        if np.isfinite(cheapest):
+            vision, language = int(found.choices.vision[0, 0]), int(found.choices.language[0, 0])
+            assert free.vision_prefix[vision] @ forward + language * forward[6] == pytest.approx(cheapest)

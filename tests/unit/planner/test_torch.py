@@ -1,0 +1,95 @@
+"""FLOPs, parameters and kept activations against what torch counts in the blocks that are trained."""
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from megatron_rb.platform import get_platform
+from megatron_rb.platform.mcore_shims import install_mcore_shims
+from tests.unit.planner.cases import tiny
+
+install_mcore_shims(get_platform("cpu"))
+
+from megatron_rb.evaluation.block_benchmark import build_blocks, calls_of, draw_micro_batch, sizes_of  # noqa: E402
+from megatron_rb.evaluation.step_benchmark import one_process  # noqa: E402
+from megatron_rb.models.robobrain.build import DTYPES  # noqa: E402
+from megatron_rb.models.robobrain.inputs import to_device  # noqa: E402
+from megatron_rb.planner.cost import Frozen  # noqa: E402
+from megatron_rb.planner.memory import memory_model, state_bytes  # noqa: E402
+from megatron_rb.planner.work import PARTS, Part, Shards, forward_work, parameters  # noqa: E402
+from megatron_rb.planner.workload import Budget  # noqa: E402
+
+FAMILIES = ("RoboBrain2.0-7B", "RoboBrain2.5-4B")
+
+
+@pytest.fixture(scope="module")
+def place():
+    return one_process(get_platform("cpu"), 1)
+
+
+def blocks(family: str, dtype: str, place):
+    shape = tiny(4, 2, family)
+    trainable = build_blocks(shape, dtype, place, get_platform("cpu"))
+    batch = to_device(draw_micro_batch(shape, 512, 1024), shape, torch.device("cpu"))
+    return shape, trainable, batch, list(calls_of(trainable.chunks[0].module, batch))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flops_are_what_torch_counts(family: str, place):
+    shape, _, batch, calls = blocks(family, "fp32", place)
+    works = forward_work(shape, Shards(1, False, 4), sizes_of(batch))
+    for call in calls:
+        inputs = call.inputs(torch.float32, torch.device("cpu"))
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            call.run(inputs)
+        work, counted = works[call.part], counter.get_total_flops()
+        # torch counts the whole square of causal attention, the model half of it.
+        expected = work.matmul[0] + work.attention[0] * (2 if call.part is Part.DECODER else 1)
+        assert expected == pytest.approx(counted, rel=0.02), call.part
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_are_those_of_the_blocks(family: str, place):
+    shape, trainable, _, _ = blocks(family, "fp32", place)
+    stage = trainable.chunks[0].module
+    sizes = parameters(shape, 1)
+
+    def count(module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    assert sizes[Part.PATCH_EMBED] == count(stage.vision.patch_embed)
+    assert {sizes[Part.WINDOW_LAYER]} == {count(layer) for layer in stage.vision.layers.values()}
+    assert sizes[Part.MERGER] == count(stage.vision.merger)
+    assert {sizes[Part.TAP]} >= {count(tap) for tap in stage.vision.deepstack.values()}
+    assert sizes[Part.DECODER] == count(stage.language.layers["0"])
+    assert sizes[Part.EMBEDDING] == count(stage.language.embedding)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kept_activations_are_what_autograd_keeps(family: str, dtype: str, place):
+    shape, trainable, batch, calls = blocks(family, dtype, place)
+    sizes, itemsize = sizes_of(batch), 2 if dtype == "bf16" else 4
+    shared = [batch.vision.rope_cos, batch.vision.rope_sin, batch.text.rope_cos, batch.text.rope_sin]
+    ours = {tensor.untyped_storage().data_ptr() for tensor in [*trainable.chunks[0].parameters(), *shared]}
+    for call in calls:
+        tokens = sizes.labels if call.part is Part.HEAD else sizes.tokens
+        largest = Budget(int(tokens[0]), int(sizes.patches[0]))
+        model = memory_model(shape, Shards(1, False, itemsize), largest, state_bytes(dtype, False, 1), Frozen(), 0.0)
+        expected = model.kept[PARTS.index(call.part)]
+        if call.part is Part.DECODER and shape.text.qk_norm and dtype == "bf16":
+            # The fused operator keeps q and k as they came; torch's own path, which runs here, six bytes a value more.
+            expected += 6 * int(tokens[0]) * (shape.text.num_heads + shape.text.num_query_groups) * shape.text.head_dim
+        kept: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor, kept=kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with saved_tensors_hooks(note, lambda tensor: tensor):
+            out = call.run(call.inputs(DTYPES[dtype], torch.device("cpu")))
+        counted = sum(size for place_, size in kept.items() if place_ not in ours)
+        assert expected == pytest.approx(counted, rel=0.02), call.part
+        assert out.requires_grad

@@ -1,0 +1,44 @@
+"""Predict the fastest layout for a model, a kind of device and a data set, e.g. `rb plan model=robobrain20_32b ...`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from megatron_rb.planner.report import settings_text, table, write_json
+from megatron_rb.planner.search import plan
+from megatron_rb.planner.timeline import draw_timeline
+from megatron_rb.train.planning import build_task, read_request
+
+
+def main(argv: list[str]) -> int:
+    options = _parser().parse_intermixed_args(argv)
+    task = build_task(read_request(options.words))
+    start, cpu = time.perf_counter(), time.process_time()
+    predictions = plan(task)
+    took = f"{time.perf_counter() - start:.1f} s ({time.process_time() - cpu:.1f} s of one core)"
+    print(table(task, predictions))
+    print(f"\nplanned in {took}")
+    if options.json:
+        write_json(task, predictions, Path(options.json))
+    if options.yaml:
+        Path(options.yaml).write_text(settings_text(task, predictions[0]))
+        print(f"rb launch experiment=... settings={options.yaml}")
+    if options.png:
+        draw_timeline(task, predictions[0], Path(options.png))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rb plan", description=__doc__)
+    parser.add_argument(
+        "words", nargs="*", metavar="key=value",
+        help="model= (or experiment=), cluster= (a device of conf/device or a yaml file), gpus=, data= (a histogram of "
+        "`rb data stats`), and where wanted seq_length=, max_patches=, global_batch_size=, dtype=, max_gpu_memory=, "
+        "calibration=, tp=, pp=, vpp=, micro_batch=, sequence_parallel=, or settings of the run (model.freeze.vision=)",
+    )  # fmt: skip
+    parser.add_argument("--json", default="", metavar="FILE", help="write `best` and `ranked`")
+    parser.add_argument("--yaml", default="", metavar="FILE", help="write the best as settings for `rb launch`")
+    parser.add_argument("--png", default="", metavar="FILE", help="draw the simulated pipeline of the best")
+    return parser
