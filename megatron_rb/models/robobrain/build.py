@@ -16,6 +16,7 @@ from megatron_rb.layout import Kind, PipelineLayout, balanced_layout, block_list
 from megatron_rb.models.layers import BuildContext, LayerProvider
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.stage import EMBEDDING_WEIGHT, HEAD_WEIGHT, Recompute, RoboBrainStage
+from megatron_rb.models.robobrain.work import matrix_weights
 from megatron_rb.parallel.groups import Place
 from megatron_rb.parallel.sharding import full_to_local, shard_of
 
@@ -87,22 +88,10 @@ def build_stages(
 
 def block_parameters(shape: RoboBrainShape) -> list[int]:
     """Number of parameters of every block, in block-list order: what the default layout balances."""
-    vision, text = shape.vision, shape.text
-    mlp = (3 if vision.gated_mlp else 2) * vision.hidden_size * vision.ffn_hidden_size
-    merged = vision.hidden_size * vision.merge_unit
-    merger = merged * merged + merged * text.hidden_size
-    attention = text.head_dim * text.hidden_size * 2 * (text.num_heads + text.num_query_groups)
-    cost = {
-        Kind.PATCH_EMBED: vision.patch_dim * vision.hidden_size,
-        Kind.VISION: 4 * vision.hidden_size**2 + mlp,
-        Kind.MERGER: merger,
-        Kind.EMBEDDING: text.vocab_size * text.hidden_size,
-        Kind.DECODER: attention + 3 * text.hidden_size * text.ffn_hidden_size,
-        Kind.HEAD: text.vocab_size * text.hidden_size,
-    }
+    vision, cost = shape.vision, matrix_weights(shape)
     return [
-        cost[b.kind] + (merger if b.kind is Kind.VISION and b.index in vision.deepstack_layers else 0)
-        for b in block_list(vision.num_layers, text.num_layers)
+        cost[b.kind] + (cost[Kind.MERGER] if b.kind is Kind.VISION and b.index in vision.deepstack_layers else 0)
+        for b in block_list(vision.num_layers, shape.text.num_layers)
     ]
 
 
