@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-EVEN_ENOUGH = 1.02
-"""Patches of the heaviest micro-batch over the mean, below which no more samples are exchanged."""
+EVEN_ENOUGH, EVEN_STILL = 1.02, 1.05
+"""Patches of the heaviest micro-batch over the mean: where exchanges end, and what a fuller packing may cost."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Budget:
         return np.array([self.tokens, self.patches], dtype=np.int64)
 
 
+Choice = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""(loads of the bins, shares of the sample, bins it fits into) -> one number per such bin; the smallest wins."""
 Plan = list[list[list[int]]]
 """For each data-parallel rank its micro-batches, each a list of rows of the sizes in rising order."""
 
@@ -80,12 +82,24 @@ def fill_step(sizes: np.ndarray, budget: Budget, dp_size: int, count: int) -> tu
         ValueError: one sample alone is over a budget.
     """
     sizes = _checked(sizes, budget)
+    taken, bins = _most_packed(sizes, budget, count, _fullest)
+    if _unevenness(bins, sizes) > EVEN_STILL:
+        taken, bins = _most_packed(sizes, budget, count, _evenest)
+    return taken, _deal(bins, sizes[:taken], dp_size)
+
+
+def _most_packed(sizes: np.ndarray, budget: Budget, count: int, choice: Choice) -> tuple[int, list[list[int]]]:
+    """As many first samples as `choice` finds a place for, down in small steps from what the sums allow."""
     taken = max(1, most_that_fit(sizes, budget, count))
-    while True:
-        bins = _fill(sizes[:taken], budget, count, _evenest)
-        if bins is not None:
-            return taken, _deal(_even_out(bins, sizes[:taken]), sizes[:taken], dp_size)
+    while (bins := _fill(sizes[:taken], budget, count, choice)) is None:
         taken -= max(1, taken // 400)
+    return taken, _even_out(bins, sizes[:taken])
+
+
+def _unevenness(bins: list[list[int]], sizes: np.ndarray) -> float:
+    """Patches of the heaviest bin over the mean."""
+    patches = np.array([sizes[members, 1].sum() for members in bins])
+    return float(patches.max() / max(patches.mean(), 1))
 
 
 def most_that_fit(sizes: np.ndarray, budget: Budget, count: int) -> int:
@@ -108,10 +122,6 @@ def _checked(sizes: np.ndarray, budget: Budget) -> np.ndarray:
 def _scaled(sizes: np.ndarray, bins: int) -> np.ndarray:
     """Sizes as shares of an average bin, so that tokens and patches weigh the same."""
     return sizes / np.maximum(sizes.sum(axis=0) / bins, 1)
-
-
-Choice = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""(loads of the bins, shares of the sample, bins it fits into) -> one number per such bin; the smallest wins."""
 
 
 def _evenest(loads: np.ndarray, share: np.ndarray, fits: np.ndarray) -> np.ndarray:
