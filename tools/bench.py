@@ -1,11 +1,11 @@
-"""Measure: a training step beside transformers', conversions beside `cp`, recovery on Slurm, data, kernels."""
+"""Measure training steps, packing, conversions, recovery, data and kernels; compare two results."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 
-WHAT = ("step", "convert", "launch", "data", "kernels", "blocks", "plan")
+WHAT = ("step", "train", "compare", "packing", "convert", "launch", "data", "kernels", "blocks", "plan")
 
 
 def main(argv: list[str]) -> int:

@@ -87,7 +87,9 @@ def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
     world_size = _world_size(config, world_size)
     dp_size = world_size // (parallel.tp_size * parallel.pp_size)
     sequence_parallel = parallel.sequence_parallel and parallel.tp_size > 1
-    _check_data(config.data, dp_size, parallel.tp_size if sequence_parallel else 1)
+    multiple = parallel.pp_size if layout is not None and layout.vpp_size > 1 else 1
+    _check_step_size(config.data, dp_size, multiple)
+    _check_data(config.data, parallel.tp_size if sequence_parallel else 1)
     run_dir = Path(config.run_dir)
     return Derived(
         world_size=world_size,
@@ -96,7 +98,7 @@ def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
         dp_size=dp_size,
         processes_per_node=_processes_per_node(config, world_size),
         layout=layout,
-        micro_batch_multiple=parallel.pp_size if layout is not None and layout.vpp_size > 1 else 1,
+        micro_batch_multiple=multiple,
         sequence_parallel=sequence_parallel,
         run_dir=run_dir,
         checkpoint_dir=Path(config.checkpoint.dir) if config.checkpoint.dir else run_dir / "checkpoints",
@@ -105,15 +107,28 @@ def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
     )
 
 
-def derive_steps(schedule: ScheduleConfig, global_batch_size: int, num_samples: int) -> int:
+def derive_steps(schedule: ScheduleConfig, data: DataConfig, num_samples: int, num_tokens: int) -> int:
     """Optimizer steps of the run; a step may cross the end of an epoch, so only the last step of the run is rounded up.
 
+    Args:
+        num_samples, num_tokens: of the training data.
+
     Raises:
-        ValueError: the run would have no step, since there is no sample.
+        ValueError: the run would have no step, since there is no sample; or epochs of filled micro-batches, whose
+            number of steps is not known before they are filled.
     """
     if num_samples < 1:
         raise ValueError("there is no usable training sample; check data.train and the ledger of skipped samples")
-    return schedule.train_steps or math.ceil(schedule.epochs * num_samples / global_batch_size)
+    if schedule.train_steps:
+        return schedule.train_steps
+    if data.global_micro_batches:
+        steps = math.ceil(schedule.epochs * num_tokens / (data.global_micro_batches * data.seq_length))
+        raise ValueError(
+            f"data.global_micro_batches {data.global_micro_batches} puts a varying number of samples into a step, so "
+            f"{schedule.epochs:g} epochs are no fixed number of steps; set schedule.train_steps (at least {steps}, "
+            f"going by {num_tokens} tokens and seq_length {data.seq_length})"
+        )
+    return math.ceil(schedule.epochs * num_samples / data.global_batch_size)
 
 
 def check_tp_size(tp_size: int, shape: ModelSizes) -> None:
@@ -191,12 +206,23 @@ def _processes_per_node(config: Config, world_size: int) -> int:
     return world_size // nodes
 
 
-def _check_data(data: DataConfig, dp_size: int, seq_multiple: int) -> None:
-    if data.global_batch_size < dp_size:
+def _check_step_size(data: DataConfig, dp_size: int, multiple: int) -> None:
+    count = data.global_micro_batches
+    if count % (dp_size * multiple):
+        cell = dp_size * multiple
+        sizes = f"{count // cell * cell} or {count // cell * cell + cell}" if count > cell else str(cell)
+        raise ValueError(
+            f"data.global_micro_batches {count} is not a multiple of {dp_size} data-parallel ranks"
+            f"{f' x pp_size {multiple} (interleaved stages)' if multiple > 1 else ''}; use {sizes}"
+        )
+    if not count and data.global_batch_size < dp_size:
         raise ValueError(
             f"global_batch_size {data.global_batch_size} leaves some of the {dp_size} data-parallel ranks without a "
             f"sample; use at least {dp_size}"
         )
+
+
+def _check_data(data: DataConfig, seq_multiple: int) -> None:
     if data.seq_length % seq_multiple:
         nearest = max(1, data.seq_length // seq_multiple) * seq_multiple
         raise ValueError(

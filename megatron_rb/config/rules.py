@@ -29,6 +29,7 @@ LEAST: dict[str, float] = {
     "data.seq_length": 1,
     "data.max_patches": 1,
     "data.global_batch_size": 1,
+    "data.global_micro_batches": 0,
     "data.min_pixels": 0,
     "data.max_pixels": 0,
     "data.max_video_frames": 1,

@@ -130,6 +130,9 @@ class DataConfig:
     """Sizes of text and of vision that micro-batches are padded to."""
     global_batch_size: int = 64
     """Samples per optimizer step, over all data-parallel ranks."""
+    global_micro_batches: int = 0
+    """Micro-batches per optimizer step, over all data-parallel ranks, each filled with as many samples as fit: steps of
+    equal work and a varying number of samples. 0 = a step is `global_batch_size` samples."""
     min_pixels: int = 0
     """Smallest image area after resizing; 0 = the processor's own."""
     max_pixels: int = 0

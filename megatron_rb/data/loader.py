@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.data.packing import Budget, plan_step
+from megatron_rb.data.packing import Budget, Plan, fill_step, most_that_fit, plan_step
 from megatron_rb.data.padding import Size, plan_sizes
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
@@ -80,7 +80,7 @@ class _Prepared:
 
 
 class StepLoader:
-    """Steps of `global_batch_size` samples in the order of the sampler; every rank gets its share of each.
+    """Steps of so many samples, or micro-batches, in the order of the sampler; every rank gets its share of each.
 
     Which samples a step holds depends on the seed and on the samples consumed so far, not on `dp_size`.
     """
@@ -90,6 +90,7 @@ class StepLoader:
         dataset: SampleSource,
         *,
         global_batch_size: int,
+        global_micro_batches: int = 0,
         seq_length: int,
         max_patches: int,
         dp_rank: int,
@@ -104,12 +105,15 @@ class StepLoader:
     ) -> None:
         """
         Args:
+            global_micro_batches: micro-batches of a step over all ranks, filled with as many samples as fit; 0 = a step
+                is `global_batch_size` samples.
             micro_batch_multiple: every rank gets a multiple of this many micro-batches.
             needs_pixels: whether this rank holds the patch embedding.
             prefetch_steps: steps prepared beyond the one that is asked for.
         """
         self._dataset = dataset
         self._batch = global_batch_size
+        self._micro_batches = global_micro_batches
         self._budget = Budget(seq_length, max_patches)
         self._dp_rank, self._dp_size = dp_rank, dp_size
         self._multiple = micro_batch_multiple
@@ -184,12 +188,29 @@ class StepLoader:
     def _prepare(self) -> None:
         """Plan one more step and hand its samples to the decode threads."""
         before = self._ahead[-1].after if self._ahead else self._consumed
-        numbers, after = self._sampler.take(before, self._batch)
+        numbers, after, plan = self._plan(before)
         rows = self._dataset.sizes[numbers]
-        plan = plan_step(rows, self._budget, self._dp_size, self._multiple)
         mine = [numbers[members].tolist() for members in plan[self._dp_rank]]
         samples = [[self._pool.submit(self._fetch, number) for number in members] for members in mine]
         self._ahead.append(_Prepared(mine, samples, before.epoch, after, plan_sizes(rows, plan)))
+
+    def _plan(self, before: SamplerState) -> tuple[np.ndarray, SamplerState, Plan]:
+        """Samples of the next step, the state after them, and which micro-batch each goes to."""
+        if not self._micro_batches:
+            numbers, after = self._sampler.take(before, self._batch)
+            return numbers, after, plan_step(self._dataset.sizes[numbers], self._budget, self._dp_size, self._multiple)
+        numbers = self._more_than_fit(before)
+        taken, plan = fill_step(self._dataset.sizes[numbers], self._budget, self._dp_size, self._micro_batches)
+        return numbers[:taken], self._sampler.advance(before, taken), plan
+
+    def _more_than_fit(self, before: SamplerState) -> np.ndarray:
+        """Coming samples, one more at least than the micro-batches of a step can hold."""
+        count = 8 * self._micro_batches
+        while True:
+            numbers, _ = self._sampler.take(before, count)
+            if most_that_fit(self._dataset.sizes[numbers], self._budget, self._micro_batches) < count:
+                return numbers
+            count *= 2
 
     def _fetch(self, number: int) -> tuple[EncodedSample, BadSample | None]:
         """The sample, and why its pixels are zeros, if they are."""

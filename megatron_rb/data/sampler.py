@@ -49,3 +49,8 @@ class Sampler:
             if state.position == self.num_samples:
                 state = SamplerState(state.seed, state.epoch + 1, 0)
         return np.concatenate(parts), state
+
+    def advance(self, state: SamplerState, count: int) -> SamplerState:
+        """The state after `count` more samples, without drawing them."""
+        epochs, position = divmod(state.position + count, self.num_samples)
+        return SamplerState(state.seed, state.epoch + epochs, position)

@@ -17,7 +17,7 @@ from megatron_rb.models.robobrain.balance import default_layout
 from megatron_rb.models.robobrain.build import DTYPES
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.inputs import IGNORED, MicroBatch, build_micro_batch, to_device
-from megatron_rb.models.robobrain.stage import RoboBrainStage, token_losses
+from megatron_rb.models.robobrain.stage import RoboBrainStage
 from megatron_rb.parallel.groups import Place
 from megatron_rb.planner.calibration import Calibration, Curve
 from megatron_rb.planner.cost import Frozen, Pricing, compute_seconds, optimizer_seconds
@@ -128,10 +128,7 @@ def calls_of(stage: RoboBrainStage, batch: MicroBatch) -> Iterator[Call]:
     for layer in language.layers.values():
         yield Call(Part.DECODER, partial(_with, layer, batch.text), tokens, width)
 
-    def head(x: torch.Tensor) -> torch.Tensor:
-        return token_losses(output(x, batch.text.label_rows), batch.text.labels, 1).sum()
-
-    yield Call(Part.HEAD, head, tokens, width)
+    yield Call(Part.HEAD, lambda x: output(x, batch.text), tokens, width)
 
 
 def _with(layer: torch.nn.Module, inputs: object, x: torch.Tensor) -> torch.Tensor:

@@ -17,9 +17,6 @@ from megatron_rb.config.schema import Config
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.data.loader import StepLoader
-from megatron_rb.data.packing import Budget
-from megatron_rb.data.padding import PaddingPolicy, Size, largest_micro_batch
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.writers import build_writers
@@ -36,9 +33,7 @@ from megatron_rb.parallel.groups import (
     world_from_environment,
 )
 from megatron_rb.platform import Platform
-from megatron_rb.tasks.sft import SupervisedFineTuning
-from megatron_rb.tasks.value import ValueEstimation
-from megatron_rb.train.allocator import start_memory_anew
+from megatron_rb.tasks.build import build_task
 from megatron_rb.train.build import Trainable, build_trainable
 from megatron_rb.train.run import Run, layout_state, seed_everything
 from megatron_rb.train.schedule import LearningRateSchedule
@@ -47,9 +42,6 @@ from megatron_rb.train.step import Runner
 from megatron_rb.train.task import Task
 
 logger = logging.getLogger(__name__)
-
-TASKS: dict[str, type[SupervisedFineTuning]] = {"sft": SupervisedFineTuning, "value": ValueEstimation}
-
 
 def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: Attempt) -> Run:
     """Check everything that can be checked, then build the run and restore its newest checkpoint, if there is one.
@@ -70,12 +62,12 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
     _log_start(config, derived, layout, place, platform)
     ledger = Ledger(derived.run_dir / "ledger.jsonl", place.rank)
     training, evaluation = _datasets(config, derived, shape, ledger, place)
-    train_steps = derive_steps(config.schedule, config.data.global_batch_size, len(training))
+    train_steps = derive_steps(config.schedule, config.data, len(training), int(training.sizes[:, 0].sum()))
     seed_everything(config.seed, platform)
     trainable = build_trainable(config, shape, layout, place, platform, derived.init)
     schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, train_steps)
     runner = Runner(trainable.chunks, shape, place, platform.current_device())
-    task = _task(config, derived, runner, training, evaluation, ledger, platform)
+    task = build_task(config, derived, runner, training, evaluation, ledger, platform)
     checkpoints = CheckpointManager(
         derived.checkpoint_dir, config.checkpoint.keep_last, config.checkpoint.asynchronous,
         fence=Fence(attempt.id, attempt.fence) if attempt.fence is not None else None,
@@ -108,41 +100,6 @@ def _datasets(
         return build(config.data.train), build(config.data.evaluation) if config.data.evaluation else None
 
     return rank_zero_first(build_all)
-
-
-def _task(
-    config: Config, derived: Derived, runner: Runner, training: ConversationDataset,
-    evaluation: ConversationDataset | None, ledger: Ledger, platform: Platform,
-) -> Task:  # fmt: skip
-    if config.task.name not in TASKS:
-        raise ValueError(f"task.name '{config.task.name}' is not known; use {' or '.join(TASKS)}")
-    data, place, multiple = config.data, runner.place, derived.micro_batch_multiple
-    needs_pixels = any(chunk.module.part.needs_pixels for chunk in runner.chunks)
-    loader = StepLoader(
-        training, global_batch_size=data.global_batch_size, seq_length=data.seq_length, max_patches=data.max_patches,
-        dp_rank=place.dp_rank, dp_size=place.dp_size, micro_batch_multiple=multiple, needs_pixels=needs_pixels,
-        seed=config.seed, shuffle=data.shuffle, ledger=ledger, prefetch_steps=data.prefetch_steps,
-        decode_threads=data.decode_threads,
-    )  # fmt: skip
-    return TASKS[config.task.name](
-        runner, loader, evaluation, Budget(data.seq_length, data.max_patches), ledger,
-        needs_pixels=needs_pixels, sequence_parallel=derived.sequence_parallel, micro_batch_multiple=multiple,
-        padding=_padding(config, derived, runner.shape, training, platform),
-        start_memory_anew=partial(start_memory_anew, platform),
-    )  # fmt: skip
-
-
-def _padding(
-    config: Config, derived: Derived, shape: RoboBrainShape, training: ConversationDataset, platform: Platform
-) -> PaddingPolicy | None:
-    data = config.data
-    if data.padding not in ("auto", "buckets", "none"):
-        raise ValueError(f"data.padding is '{data.padding}'; use auto, buckets or none")
-    if data.padding == "none" or (data.padding == "auto" and platform.name == "cpu"):
-        return None
-    rows = derived.tp_size if derived.sequence_parallel else 1
-    largest = largest_micro_batch(training.sizes, Size(data.seq_length, data.max_patches), data.global_batch_size)
-    return PaddingPolicy(largest, Size(rows, rows * shape.vision.merge_unit), data.padding_buckets)
 
 
 def _training_state(

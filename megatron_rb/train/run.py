@@ -25,6 +25,7 @@ from megatron_rb.parallel.groups import Place
 from megatron_rb.platform import Platform
 from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer
+from megatron_rb.train.step import update
 from megatron_rb.train.task import StepBatches, Task
 from megatron_rb.train.totals import StepTotals, sum_over_world
 
@@ -56,12 +57,7 @@ class Run:
 
     def update(self, batches: Sequence[MicroBatch]) -> tuple[list[dict[str, torch.Tensor]], float | None]:
         """Forward, backward and optimizer step; returns the sums per micro-batch and the gradient norm."""
-        for chunk in self.chunks:
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        results = self.task.run(batches)
-        _, grad_norm, _ = self.optimizer.step()
-        return results, None if grad_norm is None else float(grad_norm)
+        return update(self.chunks, self.optimizer, lambda: self.task.run(batches))
 
     def report(
         self, data: StepBatches, totals: StepTotals, rates: dict[str, float], norm: float | None, start: float

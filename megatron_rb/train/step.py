@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.inputs import MicroBatch, to_device
 from megatron_rb.parallel.groups import Place
+
+Results = list[dict[str, torch.Tensor]]
+"""Sums per micro-batch on ranks with the head, else nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,18 @@ def train_pass(runner: Runner, batches: Sequence[MicroBatch]) -> list[dict[str, 
         On ranks with the head, `{"loss_sum", "num_labels"}` of every micro-batch; else an empty list.
     """
     return _run(runner, batches, partial(_loss_step, runner), forward_only=False)
+
+
+def update(
+    chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, run: Callable[[], Results]
+) -> tuple[Results, float | None]:
+    """One optimizer step around a forward and backward pass; its results, and the gradient norm before clipping."""
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    results = run()
+    _, grad_norm, _ = optimizer.step()
+    return results, None if grad_norm is None else float(grad_norm)
 
 
 def loss_pass(runner: Runner, batches: Sequence[MicroBatch]) -> list[dict[str, torch.Tensor]]:

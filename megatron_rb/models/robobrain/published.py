@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from megatron_rb.models.robobrain.config import RoboBrainShape, shape_from_dict
+
 
 def _robobrain20(ffn: int, vision_ffn: int, tied: bool, **text: int) -> dict[str, Any]:
     hidden = text["hidden_size"]
@@ -66,3 +68,8 @@ PARAMETERS = {
     "RoboBrain2.5-8B": 8_767_123_696,
 }
 """Weights in all, tied ones counted once."""
+
+
+def published_shape(name: str) -> RoboBrainShape:
+    """The sizes of a published model, without its folder."""
+    return shape_from_dict(CONFIGS[name], name)

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import check_tp_size, derive, derive_steps
-from megatron_rb.config.schema import Config, ScheduleConfig
+from megatron_rb.config.schema import Config, DataConfig, ScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def test_sequence_parallel_is_nothing_at_tp_1():
         (["parallel.layout=P v*5 M E t*4 L"], r"vision layer"),
         (["parallel.pp_size=13"], r"pp_size 13 is more than the 12 blocks"),
         (["world_size=8", "data.global_batch_size=4"], r"global_batch_size 4 .* 8 data-parallel ranks"),
+        (["world_size=4", "data.global_micro_batches=6"], r"micro_batches 6 .* 4 data-parallel ranks; use 4 or 8"),
         (["parallel=tp2", "data.seq_length=1001"], r"seq_length 1001 is not a multiple of tp_size 2.* use 1000"),
         (["data.min_pixels=9", "data.max_pixels=4"], r"min_pixels 9 is above max_pixels 4"),
         (["world_size=3", "cluster.num_nodes=2"], r"3 processes .* 2 nodes"),
@@ -111,17 +112,24 @@ def test_every_size_that_tp_cuts_is_checked(model: Model, message: str):
 
 
 def test_one_epoch_reaches_every_sample():
-    assert derive_steps(ScheduleConfig(epochs=1), global_batch_size=8, num_samples=81) == 11
+    assert derive_steps(ScheduleConfig(epochs=1), DataConfig(global_batch_size=8), 81, 1000) == 11
 
 
 def test_train_steps_win_over_epochs():
-    assert derive_steps(ScheduleConfig(train_steps=5, epochs=3), global_batch_size=8, num_samples=80) == 5
+    assert derive_steps(ScheduleConfig(train_steps=5, epochs=3), DataConfig(global_batch_size=8), 80, 1000) == 5
+
+
+def test_epochs_of_filled_micro_batches_have_no_fixed_number_of_steps():
+    data = DataConfig(global_micro_batches=4, seq_length=100)
+    with pytest.raises(ValueError, match=r"set schedule.train_steps \(at least 5, going by 2000 tokens"):
+        derive_steps(ScheduleConfig(), data, 80, 2000)
+    assert derive_steps(ScheduleConfig(train_steps=9), data, 80, 2000) == 9
 
 
 def test_published_step_counts_follow_from_the_samples():
-    assert derive_steps(ScheduleConfig(), global_batch_size=256, num_samples=18_994 * 256) == 18_994
+    assert derive_steps(ScheduleConfig(), DataConfig(global_batch_size=256), 18_994 * 256, 10**9) == 18_994
 
 
 def test_an_empty_data_set_is_refused():
     with pytest.raises(ValueError, match="no usable training sample"):
-        derive_steps(ScheduleConfig(train_steps=5), global_batch_size=8, num_samples=0)
+        derive_steps(ScheduleConfig(train_steps=5), DataConfig(global_batch_size=8), 0, 0)

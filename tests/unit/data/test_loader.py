@@ -198,3 +198,36 @@ def test_close_leaves_no_threads(open_loader):
     loader.close()
     loader.close()
     assert threading.active_count() == before
+
+
+def test_filled_steps_go_through_epoch_after_epoch_without_a_gap(open_loader):
+    loader = open_loader(Numbers(97), global_micro_batches=4)
+    names = [name for _ in range(12) for name in _names(loader.next_step())]
+    state = loader.state_dict()
+    times = np.bincount([int(name) for name in names], minlength=97)
+    assert state["epoch"] >= 1
+    assert len(names) == 97 * state["epoch"] + state["position"]
+    assert set(times) <= {state["epoch"], state["epoch"] + 1}
+    assert (times > state["epoch"]).sum() == state["position"]
+
+
+def test_filled_steps_are_the_same_samples_for_any_number_of_ranks(open_loader):
+    alone = open_loader(Numbers(97), global_micro_batches=4)
+    ranks = [open_loader(Numbers(97), global_micro_batches=4, dp_rank=rank, dp_size=4) for rank in range(4)]
+    for _ in range(5):
+        assert sorted(_names(alone.next_step())) == _union(ranks)
+
+
+def test_filled_steps_continue_exactly(open_loader):
+    loader = open_loader(Numbers(97), global_micro_batches=4)
+    for _ in range(7):
+        loader.next_step()
+    other = open_loader(Numbers(97), global_micro_batches=4)
+    other.load_state_dict(loader.state_dict())
+    assert [_names(loader.next_step()) for _ in range(9)] == [_names(other.next_step()) for _ in range(9)]
+
+
+def test_a_data_set_smaller_than_a_step_is_gone_through_several_times(open_loader):
+    loader = open_loader(Numbers(3), global_micro_batches=8)
+    assert len(_names(loader.next_step())) > 6
+    assert loader.state_dict()["epoch"] >= 2

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rb.data.packing import Budget, plan_step
+from megatron_rb.data.packing import Budget, fill_step, most_that_fit, plan_step
 
 BUDGET = Budget(tokens=100, patches=40)
 SIZES = st.lists(st.tuples(st.integers(1, 100), st.integers(0, 40)), min_size=1, max_size=60)
@@ -55,3 +55,46 @@ def test_bins_are_even_in_tokens_and_in_patches():
 def test_a_sample_over_the_budget_is_named():
     with pytest.raises(ValueError, match="41 patches does not fit .* 40 patches"):
         plan_step(np.array([[5, 41]]), BUDGET, 1, 1)
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(1, 3), st.integers(1, 3))
+def test_a_filled_step_takes_the_next_samples_each_once_within_both_budgets(sizes, dp_size, per_rank):
+    table = np.array(sizes)
+    taken, plan = fill_step(table, BUDGET, dp_size, dp_size * per_rank)
+    assert [len(rank) for rank in plan] == [per_rank] * dp_size
+    bins = [members for rank in plan for members in rank]
+    assert sorted(item for members in bins for item in members) == list(range(taken))
+    assert all((table[members].sum(axis=0) <= BUDGET.limits).all() for members in bins if members)
+    assert 1 <= taken <= max(1, most_that_fit(table, BUDGET, dp_size * per_rank))
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(1, 4))
+def test_one_micro_batch_takes_samples_up_to_the_first_that_does_not_fit(sizes, extra):
+    table = np.array(sizes + [(100, 40)] * extra)
+    taken, _ = fill_step(table, BUDGET, 1, 1)
+    over = (np.cumsum(table, axis=0) > BUDGET.limits).any(axis=1)
+    assert taken == int(np.argmax(over))
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(1, 3))
+def test_the_spread_of_a_step_does_not_change_which_samples_it_takes(sizes, per_rank):
+    table = np.array(sizes)
+    assert fill_step(table, BUDGET, 1, 4 * per_rank)[0] == fill_step(table, BUDGET, 4, 4 * per_rank)[0]
+
+
+def test_samples_are_exchanged_until_patches_are_even():
+    rng = np.random.default_rng(5)
+    tokens = rng.integers(200, 3000, 400)
+    sizes = np.stack([tokens, np.where(rng.random(400) < 0.3, 0, 4 * (tokens * rng.random(400)).astype(int))], axis=1)
+    taken, plan = fill_step(sizes, Budget(8192, 32768), 8, 64)
+    loads = np.array([sizes[members].sum(axis=0) for rank in plan for members in rank])
+    assert loads[:, 0].mean() > 0.97 * 8192
+    assert loads[:, 1].max() / loads[:, 1].mean() < 1.05
+
+
+def test_a_sample_over_the_budget_is_named_when_filling():
+    with pytest.raises(ValueError, match="41 patches does not fit .* 40 patches"):
+        fill_step(np.array([[5, 4], [5, 41]]), BUDGET, 1, 1)

@@ -1,0 +1,63 @@
+"""Task of a run from its configuration."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from megatron_rb.config.derive import Derived
+from megatron_rb.config.schema import Config
+from megatron_rb.data.dataset import ConversationDataset
+from megatron_rb.data.ledger import Ledger
+from megatron_rb.data.loader import SampleSource, StepLoader
+from megatron_rb.data.packing import Budget
+from megatron_rb.data.padding import PaddingPolicy, Size, largest_micro_batch
+from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.platform import Platform
+from megatron_rb.tasks.sft import SupervisedFineTuning
+from megatron_rb.tasks.value import ValueEstimation
+from megatron_rb.train.allocator import start_memory_anew
+from megatron_rb.train.step import Runner
+
+TASKS: dict[str, type[SupervisedFineTuning]] = {"sft": SupervisedFineTuning, "value": ValueEstimation}
+
+
+def build_task(
+    config: Config, derived: Derived, runner: Runner, training: SampleSource, evaluation: ConversationDataset | None,
+    ledger: Ledger, platform: Platform,
+) -> SupervisedFineTuning:  # fmt: skip
+    """The task of a config with its loader.
+
+    Raises:
+        ValueError: the config names no known task or padding.
+    """
+    if config.task.name not in TASKS:
+        raise ValueError(f"task.name '{config.task.name}' is not known; use {' or '.join(TASKS)}")
+    data, place, multiple = config.data, runner.place, derived.micro_batch_multiple
+    needs_pixels = any(chunk.module.part.needs_pixels for chunk in runner.chunks)
+    loader = StepLoader(
+        training, global_batch_size=data.global_batch_size, global_micro_batches=data.global_micro_batches,
+        seq_length=data.seq_length, max_patches=data.max_patches,
+        dp_rank=place.dp_rank, dp_size=place.dp_size, micro_batch_multiple=multiple, needs_pixels=needs_pixels,
+        seed=config.seed, shuffle=data.shuffle, ledger=ledger, prefetch_steps=data.prefetch_steps,
+        decode_threads=data.decode_threads,
+    )  # fmt: skip
+    return TASKS[config.task.name](
+        runner, loader, evaluation, Budget(data.seq_length, data.max_patches), ledger,
+        needs_pixels=needs_pixels, sequence_parallel=derived.sequence_parallel, micro_batch_multiple=multiple,
+        padding=_padding(config, derived, runner.shape, training, platform),
+        start_memory_anew=partial(start_memory_anew, platform),
+    )  # fmt: skip
+
+
+def _padding(
+    config: Config, derived: Derived, shape: RoboBrainShape, training: SampleSource, platform: Platform
+) -> PaddingPolicy | None:
+    data = config.data
+    if data.padding not in ("auto", "buckets", "none"):
+        raise ValueError(f"data.padding is '{data.padding}'; use auto, buckets or none")
+    if data.padding == "none" or (data.padding == "auto" and platform.name == "cpu"):
+        return None
+    rows = derived.tp_size if derived.sequence_parallel else 1
+    samples = len(training) if data.global_micro_batches else data.global_batch_size
+    largest = largest_micro_batch(training.sizes, Size(data.seq_length, data.max_patches), samples)
+    return PaddingPolicy(largest, Size(rows, rows * shape.vision.merge_unit), data.padding_buckets)
