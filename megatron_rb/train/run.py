@@ -23,6 +23,7 @@ from megatron_rb.metrics.writers import Writer
 from megatron_rb.models.robobrain.inputs import MicroBatch
 from megatron_rb.parallel.groups import Place
 from megatron_rb.platform import Platform
+from megatron_rb.train.capture.capture import StepCapture
 from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.task import StepBatches, Task
@@ -46,6 +47,7 @@ class Run:
     state: TrainingState
     heartbeat: Heartbeat
     sections: SectionTimer
+    capture: StepCapture
     step: int = 0
     saved_step: int = -1
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -59,7 +61,8 @@ class Run:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        results = self.task.run(batches)
+        with self.capture.of_step(self.step + 1, batches):
+            results = self.task.run(batches)
         _, grad_norm, _ = self.optimizer.step()
         return results, None if grad_norm is None else float(grad_norm)
 
