@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from megatron_rb.cli import main
 from megatron_rb.evaluation.compare.captures import open_captures
@@ -56,11 +58,22 @@ def cases(folder: Path, family: str) -> list[dict]:
         "pp2": one | {"pp": 2, "layout": split}, "recompute": one | {"recompute": -1}, "packed": one | {"packed": True},
         "bf16": one | {"dtype": "bf16"}, "bf16_tp2": one | {"dtype": "bf16", "tp": 2},
         "like_hf": one | {"dtype": "bf16", "plant": ["like_hf"]}, "other_batch": one | {"seed": 5},
-        "other_weights": one | {"hf": str(write_model(folder / f"other_{family}", family, seed=1, initializer_range=0.3))},
+        "other_weights": one | {"hf": str(with_one_other_value(hf, folder / f"other_{family}"))},
         **{name: one | {"plant": plant} for name, plant in planted.items()},
     }  # fmt: skip
     ways["forward_tp2"]["tp"] = 2
     return [way | {"name": f"{family}/{name}"} for name, way in ways.items()]
+
+
+def with_one_other_value(hf: Path, copy: Path) -> Path:
+    """The same model with one value of one weight changed by a thousandth."""
+    shutil.copytree(hf, copy)
+    file = copy / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    weights[name][3, 5] *= 1.001
+    save_file(weights, file, {"format": "pt"})
+    return copy
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,9 @@ def _linear(view: BlockView, source: str, target: str, module: str, sums_over_ra
     size = np.sqrt(np.square(inputs) @ np.square(weight.values.T))
     total = terms if bias is None else terms + bias.values[:, 0]
     output, u = y.values[:, weight.rows], y.roundoff
-    sigma = u * (np.abs(terms) + np.abs(total)) + ACCUMULATION * np.sqrt(inputs.shape[1]) * (size + np.abs(terms))
+    sigma = u * np.abs(total) + ACCUMULATION * np.sqrt(inputs.shape[1]) * (size + np.abs(terms))
+    if bias is not None:
+        sigma += u * np.abs(terms)  # where the bias is added to the rounded product
     if sums_over_ranks and view.capture.tp_size > 1:
         sigma += u * size  # the parts of the ranks are rounded before they are summed
     return Residual(output - total, sigma, y.rows)

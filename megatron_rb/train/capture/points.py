@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-
-import torch
-
-from megatron_rb.models.robobrain.stage import RoboBrainStage
 
 
 class Rows(StrEnum):
@@ -114,13 +109,3 @@ def block_names(num_vision: int, taps: tuple[int, ...], num_decoder: int) -> lis
             names.append(f"vision.deepstack.{taps.index(layer)}")
     names += ["vision.merger", "language.embedding"]
     return [*names, *(f"language.layers.{layer}" for layer in range(num_decoder)), "language.head"]
-
-
-def blocks_of(stage: RoboBrainStage) -> Iterator[tuple[str, torch.nn.Module]]:
-    """The blocks that a stage holds, under their global names."""
-    for part_name in ("vision", "language"):
-        for name, child in stage.get_submodule(part_name).named_children():
-            if isinstance(child, torch.nn.ModuleDict):
-                yield from ((f"{part_name}.{name}.{number}", block) for number, block in child.items())
-            else:
-                yield f"{part_name}.{name}", child

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from megatron_rb.parallel.groups import Place
 from megatron_rb.parallel.sharding import shard_of
 from megatron_rb.train.capture.columns import LocalColumns
 from megatron_rb.train.capture.files import RankFile
-from megatron_rb.train.capture.points import Columns, Point, Rows, blocks_of, points_of
+from megatron_rb.train.capture.points import Columns, Point, Rows, points_of
 from megatron_rb.train.capture.samples import Pick
 
 
@@ -144,6 +144,16 @@ class Recorder:
                 for name, table in (("cos", inputs.rope_cos), ("sin", inputs.rope_sin)):
                     piece = table.index_select(0, index).to("cpu")
                     self.file.add(f"value/{pick.number}/angles/{rows}_{name}", piece, offsets, None)
+
+
+def blocks_of(stage: RoboBrainStage) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The blocks that a stage holds, under their global names."""
+    for part_name in ("vision", "language"):
+        for name, child in stage.get_submodule(part_name).named_children():
+            if isinstance(child, torch.nn.ModuleDict):
+                yield from ((f"{part_name}.{name}.{number}", block) for number, block in child.items())
+            else:
+                yield f"{part_name}.{name}", child
 
 
 def _hook(module: torch.nn.Module, point: Point, keep: Callable[[torch.Tensor], None]):
