@@ -207,6 +207,24 @@ class CheckpointConfig:
 
 
 @dataclass
+class CaptureConfig:
+    every: int = 0
+    """Steps from one captured step to the next, beginning with step 1; 0 = none. For `rb compare numerics`."""
+    dir: str = ""
+    """Folder of the captures; empty = `<run_dir>/captures`."""
+    limit: int = 10
+    """Most steps that one process captures; later ones are not."""
+    samples: int = 2
+    """Samples of a step that are kept: the one with the fewest vision patches, then the shortest ones."""
+    rows: int = 32
+    """Tokens, and vision patches, of such a sample whose values are kept."""
+    context: int = 512
+    """Beginning of a sample that these rows are spread over; keys and values are kept for all of it."""
+    features: int = 64
+    """Output features of each linear whose weights are kept, to compute it again in fp64."""
+
+
+@dataclass
 class MetricsConfig:
     log_every: int = 1
     """Steps between log lines."""
@@ -218,6 +236,7 @@ class MetricsConfig:
     """Write a PNG of the curves into the run folder."""
     compare_ranks_every: int = 50
     """Steps between two comparisons of the ranks' times, which name a rank that holds the others up; 0 = never."""
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
 
 
 @dataclass

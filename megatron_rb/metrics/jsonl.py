@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,16 @@ def read_metrics(path: str | Path) -> tuple[list[dict[str, Any]], list[dict[str,
             kinds[entry["kind"]][entry["step"]] = entry
     steps, evaluations = ([entries[step] for step in sorted(entries)] for entries in kinds.values())
     return steps, evaluations
+
+
+def count_repeated_steps(path: str | Path) -> int:
+    """Steps that a file records more than once: a run that was put together from parts, or whose writer was lost."""
+    seen: Counter[int] = Counter()
+    for line in Path(path).read_bytes().splitlines():
+        entry = _parse(line)
+        if entry is not None and entry["kind"] == "step":
+            seen[entry["step"]] += 1
+    return sum(count > 1 for count in seen.values())
 
 
 def _drop_later_lines(path: Path, first_step: int) -> None:

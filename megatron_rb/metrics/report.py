@@ -150,12 +150,17 @@ def column(entries: Entries, name: str) -> np.ndarray:
     return np.array([float("nan" if entry[name] is None else entry[name]) for entry in entries])
 
 
+def reach_of(count: int) -> int:
+    """Points to either side that `smoothed` averages over on a curve of so many points."""
+    return max(1, count // 30)
+
+
 def smoothed(values: np.ndarray) -> np.ndarray:
     """Mean of the neighbourhood, about a thirtieth of the curve to either side, with weights that fall off linearly.
 
     Neighbours that are not finite, or lie past an end, have no weight.
     """
-    reach = max(1, len(values) // 30)
+    reach = reach_of(len(values))
     kernel = 1 + reach - np.abs(np.arange(-reach, reach + 1))
     finite = np.isfinite(values)
     # `full` and a cut instead of `same`, whose length is that of the kernel for short curves.

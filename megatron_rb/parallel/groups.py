@@ -176,6 +176,11 @@ def pipeline_pair_group(pp_a: int, pp_b: int) -> dist.ProcessGroup | None:
     return mine
 
 
+def wait_for_all() -> None:
+    """Return when every rank of the world has called this."""
+    dist.barrier()
+
+
 def rank_zero_first(action: Callable[[], T]) -> T:
     """Run an action on rank 0, then on all others; an error of rank 0 is raised everywhere and stops the others."""
     failure: list[Exception | None] = [None]

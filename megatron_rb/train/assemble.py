@@ -35,6 +35,7 @@ from megatron_rb.parallel.groups import (
 from megatron_rb.platform import Platform
 from megatron_rb.tasks.build import build_task
 from megatron_rb.train.build import Trainable, build_trainable
+from megatron_rb.train.capture.capture import StepCapture
 from megatron_rb.train.run import Run, layout_state, seed_everything
 from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer
@@ -80,8 +81,23 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
     sections = SectionTimer([chunk.module for chunk in trainable.chunks], platform, config.metrics.compare_ranks_every)
     return Run(
         config, place, platform, trainable.chunks, trainable.optimizer, schedule, task, checkpoints, writer,
-        train_steps, state, heartbeat, sections, step=first_step, saved_step=first_step if first_step else -1,
+        train_steps, state, heartbeat, sections, _capture(config, derived, shape, layout, place, platform, trainable),
+        step=first_step, saved_step=first_step if first_step else -1,
     )  # fmt: skip
+
+
+def _capture(
+    config: Config, derived: Derived, shape: RoboBrainShape, layout: PipelineLayout, place: Place, platform: Platform,
+    trainable: Trainable,
+) -> StepCapture:  # fmt: skip
+    settings = config.metrics.capture
+    folder = Path(settings.dir) if settings.dir else derived.run_dir / "captures"
+    description = {
+        "model": model_fingerprint(shape), "dtype": config.model.dtype, "platform": platform.info(),
+        "kernels": vars(config.kernels), "layers": config.model.layers,
+        "layout": layout_state(place, str(layout), config.parallel.sequence_parallel),
+    }  # fmt: skip
+    return StepCapture(settings, folder, [chunk.module for chunk in trainable.chunks], place, description)
 
 
 def _datasets(

@@ -23,6 +23,7 @@ from megatron_rb.metrics.writers import Writer
 from megatron_rb.models.robobrain.inputs import MicroBatch
 from megatron_rb.parallel.groups import Place
 from megatron_rb.platform import Platform
+from megatron_rb.train.capture.capture import StepCapture
 from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import update
@@ -47,6 +48,7 @@ class Run:
     state: TrainingState
     heartbeat: Heartbeat
     sections: SectionTimer
+    capture: StepCapture
     step: int = 0
     saved_step: int = -1
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -57,7 +59,12 @@ class Run:
 
     def update(self, batches: Sequence[MicroBatch]) -> tuple[list[dict[str, torch.Tensor]], float | None]:
         """Forward, backward and optimizer step; returns the sums per micro-batch and the gradient norm."""
-        return update(self.chunks, self.optimizer, lambda: self.task.run(batches))
+
+        def run() -> list[dict[str, torch.Tensor]]:
+            with self.capture.of_step(self.step + 1, batches):
+                return self.task.run(batches)
+
+        return update(self.chunks, self.optimizer, run)
 
     def report(
         self, data: StepBatches, totals: StepTotals, rates: dict[str, float], norm: float | None, start: float

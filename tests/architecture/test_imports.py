@@ -10,6 +10,7 @@ from tests.architecture.source_tree import Source, sources
 
 LEVELS = {
     "train.main": 6,
+    "train.capture_main": 6,
     "cli": 6,
     "train.assemble": 6,
     "tasks": 5,

@@ -1,0 +1,161 @@
+"""One step of the real training path under many layouts, types and planted defects, each written down by a capture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+def capture(cases: list[dict], folder: str) -> bool:
+    """Capture step 1 of every case into `folder/<name>`.
+
+    A case has `name`, `hf`, `layout`, `tp`, `pp` and may have `sp`, `dtype`, `recompute`, `seed` (of the samples),
+    `packed` (all samples in one micro-batch) and `plant` (name and arguments of a function below).
+    """
+    torch.set_num_threads(1)
+    from megatron_rb.platform import get_platform
+    from megatron_rb.platform.mcore_shims import install_mcore_shims
+
+    platform = get_platform("cpu")
+    install_mcore_shims(platform)
+    from megatron_rb.config.schema import CaptureConfig, Config
+    from megatron_rb.evaluation.parity import share_packs
+    from megatron_rb.evaluation.parity_samples import draw_samples
+    from megatron_rb.layout import parse_layout
+    from megatron_rb.models.robobrain.config import load_shape, model_fingerprint
+    from megatron_rb.models.robobrain.inputs import build_micro_batch
+    from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
+    from megatron_rb.train.build import build_trainable
+    from megatron_rb.train.capture.capture import StepCapture
+    from megatron_rb.train.step import Runner, train_pass
+
+    start_process_group(platform, 2.0)
+    for case in cases:
+        shape = load_shape(case["hf"])
+        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
+        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, seed=0)
+        config = Config()
+        config.model.dtype = case.get("dtype", "fp32")
+        config.model.recompute.vision = config.model.recompute.language = case.get("recompute", 0)
+        config.parallel.sequence_parallel = case.get("sp", False)
+        trainable = build_trainable(config, shape, layout, place, platform, case["hf"])
+        stages = [chunk.module for chunk in trainable.chunks]
+        samples = draw_samples(shape, seed=case.get("seed", 0), scale=2)
+        share = share_packs([samples] if case.get("packed") else [[sample] for sample in samples], place)
+        batches = [
+            build_micro_batch(
+                share.samples(number), shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
+                sequence_parallel=stages[0].config.sequence_parallel,
+            )
+            for number in share.mine
+        ]  # fmt: skip
+        for chunk in trainable.chunks:
+            chunk.zero_grad_buffer()
+        description = {
+            "model": model_fingerprint(shape),
+            "dtype": config.model.dtype,
+            "layout": {"tp_size": case["tp"]},
+        }
+        settings = CaptureConfig(every=1, samples=case.get("samples", 2), rows=16, context=64, features=24)
+        taken = StepCapture(settings, Path(folder) / case["name"], stages, place, description)
+        plant, *arguments = case.get("plant", ["nothing"])
+        with PLANTS[plant](stages, *arguments), taken.of_step(1, batches):
+            train_pass(Runner(trainable.chunks, shape, place, torch.device("cpu")), batches)
+        for chunk in trainable.chunks:
+            if getattr(chunk, "remove_forward_pre_hook_handles", None):
+                chunk.disable_forward_pre_hook(param_sync=False)
+        dist.barrier()
+        destroy_groups()
+    return True
+
+
+@contextmanager
+def nothing(stages) -> Iterator[None]:
+    yield
+
+
+def _modules(stages, path: str) -> list:
+    """The module of this name, when this rank has it."""
+    return [module for stage in stages for name, module in stage.named_modules() if name == path]
+
+
+@contextmanager
+def epsilon(stages, path: str, value: float) -> Iterator[None]:
+    """Another epsilon in one norm."""
+    for norm in _modules(stages, path):
+        norm.eps = value
+    yield
+
+
+@contextmanager
+def swapped_heads(stages, path: str) -> Iterator[None]:
+    """The first two heads of an attention's output change places."""
+    for core in _modules(stages, path):
+        core.forward = partial(_swap, core.forward)
+    yield
+
+
+def _swap(forward, q, k, v, segments):
+    out = forward(q, k, v, segments).view(*q.shape)
+    order = [1, 0, *range(2, q.shape[1])]
+    return out[:, order].flatten(1)
+
+
+@contextmanager
+def bf16_accumulation(stages, path: str) -> Iterator[None]:
+    """A linear whose partial sums are rounded to bf16."""
+    for linear in _modules(stages, path):
+        linear._forward_impl = _accumulate_in_bf16
+    yield
+
+
+def _accumulate_in_bf16(input, weight, *args, **kwargs):
+    total = torch.zeros((*input.shape[:-1], weight.shape[0]), dtype=torch.bfloat16)
+    for x, w in zip(input.split(8, dim=-1), weight.split(8, dim=-1), strict=True):
+        total = (total + torch.nn.functional.linear(x, w).to(torch.bfloat16)).to(torch.bfloat16)
+    bias = kwargs.get("bias")
+    total = total.to(input.dtype)
+    return total if bias is None else total + bias
+
+
+@contextmanager
+def dropout(stages, path: str, seed: int) -> Iterator[None]:
+    """Dropout in an MLP's activation, drawn from a seed."""
+    for mlp in _modules(stages, path):
+        mlp.act = partial(_drop, mlp.act, torch.Generator().manual_seed(seed))
+    yield
+
+
+def _drop(act, generator, x):
+    out = act(x)
+    return out * (torch.rand(out.shape, generator=generator) >= 0.1) / 0.9
+
+
+@contextmanager
+def like_hf(stages) -> Iterator[None]:
+    """Text rotation rounded after every operation, as transformers does it."""
+    from megatron_rb.models.language import blocks
+
+    kept = blocks.apply_mrope, blocks.qk_norm_mrope
+    blocks.apply_mrope, blocks.qk_norm_mrope = (partial(function, compute="like_hf") for function in kept)
+    yield
+    blocks.apply_mrope, blocks.qk_norm_mrope = kept
+
+
+@contextmanager
+def backward(stages, path: str) -> Iterator[None]:
+    """A linear that passes on a wrong gradient; its output is right."""
+    for linear in _modules(stages, path):
+        linear.register_full_backward_hook(lambda _m, grads, _o: tuple(g * 1.01 for g in grads))
+    yield
+
+
+PLANTS = {
+    "nothing": nothing, "epsilon": epsilon, "swapped_heads": swapped_heads, "bf16_accumulation": bf16_accumulation,
+    "dropout": dropout, "like_hf": like_hf, "backward": backward,
+}  # fmt: skip

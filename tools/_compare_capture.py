@@ -1,0 +1,55 @@
+"""Run the first steps of a recipe on this machine and write down what passes its blocks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from megatron_rb.config.compose import load_config, save_config
+from megatron_rb.config.derive import derive
+from megatron_rb.launch.command import threads_per_rank
+from megatron_rb.launch.job import JobSpec
+from megatron_rb.launch.local import free_port
+from megatron_rb.launch.main import run_job
+from megatron_rb.launch.prepare import check_paths
+from megatron_rb.models.robobrain.config import load_shape
+
+WORKER = "megatron_rb.train.capture_main"
+
+
+def main(argv: list[str]) -> int:
+    """0 when all steps are captured, else the exit code of the rank that failed."""
+    options = _parser().parse_intermixed_args(argv)
+    if options.steps < 1:
+        raise ValueError(f"--steps {options.steps}: capture at least one step")
+    out = Path(options.out).absolute()
+    if any(out.glob("step_*")):
+        raise ValueError(f"{out} already holds captures; choose another --out, or remove it")
+    config = load_config(options.settings)
+    derived = derive(config, load_shape(config.model.hf_path))
+    check_paths(config, derived)
+    config.run_dir, config.checkpoint.dir, config.checkpoint.init = str(out / "run"), "", derived.init
+    capture = config.metrics.capture
+    capture.every, capture.limit, capture.dir = 1, options.steps, str(out)
+    config.metrics.tensorboard = config.metrics.plots = config.metrics.progress = False
+    save_config(config, out / "run" / "config.yaml")
+    arguments = (str(out / "run" / "config.yaml"), str(options.steps))
+    threads = threads_per_rank(config.platform.threads_per_rank, len(os.sched_getaffinity(0)), derived.world_size)
+    port = free_port("127.0.0.1")
+    job = JobSpec(WORKER, arguments, derived.world_size, out / "run", master_port=port, threads_per_rank=threads)
+    code = run_job(job)
+    if code == 0:
+        print(f"captures: {out}; copy the folder to where the other one is, then rb compare numerics A B")
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rb compare capture", description=__doc__)
+    parser.add_argument(
+        "settings", nargs="+", metavar="key=value",
+        help="as for rb launch; metrics.capture.rows and others say how much is kept, checkpoint.init which weights",
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, metavar="DIR", help="gets a folder per captured step")
+    parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps to run and capture (default 1)")
+    return parser
