@@ -9,6 +9,7 @@ from megatron.core import tensor_parallel
 
 from megatron_rb.kernels.dynamic_padding.op import merge_rows
 from megatron_rb.kernels.mrope.op import apply_mrope, qk_norm_mrope
+from megatron_rb.models.language.cache import LayerCache
 from megatron_rb.models.layers import (
     MLP,
     BuildContext,
@@ -35,17 +36,18 @@ class Embedding(torch.nn.Module):
         )
         mark_shard(self.tokens.weight, ShardSpec((shape.vocab_size, shape.hidden_size), dim=0))
 
-    def forward(self, inputs: TextInputs, visual: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: TextInputs, visual: torch.Tensor | None) -> torch.Tensor:
         """
         Args:
-            visual: `[merged patches, 1, hidden]` as the merger gives them.
+            visual: `[merged patches, 1, hidden]` as the merger gives them; None = the tokens hold no placeholders.
 
         Returns:
             `[tokens (/ tp), 1, hidden]`
         """
         hidden = self.tokens(inputs.input_ids.unsqueeze(0)).transpose(0, 1)
-        # With no image in the batch the map is empty; the merger then still gets a gradient, of zeros.
-        hidden = merge_rows(hidden, visual, inputs.visual, self.rows)
+        if visual is not None:
+            # With no image in the batch the map is empty; the merger then still gets a gradient, of zeros.
+            hidden = merge_rows(hidden, visual, inputs.visual, self.rows)
         if self.sequence_parallel:
             hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
         return hidden
@@ -72,7 +74,7 @@ class SelfAttention(torch.nn.Module):
         self.rope = ctx.kernels.mrope
         self.core = ctx.layers.attention(ctx, shape.num_heads, shape.num_query_groups, shape.head_dim, causal=True)
 
-    def forward(self, x: torch.Tensor, inputs: TextInputs) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, inputs: TextInputs, cache: LayerCache | None = None) -> torch.Tensor:
         qkv, _ = self.linear_qkv(x)
         tokens = qkv.shape[0]
         qkv = qkv.view(tokens, -1, self.heads_per_group + 2, self.head_dim)
@@ -84,7 +86,11 @@ class SelfAttention(torch.nn.Module):
             q, k = qk_norm_mrope(q, k, *weights, cos, sin, self.norm_eps, implementation=self.rope)
         else:
             q, k = apply_mrope(q, k, cos, sin, implementation=self.rope)
-        return self.linear_proj(self.core(q, k, v, inputs.samples).unsqueeze(1))[0]
+        if cache is None:
+            attended = self.core(q, k, v, inputs.samples)
+        else:
+            attended = cache.attend(q, k, v, inputs.samples, self.core)
+        return self.linear_proj(attended.unsqueeze(1))[0]
 
 
 class DecoderLayer(torch.nn.Module):
@@ -97,8 +103,8 @@ class DecoderLayer(torch.nn.Module):
         self.post_attention_norm = _rms_norm(ctx, shape, shape.hidden_size)
         self.mlp = MLP(ctx, shape.hidden_size, shape.ffn_hidden_size, gated=True, bias=False, act="silu")
 
-    def forward(self, x: torch.Tensor, inputs: TextInputs) -> torch.Tensor:
-        x = x + self.attention(self.input_norm(x), inputs)
+    def forward(self, x: torch.Tensor, inputs: TextInputs, cache: LayerCache | None = None) -> torch.Tensor:
+        x = x + self.attention(self.input_norm(x), inputs, cache)
         return x + self.mlp(self.post_attention_norm(x))
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from megatron_rb.kernels.dynamic_padding.op import add_rows
 from megatron_rb.layout import Kind, PipelineLayout
 from megatron_rb.models.language.blocks import DecoderLayer, Embedding, Head
+from megatron_rb.models.language.cache import DecoderCache
 from megatron_rb.models.layers import BuildContext
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.flow import Flow, boundary_before, pack, unpack
@@ -103,17 +104,39 @@ class RoboBrainStage(MegatronModule):
             )  # fmt: skip
         return state
 
-    def forward(self, batch: MicroBatch, all_logits: bool = False) -> torch.Tensor:
+    def forward(
+        self, batch: MicroBatch, all_logits: bool = False, cache: DecoderCache | None = None
+    ) -> torch.Tensor:
         """
+        Args:
+            cache: keeps the keys and values of the batch, whose samples are prompts.
+
         Returns:
             On the last slice logits `[rows, vocab / tp]`: of `batch.text.label_rows`, or of all tokens. On every other
             slice the packed flow for the next one.
         """
         flow = self._run_vision(self._receive(batch), batch)
-        flow = self._run_language(flow, batch)
+        flow = self._run_language(flow, batch, cache)
         if self.language.head is None:
             return pack(flow)
         return self.language.head(flow.stream, None if all_logits else batch.text.label_rows)
+
+    def decode(self, text: TextInputs, cache: DecoderCache) -> torch.Tensor:
+        """One further token of every sequence of a cache; the vision blocks have seen all there is and do nothing.
+
+        Returns:
+            As `forward`; a slice of vision blocks alone sends one number, since the schedule sends something.
+        """
+        if self.language.embedding is not None:
+            stream = self.language.embedding(text, None)
+        elif self.part.has(Kind.DECODER) or self.language.head is not None:
+            assert self.received is not None, "a stage after the first ran before it received its input"
+            stream = self.received.view(text.num_tokens // self.rows_split_over, 1, -1)
+        else:
+            return torch.zeros(1, 1, 1, dtype=self.config.params_dtype, device=text.input_ids.device)
+        for name, layer in self.language.layers.items():
+            stream = layer(stream, text, cache.layer(int(name)))
+        return pack(Flow(stream, {})) if self.language.head is None else self.language.head(stream, text.label_rows)
 
     def _receive(self, batch: MicroBatch) -> Flow:
         if self.vision.patch_embed is not None:
@@ -132,12 +155,13 @@ class RoboBrainStage(MegatronModule):
             stream = self.vision.merger(stream)
         return Flow(stream, deepstack)
 
-    def _run_language(self, flow: Flow, batch: MicroBatch) -> Flow:
+    def _run_language(self, flow: Flow, batch: MicroBatch, cache: DecoderCache | None) -> Flow:
         stream, deepstack = flow.stream, dict(flow.deepstack)
         if self.language.embedding is not None:
             stream = self.language.embedding(batch.text, stream)
         for place, (name, layer) in enumerate(self.language.layers.items()):
-            stream = _maybe_recompute(layer, place, self.recompute.language, stream, batch.text)
+            kept = () if cache is None else (cache.layer(int(name)),)
+            stream = _maybe_recompute(layer, place, self.recompute.language, stream, batch.text, *kept)
             if int(name) in deepstack:
                 stream = self._add_deepstack(stream, deepstack.pop(int(name)), batch.text)
         return Flow(stream, deepstack)
@@ -150,10 +174,10 @@ class RoboBrainStage(MegatronModule):
         return add_rows(stream, feature, text.local_visual, self.rows)
 
 
-def _maybe_recompute(layer, place: int, limit: int, stream: torch.Tensor, inputs) -> torch.Tensor:
+def _maybe_recompute(layer, place: int, limit: int, stream: torch.Tensor, *inputs) -> torch.Tensor:
     if torch.is_grad_enabled() and (limit < 0 or place < limit):
-        return checkpoint(layer, stream, inputs, use_reentrant=False)
-    return layer(stream, inputs)
+        return checkpoint(layer, stream, *inputs, use_reentrant=False)
+    return layer(stream, *inputs)
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor, tp_size: int) -> torch.Tensor:
