@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_rb.data.sample import EncodedSample
-from megatron_rb.evaluation.sampling import Sampling, choose_tokens, draws_of
+from megatron_rb.evaluation.generation_spec import Sampling
+from megatron_rb.evaluation.sampling import choose_tokens, draws_of
 from megatron_rb.models.language.cache import DecoderCache
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.generation_inputs import first_new_positions, next_tokens, prompt_batch

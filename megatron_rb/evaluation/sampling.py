@@ -3,36 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. Order as in transformers: temperature, then top-k, then top-p."""
-
-    temperature: float = 0.0
-    """0 = greedy: always the likeliest token."""
-    top_p: float = 1.0
-    """Fewest tokens that together have this probability; 1 = all."""
-    top_k: int = 0
-    """Likeliest tokens that may be drawn; 0 = all."""
-    seed: int = 0
-    """Draws depend on (seed, sample id) alone: on no batch, process or layout."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature {self.temperature:g} is negative; use 0 for greedy answers or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p:g} must be above 0 and at most 1")
-        if self.top_k < 0:
-            raise ValueError(f"top_k {self.top_k} is negative; use 0 for all tokens")
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0
+from megatron_rb.evaluation.generation_spec import Sampling
 
 
 def draws_of(seed: int, sample_id: str) -> np.random.Generator:

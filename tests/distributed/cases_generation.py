@@ -30,7 +30,7 @@ def generation(cases: list[dict]) -> list[dict]:
     platform = get_platform("cpu")
     install_mcore_shims(platform)
     from megatron_rb.evaluation.generation import AnswerLimits, Generator
-    from megatron_rb.evaluation.sampling import Sampling
+    from megatron_rb.evaluation.generation_spec import Sampling
     from megatron_rb.layout import parse_layout
     from megatron_rb.models.layers import LocalLayers
     from megatron_rb.models.robobrain.build import ModelOptions, build_stages

@@ -21,7 +21,7 @@ class _Pass:
     longest: int
     """Tokens of the longest sequence after this pass."""
     visible: torch.Tensor | None
-    """bool `[sequences, 1, 1, longest]`: what a new token sees; None in the first pass, where prompts see themselves."""
+    """bool `[sequences, 1, 1, longest]`: what a new token sees; None in the first pass: prompts see themselves."""
 
 
 class DecoderCache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,9 +35,7 @@ def first_new_positions(batch: MicroBatch, num_prompts: int) -> np.ndarray:
     """
     borders = batch.text.samples.borders
     positions = batch.text.positions.numpy()
-    return np.array(
-        [positions[:, borders[i] : borders[i + 1]].max() + 1 for i in range(num_prompts)], dtype=np.int64
-    )
+    return np.array([positions[:, borders[i] : borders[i + 1]].max() + 1 for i in range(num_prompts)], dtype=np.int64)
 
 
 def next_tokens(ids: Sequence[int], positions: np.ndarray, multiple: int) -> TextInputs:
@@ -64,7 +63,7 @@ def next_tokens(ids: Sequence[int], positions: np.ndarray, multiple: int) -> Tex
     )
 
 
-def _label_rows(rows: np.ndarray) -> dict[str, torch.Tensor]:
+def _label_rows(rows: np.ndarray) -> dict[str, Any]:
     """Rows whose logits are wanted; the first one where there are none, since the head wants some."""
     chosen = rows if len(rows) else np.zeros(1, dtype=np.int64)
     labels = torch.zeros(len(chosen), dtype=torch.int64)

@@ -104,9 +104,7 @@ class RoboBrainStage(MegatronModule):
             )  # fmt: skip
         return state
 
-    def forward(
-        self, batch: MicroBatch, all_logits: bool = False, cache: DecoderCache | None = None
-    ) -> torch.Tensor:
+    def forward(self, batch: MicroBatch, all_logits: bool = False, cache: DecoderCache | None = None) -> torch.Tensor:
         """
         Args:
             cache: keeps the keys and values of the batch, whose samples are prompts.
