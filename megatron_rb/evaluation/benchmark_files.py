@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_rb.evaluation import tracespatial
+
 QUESTION_TYPES = {
     "pointing": "pointing", "uvd": "uvd", "grounding": "box", "affordance": "box", "trace_2d": "trace_2d",
     "trace_3d": "trace_3d", "waypoints": "trace_3d", "trace_lift": "trace_3d", "measuring": "length",
@@ -20,11 +22,13 @@ QUESTION_TYPES = {
 
 
 def read_questions(folder: Path) -> list[dict[str, Any]]:
-    """All questions of `folder`/data.json, or of that file itself.
+    """All questions of `folder`/data.json, or of that file itself; a copy of TraceSpatial-Bench is known by its files.
 
     Raises:
         ValueError: the file is not a list of objects with `question_id` and `question`, or ids repeat.
     """
+    if tracespatial.is_trace_spatial(folder):
+        return tracespatial.read_questions(folder)
     file = folder / "data.json" if folder.is_dir() else folder
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}; rb eval reads FlagEvalMM's data.json")

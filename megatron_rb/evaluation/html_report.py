@@ -78,7 +78,7 @@ def _shapes(kind: str, text: str) -> tuple[np.ndarray | None, bool]:
     if kind == "box":
         box = parse_box(text)
         return (box.box.reshape(2, 2), True) if box.ok else (None, True)
-    if kind not in ("pointing", "uvd", "trace_2d", "trace_3d"):
+    if kind not in ("pointing", "uvd", "trace_2d", "trace_3d", "trace_spatial"):
         return None, False
     read = (parse_points if kind in ("pointing", "trace_2d") else parse_points_with_depth)(text)
     return (read.points[:, :2], False) if read.ok else (None, False)
