@@ -6,8 +6,15 @@ import argparse
 import json
 from pathlib import Path
 
+from megatron_rb.evaluation.answer_file import usage_in
 from megatron_rb.evaluation.answer_source import add_arguments, answers_of
-from megatron_rb.evaluation.benchmark_files import as_row, read_questions, write_predictions, write_questions
+from megatron_rb.evaluation.benchmark_files import (
+    as_row,
+    expand_inferences,
+    read_questions,
+    write_predictions,
+    write_questions,
+)
 from megatron_rb.evaluation.html_report import write_report
 from megatron_rb.evaluation.scoring import score_all, summarise
 from megatron_rb.launch.workers import start_workers
@@ -25,9 +32,11 @@ def main(argv: list[str]) -> int:
         questions, root = read_questions(data), data if data.is_dir() else data.parent
     rows = [as_row(question) for question in questions]
     answers = answers_of(options, rows, root, out / "answers.jsonl", start_workers)
+    usage = {} if options.answers else usage_in(out / "answers.jsonl")
+    write_predictions(questions, answers, usage, out / "predictions.json")
+    questions = expand_inferences(questions, answers)
     results = score_all(questions, answers, root)
     table = summarise(results)
-    write_predictions(answers, out / "predictions.json")
     report = {"summary": table, "results": [vars(result) for result in results]}
     (out / "results.json").write_text(json.dumps(report, indent=1, default=dict))
     write_report(table, results, questions, answers, root, out / "report.html", options.pictures, options.curves)

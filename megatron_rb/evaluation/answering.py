@@ -14,6 +14,7 @@ from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
+from megatron_rb.evaluation.answer_file import answers_in, check_same_source
 from megatron_rb.models.robobrain.config import load_shape
 
 ANSWER_TOKENS = 256
@@ -98,39 +99,5 @@ def without_limits(settings: DataConfig, media_root: Path) -> DataConfig:
     return replace(settings, seq_length=1 << 20, max_patches=1 << 22, media_root=str(media_root.absolute()))
 
 
-def check_same_source(out: Path, source: Mapping[str, object]) -> None:
-    """Write down what answers in `out` come from, or compare with what an earlier run wrote.
-
-    Raises:
-        ValueError: the earlier answers come from something else; the two must not be mixed.
-    """
-    file = out.with_suffix(".source.json")
-    now = json.loads(json.dumps(dict(source)))
-    if file.is_file() and out.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]]
-        if changed:
-            raise ValueError(f"{out} holds answers of another run ({'; '.join(changed)}); choose another --out")
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(now, indent=1), encoding="utf-8")
-
-
 def _human(row: dict) -> list[dict]:
     return [turn for turn in row["conversations"] if turn["from"] == "human"][:1]
-
-
-def answers_in(out: Path) -> dict[str, str]:
-    """Answers of an earlier run; a half-written last line is dropped."""
-    if not out.is_file():
-        return {}
-    whole = [line for line in out.read_text(encoding="utf-8").split("\n")[:-1] if line]
-    write_whole(out, "".join(line + "\n" for line in whole))
-    return {row["question_id"]: row["answer"] for row in map(json.loads, whole)}
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that no reader ever sees in part."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)

@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import torch
 import torch.distributed as dist
@@ -129,8 +128,13 @@ def _answer(spec: GenerationSpec, source: Source, generator: Generator, decode) 
             unreadable = _told_by_all(turn, generator.group)
             tokens += sum(map(len, said))
             if lines is not None:
-                texts = {number: decode(ids) for number, ids in zip(turn.flat, said, strict=True)}
-                _write(lines, dataset, {number: text for number, text in texts.items() if number not in unreadable})
+                prompts = [len(prompt.input_ids) for batch in turn.prompts for prompt in batch]
+                for number, ids, prompt_tokens in zip(turn.flat, said, prompts, strict=True):
+                    if number not in unreadable:
+                        key = str(json.loads(dataset.row(number))["id"])
+                        row = {"question_id": key, "answer": decode(ids), "prompt_tokens": prompt_tokens}
+                        lines.write(json.dumps(row | {"completion_tokens": len(ids)}) + "\n")
+                lines.flush()
             bar.advance(task, len(said))
     seconds = time.perf_counter() - start
     if place.rank == 0:
@@ -142,13 +146,6 @@ def _part(spec: GenerationSpec, place: Place):  # type: ignore[no-untyped-def]
     """The answers file of this copy of the model, on one of its ranks."""
     first = place.pp_rank == 0 and place.tp_rank == 0
     return open(part_file(Path(spec.out), place.dp_rank), "a", encoding="utf-8") if first else nullcontext()
-
-
-def _write(lines: TextIO, dataset: ConversationDataset, answers: dict[int, str]) -> None:
-    for number, text in answers.items():
-        key = str(json.loads(dataset.row(number))["id"])
-        lines.write(json.dumps({"question_id": key, "answer": text}) + "\n")
-    lines.flush()
 
 
 def _told_by_all(turn: Round, group: dist.ProcessGroup) -> set[int]:

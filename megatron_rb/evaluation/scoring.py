@@ -203,6 +203,7 @@ def _trace_spatial(question: Mapping[str, Any], answer: str, root: Path) -> Scor
 
 SCORERS: Mapping[str, Callable[[Mapping[str, Any], str, Path], Scored]] = {
     "pointing": _pointing,
+    "point": _pointing,  # FlagEvalMM's name
     "uvd": _uvd,
     "box": _box,
     "trace_2d": _trace("trace_2d", parse_points),

@@ -11,13 +11,8 @@ from megatron_rb.checkpoint.manifest import find_checkpoint, find_side_files
 from megatron_rb.config.compose import config_from_file
 from megatron_rb.config.derive import check_tp_size
 from megatron_rb.config.schema import Config
-from megatron_rb.evaluation.answering import (
-    answers_in,
-    check_same_source,
-    without_limits,
-    write_questions_left,
-    write_whole,
-)
+from megatron_rb.evaluation.answer_file import check_same_source, rows_in, write_whole
+from megatron_rb.evaluation.answering import without_limits, write_questions_left
 from megatron_rb.evaluation.generation_spec import BatchLimits, GenerationSpec, Parallelism, Sampling, part_file
 from megatron_rb.layout import parse_layout
 from megatron_rb.models.robobrain.build import default_layout
@@ -120,17 +115,17 @@ def find_weights(request: StackRequest) -> Weights:
 
 def collect_parts(out: Path, questions: Sequence[Mapping]) -> dict[str, str]:
     """Put the parts of all copies of the model into `out`, in the order of the questions, and remove them."""
-    done = answers_in(out)
+    done = rows_in(out)
     parts = sorted(out.parent.glob(part_file(out, 0).name.replace("part0", "part*")))
     for part in parts:
-        done |= answers_in(part)
+        done |= rows_in(part)
     if parts:
         order = {str(row["id"]): number for number, row in enumerate(questions)}
         keys = sorted(done, key=lambda key: order.get(key, len(order)))
-        write_whole(out, "".join(json.dumps({"question_id": key, "answer": done[key]}) + "\n" for key in keys))
+        write_whole(out, "".join(json.dumps(done[key]) + "\n" for key in keys))
     for part in parts:
         part.unlink()
-    return done
+    return {key: row["answer"] for key, row in done.items()}
 
 
 def _parallelism(request: StackRequest, shape: RoboBrainShape) -> Parallelism:

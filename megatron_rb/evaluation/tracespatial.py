@@ -79,8 +79,8 @@ def load_scene(question: Mapping[str, Any], folder: Path) -> tuple[TraceScene, n
         )
         pixels = np.asarray(same)
     mask = (pixels[..., 0] if pixels.ndim == 3 else pixels) > 0
-    box = OrientedBox(*(np.asarray(question[f"bbox_{name}"], dtype=np.float64) for name in ("center", "extent")),
-                      np.asarray(question["bbox_rotation"], dtype=np.float64).reshape(3, 3))  # fmt: skip
+    center, extent = (np.asarray(question[name], dtype=np.float64) for name in ("bbox_center", "bbox_extent"))
+    box = OrientedBox(center, extent, np.asarray(question["bbox_rotation"], dtype=np.float64).reshape(3, 3))
     start = np.asarray(question["trajectory"], dtype=np.float64)[0]
     scene = build_scene(depth, mask, _intrinsics(question), start, box)
     return scene, mask, (depth.shape[1], depth.shape[0])
