@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     pairs = PairRules(options.pairs, options.zero_share, options.zero_rule)
     rules = LabelRules(
         options.chunk, options.chunk_rule, pairs, options.quantisation,
-        options.permuted_share, options.view_dropout, options.context_dropout,
+        options.permuted_share, options.view_dropout, options.context_dropout, options.reference_swap,
     )  # fmt: skip
     part, total = (int(number) for number in options.part.split("/"))
     report = write_hop_samples(
@@ -43,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--permuted-share", type=float, default=0.287, help="pairs shown again in another camera order")
     parser.add_argument("--view-dropout", type=float, default=0.0)
     parser.add_argument("--context-dropout", type=float, default=0.0)
+    parser.add_argument(
+        "--reference-swap", type=float, default=0.0, help="share with another episode's references; released: 0.75"
+    )
     parser.add_argument(
         "--part", default="0/1", metavar="K/N", help="every N-th episode from the K-th, for N processes"
     )

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_rb.evaluation.value_scores import curves_of, read_answers, score_questions
+from megatron_rb.evaluation.answer_source import add_arguments, answers_of
+from megatron_rb.evaluation.value_scores import curves_of, score_questions
+from megatron_rb.launch.workers import start_workers
 from megatron_rb.value.episodes import BadEpisode
 from megatron_rb.value.reconstruct import Consistency
 
@@ -22,13 +24,9 @@ def main(argv: list[str]) -> int:
     if not usable:
         raise ValueError(f"{options.data} holds no episode that can be scored")
     root = Path(options.data).parent if Path(options.data).is_file() else Path()
-    if options.answers:
-        answers = read_answers(Path(options.answers))
-    else:
-        from megatron_rb.evaluation.answering import answer_with_transformers
-
-        questions = [row for _, _, rows in usable for row in rows]
-        answers = answer_with_transformers(questions, root, options.hf, Path(options.out).with_suffix(".answers.jsonl"))
+    questions = [row for _, _, rows in usable for row in rows]
+    said = Path(options.out).with_suffix(".answers.jsonl")
+    answers = answers_of(options, questions, root, said, start_workers)
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     curves = [curves_of(episode.name, frames, answers, Consistency(options.alpha)) for episode, frames, _ in usable]
@@ -42,9 +40,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rb value score", description=__doc__)
     parser.add_argument("--data", required=True, help="episodes, as for rb value label")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--answers", help='recorded answers: {"question_id": "<episode>_<before>_<after>", "answer"}')
-    source.add_argument("--hf", help="Hugging Face folder (export a checkpoint with rb convert export)")
+    recorded = 'recorded answers: {"question_id": "<episode>_<before>_<after>", "answer"}'
+    add_arguments(parser, max_new_tokens=64, answers_help=recorded)
     parser.add_argument("--out", required=True, metavar="CURVES.jsonl")
     parser.add_argument("--interval", type=int, default=30, help="frames between two scored frames")
     parser.add_argument("--alpha", type=float, default=20.0, help="of the consistency weight")

@@ -6,6 +6,7 @@ import json
 import signal
 import tempfile
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +26,7 @@ from megatron_rb.checkpoint.conversion.import_hf import import_folder
 from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
 from megatron_rb.checkpoint.conversion.outcome import Summary
 from megatron_rb.checkpoint.conversion.verify import Comparison, find_side, verify
+from megatron_rb.launch.workers import start_workers
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 
@@ -73,7 +75,7 @@ def _forward(o: Namespace) -> float:
     """Needs torch.distributed and transformers; the rest does not."""
     install_mcore_shims(get_platform("cpu"))
     from megatron_rb.evaluation.forward_difference import forward_difference
-    from megatron_rb.tools.parity import start_workers
+    from megatron_rb.tools.parity import WORKER
 
     with tempfile.TemporaryDirectory(prefix="forward-") as folder:
-        return forward_difference((find_side(o.a), find_side(o.b)), o.hf, Path(folder), start_workers)
+        return forward_difference((find_side(o.a), find_side(o.b)), o.hf, Path(folder), partial(start_workers, WORKER))

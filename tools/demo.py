@@ -12,9 +12,15 @@ import time
 from pathlib import Path
 
 from megatron_rb.config.compose import load_config
+from megatron_rb.evaluation.demo_scores import evaluate_demo, write_demo_questions
+from megatron_rb.evaluation.value_scores import read_answers
 
 ROOT = Path("runs/demo")
-PARITY_SAMPLES, POINTING_SAMPLES = 6, 120
+PARITY_SAMPLES, QUESTIONS_PER_TASK = 6, 120
+HOPS_PER_EPISODE = 24
+ANSWER_TOKENS = 28
+"""A point with its depth needs about twenty."""
+COMPARED = ("pointing_hit_rate", "depth_error_cm", "voc_plus", "voc_minus")
 
 
 def main(argv: list[str]) -> int:
@@ -27,12 +33,19 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             f"rb demo works in {ROOT}, the settings ask for {config.run_dir}; use rb launch for other runs"
         )
-    for old in ("hf", "data", "imported", "export", "checkpoints", "metrics.jsonl", "ledger.jsonl", "index"):
+    made = ("hf", "data", "imported", "eval", "export", "checkpoints", "metrics.jsonl", "ledger.jsonl", "index")
+    for old in made:
         _remove(ROOT / old)
-    _rb("demo-data", "--tasks", "pointing", "uvd", "--out", ROOT / "data")
+    tasks = ("--tasks", "pointing", "uvd", "hop", "--hops-per-episode", HOPS_PER_EPISODE)
+    _rb("demo-data", *tasks, "--out", ROOT / "data")
     _rb("demo-model", "--texts", ROOT / "data/train.jsonl", "--out", ROOT / "hf")
     _rb("convert", "import", "--hf", ROOT / "hf", "--out", ROOT / "imported")
     _rb("launch", *settings)
+    write_demo_questions(ROOT / "data", QUESTIONS_PER_TASK, ROOT / "data/questions.jsonl")
+    _rb(
+        "eval", "--ckpt", ROOT, "--data", ROOT / "data/questions.jsonl", "--out", ROOT / "eval", "--processes", 2,
+        "--batch", 40, "--max-new-tokens", ANSWER_TOKENS,
+    )  # fmt: skip
     _rb("convert", "export", "--ckpt", ROOT / "checkpoints", "--out", ROOT / "export")
     newest = max((ROOT / "checkpoints").glob("step_*"))
     few = ROOT / "data/parity.jsonl"
@@ -48,28 +61,26 @@ def main(argv: list[str]) -> int:
 
 
 def _summarise(config, started: float) -> dict:
-    from megatron_rb.evaluation.heldout import constant_answers, pointing_hits
+    from megatron_rb.evaluation.heldout import constant_loss
 
-    ledger, export = ROOT / "ledger.jsonl", str(ROOT / "export")
-    constant = constant_answers(config.data, export, ledger)
-    hits = pointing_hits(config.data, export, ledger, POINTING_SAMPLES)
     records = [json.loads(line) for line in (ROOT / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "step"]
-    evaluations = [record["values"]["loss"] for record in records if record["kind"] == "eval"]
+    evaluations = [record["values"] for record in records if record["kind"] == "eval"]
     logits = next(row for row in json.loads((ROOT / "parity.json").read_text()) if row["name"] == "logits")
+    scores = evaluate_demo(ROOT / "data", QUESTIONS_PER_TASK, read_answers(ROOT / "eval/answers.jsonl"))
     return {
         "layout": config.parallel.layout,
         "world_size": config.parallel.tp_size * config.parallel.pp_size,
         "seconds": round(time.monotonic() - started, 1),
         "train": {"steps": len(losses), "first_loss": losses[0], "final_loss": losses[-1]},
         "eval": {
-            "untrained_loss": evaluations[0],
-            "constant_loss": constant.loss,
-            "trained_loss": evaluations[-1],
-            "pointing_hit_rate": hits.rate,
-            "constant_pointing_hit_rate": constant.pointing.rate,
-            "pointing_answers": hits.count,
-            "pointing_unreadable": hits.unreadable,
+            "untrained_loss": evaluations[0]["loss"],
+            "constant_loss": constant_loss(config.data, str(ROOT / "export"), ROOT / "ledger.jsonl"),
+            "trained_loss": evaluations[-1]["loss"],
+            "untrained_hop_loss": evaluations[0]["hop_loss"],
+            "trained_hop_loss": evaluations[-1]["hop_loss"],
+            **scores["model"],
+            **{f"constant_{name}": value for name, value in scores["constant"].items() if name in COMPARED},
         },
         "export": {"max_abs_logit_diff": logits["max_abs"]},
     }

@@ -6,10 +6,18 @@ import argparse
 import json
 from pathlib import Path
 
-from megatron_rb.evaluation.benchmark_files import as_row, read_questions, write_predictions, write_questions
+from megatron_rb.evaluation.answer_file import usage_in
+from megatron_rb.evaluation.answer_source import add_arguments, answers_of
+from megatron_rb.evaluation.benchmark_files import (
+    as_row,
+    expand_inferences,
+    read_questions,
+    write_predictions,
+    write_questions,
+)
 from megatron_rb.evaluation.html_report import write_report
 from megatron_rb.evaluation.scoring import score_all, summarise
-from megatron_rb.evaluation.value_scores import read_answers
+from megatron_rb.launch.workers import start_workers
 
 
 def main(argv: list[str]) -> int:
@@ -22,21 +30,13 @@ def main(argv: list[str]) -> int:
         questions, root = read_questions(out), data.parent
     else:
         questions, root = read_questions(data), data if data.is_dir() else data.parent
-    if options.answers:
-        answers = read_answers(Path(options.answers))
-    else:
-        from megatron_rb.evaluation.answering import answer_with_transformers
-
-        answers = answer_with_transformers(
-            [as_row(question) for question in questions],
-            root,
-            options.hf,
-            out / "answers.jsonl",
-            options.max_new_tokens,
-        )
+    rows = [as_row(question) for question in questions]
+    answers = answers_of(options, rows, root, out / "answers.jsonl", start_workers)
+    usage = {} if options.answers else usage_in(out / "answers.jsonl")
+    write_predictions(questions, answers, usage, out / "predictions.json")
+    questions = expand_inferences(questions, answers)
     results = score_all(questions, answers, root)
     table = summarise(results)
-    write_predictions(answers, out / "predictions.json")
     report = {"summary": table, "results": [vars(result) for result in results]}
     (out / "results.json").write_text(json.dumps(report, indent=1, default=dict))
     write_report(table, results, questions, answers, root, out / "report.html", options.pictures, options.curves)
@@ -51,11 +51,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rb eval", description=__doc__)
     parser.add_argument("--data", required=True, help="folder with data.json, such a file, or rows of a training file")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--hf", help="Hugging Face folder (export a checkpoint with rb convert export)")
-    source.add_argument("--answers", help="prediction file of FlagEvalMM or of an earlier rb eval")
     parser.add_argument("--out", required=True, help="folder; an earlier run in it is continued")
-    parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--pictures", type=int, default=60, help="most pictures in the report")
+    add_arguments(parser, max_new_tokens=256, answers_help="prediction file of FlagEvalMM or of an earlier rb eval")
     parser.add_argument("--curves", type=Path, nargs="*", default=[], help="PNG files of rb value plot to show")
     return parser

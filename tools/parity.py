@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from megatron_rb.launch.command import threads_per_rank
-from megatron_rb.launch.job import JobSpec
-from megatron_rb.launch.local import free_port
-from megatron_rb.launch.main import run_job
+from megatron_rb.launch.workers import start_workers
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
+
+WORKER = "megatron_rb.evaluation.parity_worker"
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +27,7 @@ def main(argv: list[str]) -> int:
         ours, rows = run_parity(
             Path(folder), options.hf, weights=options.weights, layout_text=options.layout, tp_size=options.tp,
             pp_size=options.pp, sequence_parallel=options.sequence_parallel, samples_file=options.samples,
-            grads=options.grads, seed=options.seed, start=start_workers,
+            grads=options.grads, seed=options.seed, start=partial(start_workers, WORKER),
         )  # fmt: skip
     print_report(rows)
     if options.json:
@@ -38,12 +37,6 @@ def main(argv: list[str]) -> int:
 
         save_file({"logits": ours.logits.contiguous()}, options.dump)
     return 0 if all(row.passed is not False for row in rows) else 1
-
-
-def start_workers(folder: Path, processes: int) -> int:
-    threads = threads_per_rank(0, len(os.sched_getaffinity(0)), processes)
-    worker, port = "megatron_rb.evaluation.parity_worker", free_port("127.0.0.1")
-    return run_job(JobSpec(worker, (str(folder),), processes, folder, master_port=port, threads_per_rank=threads))
 
 
 def _parser() -> argparse.ArgumentParser:

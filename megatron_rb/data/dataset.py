@@ -54,11 +54,18 @@ class ConversationDataset:
         sample.pixels = self.encoder.no_pixels(sample)
         return sample
 
-    def prompt(self, number: int) -> EncodedSample:
-        """The sample with pixels up to where the last answer begins, for generation."""
+    def prompt(self, number: int, *, with_pixels: bool = True) -> EncodedSample:
+        """The sample up to where the last answer begins, for generation; raises as `get`."""
         conversation, infos = self.conversation(number), self.index.media_infos(number)
         sample = self.encoder.encode_prompt(conversation, infos)
-        sample.pixels = self.encoder.pixels(conversation, infos)[: len(sample.grids)]
+        if with_pixels:
+            sample.pixels = self.encoder.pixels(conversation, infos)[: len(sample.grids)]
+        return sample
+
+    def blank_prompt(self, number: int) -> EncodedSample:
+        """The prompt with zeros for pixels, to keep the place of one whose media do not decode."""
+        sample = self.prompt(number, with_pixels=False)
+        sample.pixels = self.encoder.no_pixels(sample)
         return sample
 
     def row(self, number: int) -> bytes:

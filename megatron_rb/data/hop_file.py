@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +16,8 @@ from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.media import inspect_media, load_frames
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.rows import MediaRef
-from megatron_rb.value.episodes import BadEpisode, VideoFrames, read_key_framed
-from megatron_rb.value.label import BLANK, LabelledEpisode, LabelRules, hop_rows, label_episode
+from megatron_rb.value.episodes import BadEpisode, KeyFramedEpisode, VideoFrames, read_key_framed
+from megatron_rb.value.label import BLANK, LabelledEpisode, LabelRules, ReferencePool, hop_rows, label_episode
 
 VIDEO_FPS = 30.0
 """For containers that do not tell their rate; frames are picked by number, so it decides nothing."""
@@ -35,7 +37,8 @@ def write_hop_samples(
     """Label every episode of `data` and write `out`, beside it the ledger `<out>.ledger.jsonl`.
 
     Paths are written relative to the folder of `out`. Frames of videos are stored below it. A sample depends
-    on the seed and its episode alone, so the parts of several processes together are what one would write.
+    on the seed and its episode alone (with `reference_swap` on earlier episodes of the file too), so the parts of
+    several processes together are what one would write.
 
     Args:
         part: (k, n): only every n-th episode, beginning with the k-th.
@@ -46,23 +49,22 @@ def write_hop_samples(
     if not 0 <= part[0] < part[1]:
         raise ValueError(f"part {part[0]} of {part[1]} does not exist; count from 0")
     out.parent.mkdir(parents=True, exist_ok=True)
-    report = HopFileReport()
+    report, pool = HopFileReport(), ReferencePool()
     with Ledger(out.with_suffix(".ledger.jsonl")) as ledger, open(out, "w", encoding="utf-8") as lines:
         for number, episode in enumerate(_shown(data, progress)):
-            if number % part[1] != part[0]:
+            mine = number % part[1] == part[0]
+            others = pool.of_task(episode) if rules.reference_swap and isinstance(episode, KeyFramedEpisode) else []
+            if rules.reference_swap:
+                _remember(pool, episode, out.parent)
+            if not mine:
                 continue
-            labelled = episode if isinstance(episode, BadEpisode) else label_episode(episode, rules, seed)
-            if isinstance(labelled, LabelledEpisode):
-                try:
-                    _store_frames(labelled, out.parent)
-                except (BadSample, OSError) as error:
-                    labelled = BadEpisode(labelled.episode.name, "unreadable video", str(error), str(data))
+            labelled = _labelled(episode, rules, seed, data, out.parent)
             if isinstance(labelled, BadEpisode):
                 report.refused[labelled.problem] += 1
                 ledger.record("rejected", labelled.place, labelled.reason, id=labelled.name, problem=labelled.problem)
                 continue
             report.episodes += 1
-            for row in hop_rows(labelled, rules, seed):
+            for row in hop_rows(labelled, rules, seed, others):
                 row["image"] = [_path(path, data, out.parent) for path in row["image"]]
                 lines.write(json.dumps(row) + "\n")
                 report.samples += 1
@@ -70,6 +72,29 @@ def write_hop_samples(
         raise ValueError(f"no episode of {data} gives a sample ({dict(report.refused)}); see {ledger.path}")
     Image.new("RGB", (64, 64)).save(out.parent / BLANK)
     return report
+
+
+def _labelled(
+    episode: KeyFramedEpisode | BadEpisode, rules: LabelRules, seed: int, data: Path, folder: Path
+) -> LabelledEpisode | BadEpisode:
+    labelled = episode if isinstance(episode, BadEpisode) else label_episode(episode, rules, seed)
+    if isinstance(labelled, BadEpisode):
+        return labelled
+    shown = {*labelled.pairs.before.tolist(), *labelled.pairs.after.tolist(), labelled.states[0], labelled.states[-1]}
+    try:
+        _store_frames(labelled.episode, labelled.cameras, shown, folder)
+    except (BadSample, OSError) as error:
+        return BadEpisode(labelled.episode.name, "unreadable video", str(error), str(data))
+    return labelled
+
+
+def _remember(pool: ReferencePool, episode: KeyFramedEpisode | BadEpisode, folder: Path) -> None:
+    """Offer an episode's first and last front picture to later ones, also when another part labels the episode."""
+    if isinstance(episode, BadEpisode):
+        return
+    with contextlib.suppress(BadSample, OSError):  # refused, with its line in the ledger, by the part that labels it
+        _store_frames(episode, list(episode.images)[:1], {episode.key_frames[0], episode.key_frames[-1]}, folder)
+        pool.add(episode)
 
 
 def _shown(data: Path, progress: bool):  # type: ignore[no-untyped-def]
@@ -84,11 +109,10 @@ def _shown(data: Path, progress: bool):  # type: ignore[no-untyped-def]
             yield episode
 
 
-def _store_frames(labelled: LabelledEpisode, folder: Path) -> None:
-    """Write the frames of videos that the samples show; those that lie there already are kept."""
-    numbers = {*labelled.pairs.before.tolist(), *labelled.pairs.after.tolist(), labelled.states[0], labelled.states[-1]}
-    for camera in set(labelled.cameras):
-        frames = labelled.episode.images[camera]
+def _store_frames(episode: KeyFramedEpisode, cameras: Iterable[str], numbers: Set[int], folder: Path) -> None:
+    """Write frames of videos as pictures; those that lie there already are kept."""
+    for camera in set(cameras):
+        frames = episode.images[camera]
         if not isinstance(frames, VideoFrames):
             continue
         missing = sorted(number for number in numbers if not (folder / frames[number]).is_file())

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from megatron_rb.checkpoint.hf.generation import greedy_answers
 from megatron_rb.config.schema import DataConfig
 from megatron_rb.data.build import build_dataset, build_encoder
+from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
+from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
+from megatron_rb.evaluation.answer_file import answers_in, check_same_source
 from megatron_rb.models.robobrain.config import load_shape
 
 ANSWER_TOKENS = 256
@@ -33,6 +36,7 @@ def answer_with_transformers(
         settings: system prompt, chat template and picture sizes the model was trained with; None = the defaults.
     """
     shape = load_shape(hf_folder)
+    check_same_source(out, {"weights": hf_folder, "max_new_tokens": max_new_tokens, "sampling": "greedy"})
 
     def generate(prompts: Sequence[EncodedSample], decode: Callable, eos_ids: Sequence[int]) -> list[str]:
         return greedy_answers(hf_folder, shape, prompts, decode, eos_ids, max_new_tokens)
@@ -45,40 +49,55 @@ def answer_all(
     settings: DataConfig,
 ) -> dict[str, str]:  # fmt: skip
     """The same with any generator of answers, called with prompts, a decoder of token ids and the end tokens."""
-    done = _done(out)
-    waiting = [row for row in questions if str(row["id"]) not in done]
-    if not waiting:
+    done = answers_in(out)
+    asked = write_questions_left(questions, done, out)
+    if asked is None:
         return done
-    out.parent.mkdir(parents=True, exist_ok=True)
-    asked = out.with_suffix(".questions.jsonl")
-    empty = {"from": "gpt", "value": ""}
-    asked.write_text("".join(json.dumps(row | {"conversations": [*_human(row), empty]}) + "\n" for row in waiting))
-    settings = replace(settings, seq_length=1 << 20, max_patches=1 << 22, media_root=str(media_root.absolute()))
+    settings = without_limits(settings, media_root)
     encoder = build_encoder(settings, hf_folder, load_shape(hf_folder))
     with Ledger(out.with_suffix(".ledger.jsonl")) as ledger:
         dataset = build_dataset(settings, encoder, [str(asked)], ledger)
-    with open(out, "a", encoding="utf-8") as lines:
-        for start in range(0, len(dataset), BATCH):
-            numbers = range(start, min(start + BATCH, len(dataset)))
-            prompts = [dataset.prompt(number) for number in numbers]
-            texts = generate(prompts, encoder.tokenizer.decode, encoder.tokenizer.eos_ids)
-            for number, text in zip(numbers, texts, strict=True):
-                key = str(json.loads(dataset.row(number))["id"])
-                done[key] = text
-                lines.write(json.dumps({"question_id": key, "answer": text}) + "\n")
-            lines.flush()
+        with open(out, "a", encoding="utf-8") as lines:
+            for start in range(0, len(dataset), BATCH):
+                numbers = range(start, min(start + BATCH, len(dataset)))
+                prompts = dict(_readable(dataset, numbers, ledger))
+                texts = generate(list(prompts.values()), encoder.tokenizer.decode, encoder.tokenizer.eos_ids)
+                for number, text in zip(prompts, texts, strict=True):
+                    key = str(json.loads(dataset.row(number))["id"])
+                    done[key] = text
+                    lines.write(json.dumps({"question_id": key, "answer": text}) + "\n")
+                lines.flush()
     dataset.close()
     return done
 
 
+def _readable(
+    dataset: ConversationDataset, numbers: Sequence[int], ledger: Ledger
+) -> Iterator[tuple[int, EncodedSample]]:
+    for number in numbers:
+        try:
+            yield number, dataset.prompt(number)
+        except BadSample as problem:
+            file, line = dataset.source(number)
+            ledger.record("unreadable", file, str(problem), line=line, problem=problem.problem)
+
+
+def write_questions_left(questions: Sequence[dict], done: Mapping[str, str], out: Path) -> Path | None:
+    """The questions without an answer as a data file beside `out`; None when there is none."""
+    waiting = [row for row in questions if str(row["id"]) not in done]
+    if not waiting:
+        return None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    asked = out.with_suffix(".questions.jsonl")
+    empty = {"from": "gpt", "value": ""}
+    asked.write_text("".join(json.dumps(row | {"conversations": [*_human(row), empty]}) + "\n" for row in waiting))
+    return asked
+
+
+def without_limits(settings: DataConfig, media_root: Path) -> DataConfig:
+    """Settings under which no question is refused for its length."""
+    return replace(settings, seq_length=1 << 20, max_patches=1 << 22, media_root=str(media_root.absolute()))
+
+
 def _human(row: dict) -> list[dict]:
     return [turn for turn in row["conversations"] if turn["from"] == "human"][:1]
-
-
-def _done(out: Path) -> dict[str, str]:
-    """Answers of an earlier run; a half-written last line is dropped."""
-    if not out.is_file():
-        return {}
-    whole = [line for line in out.read_text(encoding="utf-8").split("\n")[:-1] if line]
-    out.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
-    return {row["question_id"]: row["answer"] for row in map(json.loads, whole)}

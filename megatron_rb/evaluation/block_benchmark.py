@@ -13,6 +13,7 @@ import torch
 
 from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig
 from megatron_rb.data.sample import EncodedSample, VisionGrid
+from megatron_rb.models.language.blocks import HeadOutput
 from megatron_rb.models.robobrain.balance import default_layout
 from megatron_rb.models.robobrain.build import DTYPES
 from megatron_rb.models.robobrain.config import RoboBrainShape
@@ -128,7 +129,7 @@ def calls_of(stage: RoboBrainStage, batch: MicroBatch) -> Iterator[Call]:
     for layer in language.layers.values():
         yield Call(Part.DECODER, partial(_with, layer, batch.text), tokens, width)
 
-    yield Call(Part.HEAD, lambda x: output(x, batch.text), tokens, width)
+    yield Call(Part.HEAD, lambda x: output(x, batch.text, HeadOutput.LOSS), tokens, width)
 
 
 def _with(layer: torch.nn.Module, inputs: object, x: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_rb.evaluation.trace3d import OccupiedSpace, OrientedBox, TraceScene, score_trace
+from megatron_rb.evaluation.trace3d import OrientedBox, build_scene, score_trace
 from megatron_rb.spatial.answers import parse_points, parse_points_with_depth
 from megatron_rb.value.answers import parse_score
 from megatron_rb.value.reconstruct import conservative
@@ -38,14 +38,14 @@ def measure(seconds: float) -> list[DataSpeed]:
     points = [f"[({a}, {b}), ({b}, {a})]" for a, b in rng.integers(0, 1000, (500, 2))]
     traces = [f"[({a}, {b}, {a / 500 + 0.1:.3f}), ({b}, {a}, 1.005)]" for a, b in rng.integers(0, 1000, (500, 2))]
     scores = [f"<score>{a:+d}%</score>" for a in rng.integers(-100, 101, 500)]
-    scene, answer = _scene(rng)
+    room = _Room.drawn(rng)
     jobs: list[tuple[str, str, float, Callable[[int], int]]] = [
         ("hop pairs", "pairs", 100_000, lambda i: _pairs(states[i % 4], i)),
         ("reconstruction", "hops", 1_000_000, lambda i: len(conservative(*hops)) - 1),
         ("parsing points", "answers", 100_000, lambda i: len([parse_points(text) for text in points])),
         ("parsing traces", "answers", 100_000, lambda i: len([parse_points_with_depth(text) for text in traces])),
         ("parsing scores", "answers", 100_000, lambda i: len([parse_score(text) for text in scores])),
-        ("3-D trace scenes", "scenes", 100 / 60, lambda i: int(score_trace(answer, scene) is not None)),
+        ("3-D trace scenes", "scenes", 100 / 60, lambda i: room.score()),
     ]
     return [_timed(name, unit, target, job, seconds) for name, unit, target, job in jobs]
 
@@ -63,9 +63,30 @@ def _pairs(states: list[int], number: int) -> int:
     return len(sample_pairs(states, PairRules(), episode_generator(0, str(number))))
 
 
-def _scene(rng: np.random.Generator) -> tuple[TraceScene, np.ndarray]:
-    """A scene of the benchmark's size: a VGA depth picture, an object of 5,000 points, a trace of 8."""
-    space = OccupiedSpace(rng.uniform(1, 4, (480, 640)), np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]]))
-    cloud = rng.normal([0, 0, 2], 0.05, (5000, 3))
-    box = OrientedBox(np.array([0.3, 0, 2.2]), np.full(3, 0.2), np.eye(3))
-    return TraceScene(np.array([0, 0, 2.0]), cloud, box, space), np.linspace([0, 0, 2], [0.3, 0, 2.2], 8)
+@dataclass(frozen=True)
+class _Room:
+    """A scene of the benchmark's kind: a VGA depth picture of a room with a table, and an object of 15,000 pixels."""
+
+    depth: np.ndarray
+    mask: np.ndarray
+    intrinsics: np.ndarray
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> _Room:
+        intrinsics = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
+        rows, columns = np.mgrid[:480, :640]
+        across, down = (columns - 320) / 500, (rows - 240) / 500
+        floor = np.where(down > 0, 1.3 / np.maximum(down, 1e-6), np.inf)
+        side = np.where(across > 0, 2.0 / np.maximum(across, 1e-6), np.inf)
+        table = np.where((down > 0.1) & (np.abs(across) < 0.5), 0.5 / np.maximum(down, 1e-6), np.inf)
+        depth = np.minimum.reduce([floor, side, np.where(table < 3.0, table, np.inf), np.full(down.shape, 4.0)])
+        mask = (np.abs(columns - 300) < 75) & (np.abs(rows - 270) < 50)
+        depth = np.where(mask, 1.5 + 0.1 * across, depth) + rng.normal(0, 0.002, depth.shape)
+        return cls(depth, mask, intrinsics)
+
+    def score(self) -> int:
+        """From pictures to the score: cloud, cleaning, occupied voxels, collisions of a trace of 8 points."""
+        box = OrientedBox(np.array([0.3, 0, 2.2]), np.full(3, 0.2), np.eye(3))
+        scene = build_scene(self.depth, self.mask, self.intrinsics, np.array([0, 0, 1.5]), box)
+        score_trace(np.linspace([0, 0.1, 1.5], [0.3, 0, 2.2], 8), scene)
+        return 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from megatron_rb.spatial import prompts
 from megatron_rb.spatial.answers import parse_points, parse_points_with_depth
 from megatron_rb.spatial.episodes import Episode, read_episodes
 from megatron_rb.value.answers import format_score, parse_score
+from megatron_rb.value.hops import hop_label, progress, sample_states
 
 VIEW = "side"
 
@@ -93,25 +94,37 @@ def constant_answers(questions: DemoQuestions, data: Path) -> dict[str, str]:
     return {row["id"]: texts[row["task"]] for row in [*questions.rows, *questions.pairs]}
 
 
-def evaluate_demo(data: Path, limit: int, answer: Callable[[Sequence[dict]], Mapping[str, str]]) -> dict[str, Any]:
-    """Scores of `answer` (rows -> texts by id) and of the constant answer."""
+def write_demo_questions(data: Path, limit: int, file: Path) -> None:
+    """All that is asked as rows of a training file, beside the held-out file, for `rb eval`."""
     questions = demo_questions(data, limit)
-    said = answer([*questions.rows, *questions.pairs])
+    lines = (json.dumps(row) + "\n" for row in [*questions.rows, *questions.pairs])
+    file.write_text("".join(lines), encoding="utf-8")
+
+
+def evaluate_demo(data: Path, limit: int, answers: Mapping[str, str]) -> dict[str, Any]:
+    """Scores of the answers by row id, and of the constant answer."""
+    questions = demo_questions(data, limit)
     return {
-        "model": score_demo(questions, said, data).as_json(),
+        "model": score_demo(questions, answers, data).as_json(),
         "constant": score_demo(questions, constant_answers(questions, data), data).as_json(),
     }
 
 
 def _pair_rows(episode: Episode, data: Path) -> list[dict]:
+    states = sample_states(episode.key_frames())
+    phi = np.interp(range(len(episode.frames)), states, progress(len(states)))
     rows = []
     for t in range(len(episode.frames) - 1):
         for before, after in ((t, t + 1), (t + 1, t)):
             images = [episode.frames[k].views[VIEW].image.relative_to(data).as_posix() for k in (before, after)]
             text = prompts.hop(episode.instruction, [f"BEFORE {VIEW}", f"AFTER {VIEW}"])
-            human = [{"from": "human", "value": text}]
+            hop = hop_label(float(phi[before]), float(phi[after]))
+            answer = format_score(hop)
+            turns = [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]
             key = _key(episode, before, after)
-            rows.append({"id": key, "task": "hop", "image": images, "conversations": human})
+            rows.append(
+                {"id": key, "task": "hop", "image": images, "conversations": turns, "answer": answer, "hop": hop}
+            )
     return rows
 
 

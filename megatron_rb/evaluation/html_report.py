@@ -51,10 +51,11 @@ def write_report(
 def draw(question: Mapping[str, Any], answer: str, root: Path) -> Image.Image | None:
     """The last picture of a question with its true and the predicted points or boxes; None without a picture."""
     paths = image_paths(question)
-    if not paths or not (root / paths[-1]).is_file():
+    try:
+        with Image.open(root / paths[-1]) as opened:
+            image = opened.convert("RGB")
+    except (IndexError, OSError):  # none, missing, or broken: the card then says so in words
         return None
-    with Image.open(root / paths[-1]) as opened:
-        image = opened.convert("RGB")
     size = ImageSize(*image.size)
     pen = ImageDraw.Draw(image)
     for text, colour in ((str(question.get("answer", "")), TRUE), (answer, PREDICTED)):
@@ -77,7 +78,7 @@ def _shapes(kind: str, text: str) -> tuple[np.ndarray | None, bool]:
     if kind == "box":
         box = parse_box(text)
         return (box.box.reshape(2, 2), True) if box.ok else (None, True)
-    if kind not in ("pointing", "uvd", "trace_2d", "trace_3d"):
+    if kind not in ("pointing", "uvd", "trace_2d", "trace_3d", "trace_spatial"):
         return None, False
     read = (parse_points if kind in ("pointing", "trace_2d") else parse_points_with_depth)(text)
     return (read.points[:, :2], False) if read.ok else (None, False)
@@ -101,6 +102,8 @@ def _card(result: Scored, question: Mapping[str, Any], answer: str, root: Path) 
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         picture = f'<img src="{_data_url(buffer.getvalue())}" width="{WIDTH}">'
+    elif image_paths(question):
+        picture = f"<p>{html.escape(image_paths(question)[-1])} cannot be shown</p>"
     verdict = f"failed: {result.failure}" if result.failure else f"score {result.score:.3f}"
     lines = [
         f"{result.kind} {result.question_id}: {verdict}",

@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_rb.spatial.answers import parse_points
 from megatron_rb.spatial.points import ImageSize, grid_to_pixels, pixel_index
-
-
-@dataclass(frozen=True)
-class HitRate:
-    rate: float
-    """Mean over answers of the share of their points inside the mask; an answer that cannot be read counts 0."""
-    unreadable: int
-    """Answers without a point."""
-    count: int
 
 
 def point_in_mask(points: np.ndarray, mask: np.ndarray) -> float:
@@ -26,23 +15,6 @@ def point_in_mask(points: np.ndarray, mask: np.ndarray) -> float:
         return 0.0
     size = ImageSize(mask.shape[1], mask.shape[0])
     return float(mask[pixel_index(grid_to_pixels(points, size), size)].mean())
-
-
-def hit_rate(answers: Sequence[str], masks: Sequence[np.ndarray]) -> HitRate:
-    """Score texts like `[(x, y)]` against one mask each."""
-    if not answers or len(answers) != len(masks):
-        raise ValueError(f"{len(answers)} answers and {len(masks)} masks; give as many masks as answers")
-    read = [parse_points(answer) for answer in answers]
-    scores = [point_in_mask(answer.points, mask) for answer, mask in zip(read, masks, strict=True)]
-    return HitRate(float(np.mean(scores)), sum(not answer.ok for answer in read), len(scores))
-
-
-def constant_point(points: np.ndarray) -> np.ndarray:
-    """The mean training answer [2] (0-1000, whole numbers): the best single point to say without looking."""
-    points = np.asarray(points, dtype=np.float64)
-    if points.ndim != 2 or len(points) == 0:
-        raise ValueError(f"training points have shape {points.shape}; give [n, 2] with n of at least 1")
-    return np.rint(points.mean(axis=0))
 
 
 def constant_token_loss(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from megatron_rb.evaluation import tracespatial
 from megatron_rb.evaluation.answer_metrics import (
     IOU_THRESHOLDS,
     box_iou,
@@ -191,8 +192,18 @@ def _mask(question: Mapping[str, Any], root: Path) -> np.ndarray:
         raise ValueError(f"question {question['question_id']} has no readable mask_path: {error}") from error
 
 
+def _trace_spatial(question: Mapping[str, Any], answer: str, root: Path) -> Scored:
+    """TraceSpatial-Bench. Score: success; an answer that cannot be read has none and no further figures."""
+    read = parse_points_with_depth(answer)
+    if not read.ok:
+        return _failed(question, tracespatial.KIND, read)
+    success, measures = tracespatial.score_answer(question, read.points, root)
+    return Scored(str(question["question_id"]), tracespatial.KIND, float(success), measures)
+
+
 SCORERS: Mapping[str, Callable[[Mapping[str, Any], str, Path], Scored]] = {
     "pointing": _pointing,
+    "point": _pointing,  # FlagEvalMM's name
     "uvd": _uvd,
     "box": _box,
     "trace_2d": _trace("trace_2d", parse_points),
@@ -202,4 +213,5 @@ SCORERS: Mapping[str, Callable[[Mapping[str, Any], str, Path], Scored]] = {
     "plan": _plan,
     "multiple-choice": _choice,
     "hop": _hop,
+    tracespatial.KIND: _trace_spatial,
 }

@@ -1,10 +1,10 @@
 """TraceSpatial: does a 3-D trace start at the object, end at its destination, and touch nothing on the way?
 
-Protocol (RoboTracer / RoboBrain 2.5, 100 scenes). Start: the first point within 0.20 m of the object's points or of
-the true first point. End: one of the last three points within 0.20 m of the destination's oriented box. Collision: the
-object's points, moved along with the trace, have more than 20 % inside occupied space at any predicted point. Success:
-start and end without collision, over all answers. A sample without depth leaves the denominators of start and end, not
-that of success.
+Protocol (RoboTracer / RoboBrain 2.5, 100 scenes; its released evaluation). Start: the first point within 0.20 m of the
+object's points or of the true first point. End: one of the last three points, or the last of fewer, within 0.20 m of
+the destination's oriented box. Collision: the object's points, moved as the trace moves from its first point, have
+more than 20 % inside occupied voxels at any predicted point; nothing is interpolated. Success: start and end without
+collision, over all answers. An answer without depth leaves the denominators of start and end, not that of success.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_rb.spatial.clouds import clean_cloud
+from megatron_rb.spatial.depth import FARTHEST
+from megatron_rb.spatial.tsdf import OccupiedVoxels, occupied_voxels
+
 REACH = 0.20
 """Metres for start and end."""
 LAST_POINTS = 3
 COLLIDING_SHARE = 0.20
-VOXEL = 0.02
-"""Metres."""
-TRUNCATION = 4
-"""Voxels behind a surface that count as occupied; beyond them space is unknown and taken for free."""
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,10 @@ class OrientedBox:
         local = (np.asarray(points, dtype=np.float64) - self.center) @ self.rotation
         return np.linalg.norm(np.maximum(np.abs(local) - self.extent / 2, 0.0), axis=1)
 
-
-@dataclass(frozen=True)
-class OccupiedSpace:
-    """What a depth picture shows as occupied: everything from the surface to `TRUNCATION` voxels behind it.
-
-    The paper fuses a truncated signed distance field; for one depth picture that is this rule on voxels.
-    """
-
-    depth: np.ndarray
-    """[height, width] metres, 0 where there is nothing, the moved object taken out."""
-    intrinsics: np.ndarray
-    """3 x 3, pixels of the depth picture."""
-
-    def occupied(self, points: np.ndarray) -> np.ndarray:
-        """Bool [n] for camera XYZ [n, 3]: the voxel of the point lies in or behind a surface, but not far behind."""
-        centres = (np.floor(points / VOXEL) + 0.5) * VOXEL
-        z = centres[:, 2]
-        ahead = z > 0
-        pixels = (centres / np.where(ahead, z, 1.0)[:, None]) @ self.intrinsics.T
-        columns, rows = np.floor(pixels[:, 0]).astype(int), np.floor(pixels[:, 1]).astype(int)
-        height, width = self.depth.shape
-        seen = ahead & (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-        surface = np.zeros(len(points))
-        surface[seen] = self.depth[rows[seen], columns[seen]]
-        behind = z - surface
-        return seen & (surface > 0) & (behind >= 0) & (behind <= TRUNCATION * VOXEL)
+    def corners(self) -> np.ndarray:
+        """[8, 3] metres."""
+        signs = np.stack(np.meshgrid(*[(-0.5, 0.5)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+        return (signs * self.extent) @ self.rotation.T + self.center
 
 
 @dataclass(frozen=True)
@@ -71,9 +49,9 @@ class TraceScene:
     start: np.ndarray
     """[3] true first point, camera XYZ metres."""
     object_points: np.ndarray
-    """[n, 3] camera XYZ of the object."""
+    """[n, 3] camera XYZ of the object, cleaned."""
     destination: OrientedBox
-    space: OccupiedSpace | None
+    space: OccupiedVoxels | None
     """None = the sample has no depth."""
 
 
@@ -84,6 +62,29 @@ class TraceScore:
     end: bool | None
     collision: bool
     success: bool
+
+
+def build_scene(
+    depth: np.ndarray, mask: np.ndarray, intrinsics: np.ndarray, start: np.ndarray, destination: OrientedBox
+) -> TraceScene:
+    """A scene from its pictures.
+
+    Args:
+        depth: `[height, width]` z-depth in metres, 0 = nothing measured.
+        mask: bool `[height, width]`, the object that is moved; it does not stand in its own way.
+        intrinsics: 3 x 3, pixels of the depth picture.
+    """
+    if depth.shape != mask.shape:
+        raise ValueError(
+            f"the depth picture is {depth.shape} and the mask {mask.shape}; they must show the same pixels"
+        )
+    rows, columns = np.nonzero(mask & (depth > 0) & (depth < FARTHEST))
+    z = depth[rows, columns]
+    x = (columns - intrinsics[0, 2]) * z / intrinsics[0, 0]
+    y = (rows - intrinsics[1, 2]) * z / intrinsics[1, 1]
+    cloud = clean_cloud(np.stack([x, y, z], axis=-1))
+    space = occupied_voxels(np.where(mask, 0.0, depth), intrinsics)
+    return TraceScene(np.asarray(start, dtype=np.float64), cloud, destination, space)
 
 
 def score_trace(points: np.ndarray | None, scene: TraceScene) -> TraceScore:
@@ -98,19 +99,23 @@ def score_trace(points: np.ndarray | None, scene: TraceScene) -> TraceScore:
     points = np.asarray(points, dtype=np.float64)
     near_object = len(scene.object_points) and np.linalg.norm(scene.object_points - points[0], axis=1).min() < REACH
     start = bool(near_object or np.linalg.norm(points[0] - scene.start) < REACH)
-    end = bool((scene.destination.distance(points[-LAST_POINTS:]) < REACH).any())
+    end = bool((scene.destination.distance(last_points(points)) < REACH).any())
     if scene.space is None:
         return TraceScore(None, None, False, False)
     hit = collides(points, scene.object_points, scene.space)
     return TraceScore(start, end, hit, start and end and not hit)
 
 
-def collides(trace: np.ndarray, object_points: np.ndarray, space: OccupiedSpace) -> bool:
-    """Whether the object, moved with the trace without turning, has over 20 % of its points in occupied space."""
+def last_points(trace: np.ndarray) -> np.ndarray:
+    """The points of which one has to reach the destination."""
+    return trace[-LAST_POINTS:] if len(trace) >= LAST_POINTS else trace[-1:]
+
+
+def collides(trace: np.ndarray, object_points: np.ndarray, space: OccupiedVoxels) -> bool:
+    """Whether the object, moved with the trace without turning, has over 20 % of its points in occupied voxels."""
     if len(object_points) == 0:
         return False
-    centre = object_points.mean(axis=0)
-    moved = [object_points + (point - centre) for point in trace]
+    moved = (object_points + (point - trace[0]) for point in trace)
     return any(float(space.occupied(cloud).mean()) > COLLIDING_SHARE for cloud in moved)
 
 
@@ -126,15 +131,3 @@ def summarise(scores: Sequence[TraceScore]) -> dict[str, float]:
         "collision": float(np.mean([score.collision for score in scores])),
         "success": float(np.mean([score.success for score in scores])),
     }
-
-
-def clean_object_cloud(points: np.ndarray, neighbours: int = 10, deviations: float = 1.2) -> np.ndarray:
-    """The object's points [n, 3] without outliers: those whose mean distance to their nearest neighbours is more than
-    `deviations` standard deviations above the mean of all; a cloud of at most `neighbours` points stays as it is.
-    """
-    points = np.asarray(points, dtype=np.float64)
-    if len(points) <= neighbours:
-        return points
-    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    near = np.partition(distances, neighbours, axis=1)[:, : neighbours + 1].sum(axis=1) / neighbours
-    return points[near <= near.mean() + deviations * near.std()]

@@ -89,13 +89,20 @@ def curves_of(
 def read_answers(path: Path) -> dict[str, str]:
     """Recorded answers by id from jsonl or a JSON list of `{"question_id" or "id", "answer"}`.
 
+    Several tries at one question (`"answer": {"inference_0": ...}`) get ids of their own, `<id>_inference_0`.
+
     Raises:
         ValueError: the file holds something else.
     """
     text = path.read_text(encoding="utf-8")
     try:
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-        return {str(row.get("question_id", row.get("id"))): str(row.get("answer", "")) for row in rows}
+        answers: dict[str, str] = {}
+        for row in rows:
+            key, answer = str(row.get("question_id", row.get("id"))), row.get("answer", "")
+            tries = answer if isinstance(answer, dict) else {}
+            answers |= {f"{key}_{name}": str(said) for name, said in tries.items()} or {key: str(answer)}
+        return answers
     except (ValueError, AttributeError) as error:
         raise ValueError(f'{path} is not a list of {{"question_id": ..., "answer": ...}}: {error}') from error
 

@@ -154,6 +154,11 @@ def last_pp_rank() -> int:
     return parallel_state.get_pipeline_model_parallel_last_rank()
 
 
+def answering_rank(place: Place) -> int:
+    """Global rank of the first tensor-parallel rank of the last stage of this rank's copy of the model."""
+    return model_parallel_ranks()[(place.pp_size - 1) * place.tp_size]
+
+
 def pipeline_pair_group(pp_a: int, pp_b: int) -> dist.ProcessGroup | None:
     """A group of the two pipeline ranks `pp_a` and `pp_b` of this rank's pipeline; every rank must call this.
 

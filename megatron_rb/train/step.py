@@ -12,6 +12,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_rb.models.language.blocks import HeadOutput
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.inputs import MicroBatch, to_device
 from megatron_rb.parallel.groups import Place
@@ -65,14 +66,26 @@ def logits_pass(runner: Runner, batches: Sequence[MicroBatch]) -> list[torch.Ten
 
 
 def _run(runner: Runner, batches: Sequence[MicroBatch], step, forward_only: bool, **options) -> list[Any]:
+    return run_schedule(runner.chunks, batches, step, forward_only, **options)
+
+
+def run_schedule(
+    chunks: Sequence[torch.nn.Module], batches: Sequence[Any], step: Callable[..., Any], forward_only: bool, **options
+) -> list[Any]:
+    """Send batches through the pipeline by megatron-core's schedule for this layout.
+
+    Args:
+        step: called with an iterator over the batches and a chunk; see megatron-core's `forward_step_func`.
+        options: further arguments of the schedule.
+    """
     function = get_forward_backward_func()
     # Chunks of one rank run the same micro-batches at different times, so each has its own iterator.
-    iterators = [iter(batches) for _ in runner.chunks]
-    several = len(runner.chunks) > 1
+    iterators = [iter(batches) for _ in chunks]
+    several = len(chunks) > 1
     return function(
         forward_step_func=step,
         data_iterator=iterators if several else iterators[0],
-        model=runner.chunks if several else runner.chunks[0],
+        model=list(chunks) if several else chunks[0],
         num_microbatches=len(batches),
         seq_length=1,  # not read: every boundary states its own shape
         micro_batch_size=1,
@@ -93,4 +106,4 @@ def _loss(loss_sum: torch.Tensor, *, batch: MicroBatch):
 
 def _logits_step(runner: Runner, iterator: Iterator[MicroBatch], chunk: torch.nn.Module):
     batch = to_device(next(iterator), runner.shape, runner.device)
-    return chunk(batch, all_logits=True), lambda logits, non_loss_data=True: logits.float()
+    return chunk(batch, HeadOutput.ALL_LOGITS), lambda logits, non_loss_data=True: logits.float()

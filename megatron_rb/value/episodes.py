@@ -60,7 +60,7 @@ def read_key_framed(path: str | Path) -> Iterator[tuple[KeyFramedEpisode | BadEp
     Args:
         path: a jsonl file with one frame per line (fields `episode`, `frame`, `phase`, `instruction`, `views`), or with
             one raw episode folder per line (`{"episode_dir": ...}`), or a folder of raw episodes
-            (`annotated_keyframes.json`, `task_instruction.json`, `cam_*.mp4` or `cam_*/`).
+            (`annotated_keyframes.json`, `cam_*.mp4` or `cam_*/`; `task_instruction.json` there or one folder above).
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -146,7 +146,10 @@ def _raw(folder: Path) -> KeyFramedEpisode | BadEpisode:
     name = folder.name
     try:
         keys = _raw_keys(json.loads((folder / KEY_FRAMES).read_text(encoding="utf-8")))
-        instructions = _instructions(json.loads((folder / INSTRUCTIONS).read_text(encoding="utf-8")))
+        own = folder / INSTRUCTIONS
+        # The released layout has one file for all episodes of a task, in the folder above them.
+        place = own if own.is_file() else folder.parent / INSTRUCTIONS
+        instructions = _instructions(json.loads(place.read_text(encoding="utf-8")))
     except OSError as error:
         return BadEpisode(name, "missing file", f"{folder} cannot be read: {error}", str(folder))
     except (ValueError, KeyError, TypeError) as error:

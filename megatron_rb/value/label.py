@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
@@ -44,9 +45,12 @@ class LabelRules:
     """Chance that a wrist place shows a blank picture, in BEFORE and AFTER alike; the paper gives no number."""
     context_dropout: float = 0.0
     """Chance that a reference picture is blank, each of the two; the paper gives no number."""
+    reference_swap: float = 0.0
+    """Chance that a sample shows the reference pair of another episode of its task, so that the pair tells what start
+    and goal look like and no more. The papers do not mention it; the released generator uses 0.75."""
 
     def __post_init__(self) -> None:
-        for name in ("permuted_share", "view_dropout", "context_dropout"):
+        for name in ("permuted_share", "view_dropout", "context_dropout", "reference_swap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name):g} must lie between 0 and 1")
         if self.quantisation not in QUANTISATIONS:
@@ -78,10 +82,42 @@ def label_episode(episode: KeyFramedEpisode, rules: LabelRules, seed: int) -> La
     return LabelledEpisode(episode, tuple(states), pairs, cameras)
 
 
-def hop_rows(labelled: LabelledEpisode, rules: LabelRules, seed: int) -> Iterator[dict[str, Any]]:
-    """ShareGPT rows with eight pictures each, and the ground truth beside them: `hop`, `progress`, `frames`."""
+ReferencePair = tuple[str, str]
+"""Front pictures of the start and the goal of an episode."""
+
+
+class ReferencePool:
+    """Reference pairs of the episodes before the present one, for `reference_swap`; its memory is bounded.
+
+    Which pair a sample gets depends on the seed, its episode and the order of the file, on no process or part.
+    """
+
+    def __init__(self, capacity: int = 256) -> None:
+        self._latest: deque[tuple[tuple[str, ...], ReferencePair]] = deque(maxlen=capacity)
+
+    def of_task(self, episode: KeyFramedEpisode) -> list[ReferencePair]:
+        """Pairs of other episodes of the same task, which is known by its instructions."""
+        return [pair for instructions, pair in self._latest if instructions == episode.instructions]
+
+    def add(self, episode: KeyFramedEpisode) -> None:
+        """Remember an episode; one without a front camera gives no pair."""
+        cameras = _cameras(episode)
+        if cameras is not None:
+            front = episode.images[cameras[0]]
+            self._latest.append((episode.instructions, (front[episode.key_frames[0]], front[episode.key_frames[-1]])))
+
+
+def hop_rows(
+    labelled: LabelledEpisode, rules: LabelRules, seed: int, others: Sequence[ReferencePair] = ()
+) -> Iterator[dict[str, Any]]:
+    """ShareGPT rows with eight pictures each, and the ground truth beside them: `hop`, `progress`, `frames`.
+
+    Args:
+        others: reference pairs that may be shown in place of the episode's own, see `LabelRules.reference_swap`.
+    """
     episode, pairs = labelled.episode, labelled.pairs
     rng = episode_generator(seed, episode.name, "views")
+    swaps = episode_generator(seed, episode.name, "references")
     values = (pairs.before.tolist(), pairs.after.tolist(), pairs.hop.tolist(), pairs.progress.tolist())
     for before, after, hop, both in zip(*values, strict=True):
         answer = format_score(hop, rules.quantisation)
@@ -91,6 +127,9 @@ def hop_rows(labelled: LabelledEpisode, rules: LabelRules, seed: int) -> Iterato
             orders.append(_other_order(rng))
         for number, order in enumerate(orders):
             images, slots = _pictures(labelled, (before, after), order, rules, rng)
+            if others and swaps.random() < rules.reference_swap:
+                pair = others[int(swaps.integers(len(others)))]
+                images[:2] = [own if own == BLANK else other for own, other in zip(images, pair, strict=False)]
             instruction = episode.instructions[int(rng.integers(len(episode.instructions)))]
             yield {
                 "id": f"{episode.name}_{before:06d}_{after:06d}" + ("_permuted" if number else ""),

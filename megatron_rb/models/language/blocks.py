@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import Enum
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from megatron_rb.kernels.dynamic_padding.op import merge_rows
 from megatron_rb.kernels.linear_cross_entropy.op import linear_cross_entropy
 from megatron_rb.kernels.linear_cross_entropy.shard import VocabularyShard
 from megatron_rb.kernels.mrope.op import apply_mrope, qk_norm_mrope
+from megatron_rb.models.language.cache import LayerCache
 from megatron_rb.models.layers import (
     MLP,
     BuildContext,
@@ -39,17 +41,18 @@ class Embedding(torch.nn.Module):
         )
         mark_shard(self.tokens.weight, ShardSpec((shape.vocab_size, shape.hidden_size), dim=0))
 
-    def forward(self, inputs: TextInputs, visual: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: TextInputs, visual: torch.Tensor | None) -> torch.Tensor:
         """
         Args:
-            visual: `[merged patches, 1, hidden]` as the merger gives them.
+            visual: `[merged patches, 1, hidden]` as the merger gives them; None = the tokens hold no placeholders.
 
         Returns:
             `[tokens (/ tp), 1, hidden]`
         """
         hidden = self.tokens(inputs.input_ids.unsqueeze(0)).transpose(0, 1)
-        # With no image in the batch the map is empty; the merger then still gets a gradient, of zeros.
-        hidden = merge_rows(hidden, visual, inputs.visual, self.rows)
+        if visual is not None:
+            # With no image in the batch the map is empty; the merger then still gets a gradient, of zeros.
+            hidden = merge_rows(hidden, visual, inputs.visual, self.rows)
         if self.sequence_parallel:
             hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
         return hidden
@@ -76,7 +79,7 @@ class SelfAttention(torch.nn.Module):
         self.rope = ctx.kernels.mrope
         self.core = ctx.layers.attention(ctx, shape.num_heads, shape.num_query_groups, shape.head_dim, causal=True)
 
-    def forward(self, x: torch.Tensor, inputs: TextInputs) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, inputs: TextInputs, cache: LayerCache | None = None) -> torch.Tensor:
         qkv, _ = self.linear_qkv(x)
         tokens = qkv.shape[0]
         qkv = qkv.view(tokens, -1, self.heads_per_group + 2, self.head_dim)
@@ -88,7 +91,11 @@ class SelfAttention(torch.nn.Module):
             q, k = qk_norm_mrope(q, k, *weights, cos, sin, self.norm_eps, implementation=self.rope)
         else:
             q, k = apply_mrope(q, k, cos, sin, implementation=self.rope)
-        return self.linear_proj(self.core(q, k, v, inputs.samples).unsqueeze(1))[0]
+        if cache is None:
+            attended = self.core(q, k, v, inputs.samples)
+        else:
+            attended = cache.attend(q, k, v, inputs.samples, self.core)
+        return self.linear_proj(attended.unsqueeze(1))[0]
 
 
 class DecoderLayer(torch.nn.Module):
@@ -101,8 +108,8 @@ class DecoderLayer(torch.nn.Module):
         self.post_attention_norm = _rms_norm(ctx, shape, shape.hidden_size)
         self.mlp = MLP(ctx, shape.hidden_size, shape.ffn_hidden_size, gated=True, bias=False, act="silu")
 
-    def forward(self, x: torch.Tensor, inputs: TextInputs) -> torch.Tensor:
-        x = x + self.attention(self.input_norm(x), inputs)
+    def forward(self, x: torch.Tensor, inputs: TextInputs, cache: LayerCache | None = None) -> torch.Tensor:
+        x = x + self.attention(self.input_norm(x), inputs, cache)
         return x + self.mlp(self.post_attention_norm(x))
 
 
@@ -147,6 +154,15 @@ class HeadLayers(LocalLayers):
         return VocabularyLinear(input_size, output_size, implementation=self.loss, **options)
 
 
+class HeadOutput(Enum):
+    """What the head is asked for."""
+
+    LOSS = "loss"
+    """The sum of the weighted losses of the labelled rows, in fp32."""
+    LABEL_LOGITS = "logits of the labelled rows"
+    ALL_LOGITS = "logits of all tokens"
+
+
 class Head(torch.nn.Module):
     """Final norm and projection to the vocabulary: the loss of the labelled rows, or logits."""
 
@@ -163,17 +179,18 @@ class Head(torch.nn.Module):
         if tied_weight is not None:
             self.output.weight = tied_weight
 
-    def forward(self, x: torch.Tensor, text: TextInputs | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, text: TextInputs, wanted: HeadOutput) -> torch.Tensor:
         """
         Args:
             x: `[tokens (/ tp), 1, hidden]`
-            text: what the loss is taken of; None = logits are wanted.
 
         Returns:
-            The sum of the weighted losses, in fp32; or logits of all tokens, `[tokens, vocab / tp]`.
+            What is wanted, logits as `[rows, vocab / tp]`.
         """
         if self.sequence_parallel:
             x = tensor_parallel.gather_from_sequence_parallel_region(x)
-        if text is None:
-            return self.output(self.norm(x))[0].squeeze(1)
-        return self.output(self.norm(x.index_select(0, text.label_rows)), text)
+        if wanted is not HeadOutput.ALL_LOGITS:
+            x = x.index_select(0, text.label_rows)
+        if wanted is HeadOutput.LOSS:
+            return self.output(self.norm(x), text)
+        return self.output(self.norm(x))[0].squeeze(1)

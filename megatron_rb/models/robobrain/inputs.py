@@ -249,20 +249,23 @@ def _local_visuals(text: TextInputs, tp_rank: int, tp_size: int) -> TextInputs:
 
 def to_device(batch: MicroBatch, shape: RoboBrainShape, device: torch.device) -> MicroBatch:
     """Move a micro-batch and compute the rotary angles there, in fp32."""
-    vision, text = _move(batch.vision, device), _move(batch.text, device)
-    vision_cos, vision_sin = vision_angles(vision.positions, shape.vision.head_dim, shape.vision.rope_theta)
-    cos, sin = mrope_angles(
-        text.positions,
-        shape.text.head_dim,
-        shape.text.rope_theta,
-        shape.text.mrope_section,
-        shape.text.mrope_interleaved,
-    )
+    vision = _move(batch.vision, device)
+    cos, sin = vision_angles(vision.positions, shape.vision.head_dim, shape.vision.rope_theta)
     return replace(
         batch,
-        vision=replace(vision, rope_cos=vision_cos, rope_sin=vision_sin),
-        text=replace(text, rope_cos=cos, rope_sin=sin),
+        vision=replace(vision, rope_cos=cos, rope_sin=sin),
+        text=text_to_device(batch.text, shape, device),
     )
+
+
+def text_to_device(text: TextInputs, shape: RoboBrainShape, device: torch.device) -> TextInputs:
+    """The text part of `to_device`."""
+    text = _move(text, device)
+    sizes = shape.text
+    cos, sin = mrope_angles(
+        text.positions, sizes.head_dim, sizes.rope_theta, sizes.mrope_section, sizes.mrope_interleaved
+    )
+    return replace(text, rope_cos=cos, rope_sin=sin)
 
 
 def _move(inputs, device: torch.device):

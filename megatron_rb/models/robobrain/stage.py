@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_rb.kernels.dynamic_padding.op import add_rows
 from megatron_rb.layout import Kind, PipelineLayout
-from megatron_rb.models.language.blocks import DecoderLayer, Embedding, Head
+from megatron_rb.models.language.blocks import DecoderLayer, Embedding, Head, HeadOutput
+from megatron_rb.models.language.cache import DecoderCache
 from megatron_rb.models.layers import BuildContext
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.flow import Flow, boundary_before, pack, unpack
@@ -114,17 +115,41 @@ class RoboBrainStage(MegatronModule):
             )  # fmt: skip
         return state
 
-    def forward(self, batch: MicroBatch, all_logits: bool = False) -> torch.Tensor:
+    def forward(
+        self, batch: MicroBatch, wanted: HeadOutput = HeadOutput.LOSS, cache: DecoderCache | None = None
+    ) -> torch.Tensor:
         """
+        Args:
+            wanted: what the last slice returns.
+            cache: keeps the keys and values of the batch, whose samples are prompts.
+
         Returns:
-            On the last slice the sum of the weighted losses of the labels, or logits of all tokens
-            `[tokens, vocab / tp]`. On every other slice the packed flow for the next one.
+            On the last slice what is wanted of the head. On every other slice the packed flow for the next one.
         """
         flow = self._run_vision(self._receive(batch), batch)
-        flow = self._run_language(flow, batch)
+        flow = self._run_language(flow, batch, cache)
         if self.language.head is None:
             return pack(flow)
-        return self.language.head(flow.stream, None if all_logits else batch.text)
+        return self.language.head(flow.stream, batch.text, wanted)
+
+    def decode(self, text: TextInputs, cache: DecoderCache) -> torch.Tensor:
+        """One further token of every sequence of a cache; the vision blocks have seen all there is and do nothing.
+
+        Returns:
+            As `forward`, on the last slice the logits of every sequence; a slice of vision blocks alone sends one number, since the schedule sends something.
+        """
+        if self.language.embedding is not None:
+            stream = self.language.embedding(text, None)
+        elif self.part.has(Kind.DECODER) or self.language.head is not None:
+            assert self.received is not None, "a stage after the first ran before it received its input"
+            stream = self.received.view(text.num_tokens // self.rows_split_over, 1, -1)
+        else:
+            return torch.zeros(1, 1, 1, dtype=self.config.params_dtype, device=text.input_ids.device)
+        for name, layer in self.language.layers.items():
+            stream = layer(stream, text, cache.layer(int(name)))
+        if self.language.head is None:
+            return pack(Flow(stream, {}))
+        return self.language.head(stream, text, HeadOutput.LABEL_LOGITS)
 
     def _receive(self, batch: MicroBatch) -> Flow:
         if self.vision.patch_embed is not None:
@@ -143,12 +168,13 @@ class RoboBrainStage(MegatronModule):
             stream = self.vision.merger(stream)
         return Flow(stream, deepstack)
 
-    def _run_language(self, flow: Flow, batch: MicroBatch) -> Flow:
+    def _run_language(self, flow: Flow, batch: MicroBatch, cache: DecoderCache | None) -> Flow:
         stream, deepstack = flow.stream, dict(flow.deepstack)
         if self.language.embedding is not None:
             stream = self.language.embedding(batch.text, stream)
         for place, (name, layer) in enumerate(self.language.layers.items()):
-            stream = _maybe_recompute(layer, place, self.recompute.language, stream, batch.text)
+            kept = () if cache is None else (cache.layer(int(name)),)
+            stream = _maybe_recompute(layer, place, self.recompute.language, stream, batch.text, *kept)
             if int(name) in deepstack:
                 stream = self._add_deepstack(stream, deepstack.pop(int(name)), batch.text)
         return Flow(stream, deepstack)
@@ -161,10 +187,10 @@ class RoboBrainStage(MegatronModule):
         return add_rows(stream, feature, text.local_visual, self.rows)
 
 
-def _maybe_recompute(layer, place: int, limit: int, stream: torch.Tensor, inputs) -> torch.Tensor:
+def _maybe_recompute(layer, place: int, limit: int, stream: torch.Tensor, *inputs) -> torch.Tensor:
     if torch.is_grad_enabled() and (limit < 0 or place < limit):
-        return checkpoint(layer, stream, inputs, use_reentrant=False, context_fn=_with_tracked_random_states)
-    return layer(stream, inputs)
+        return checkpoint(layer, stream, *inputs, use_reentrant=False, context_fn=_with_tracked_random_states)
+    return layer(stream, *inputs)
 
 
 def _with_tracked_random_states() -> tuple[AbstractContextManager, AbstractContextManager]:

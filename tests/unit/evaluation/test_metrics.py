@@ -1,6 +1,5 @@
 import json
 import math
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -9,16 +8,15 @@ from hypothesis import strategies as st
 
 from megatron_rb.evaluation.answer_metrics import box_iou, iou_at, mean_relative_accuracy, plan_match, ratio_success
 from megatron_rb.evaluation.trace3d import (
-    OccupiedSpace,
     OrientedBox,
     TraceScene,
-    clean_object_cloud,
     collides,
     score_trace,
     summarise,
 )
 from megatron_rb.evaluation.trace_metrics import discrete_frechet, hausdorff, rmse_resampled, rmse_shared
 from megatron_rb.evaluation.value_metrics import evaluation_frames, spearman, voc_minus, voc_plus
+from megatron_rb.spatial.tsdf import OccupiedVoxels, occupied_voxels
 
 A, B = np.array([[0, 0], [1, 0], [2, 0]]), np.array([[0, 1], [2, 3]])
 
@@ -125,11 +123,11 @@ CLOUD = np.array([[x, 0.0, 1.0] for x in (-0.02, -0.01, 0.0, 0.01, 0.02)])
 INTRINSICS = np.array([[100.0, 0, 50], [0, 100.0, 50], [0, 0, 1]])
 
 
-def wall(depth_metres: float) -> OccupiedSpace:
+def wall(depth_metres: float) -> OccupiedVoxels:
     """A wall over the right half of the picture."""
     depth = np.zeros((100, 100))
     depth[:, 50:] = depth_metres
-    return OccupiedSpace(depth, INTRINSICS)
+    return occupied_voxels(depth, INTRINSICS)
 
 
 def test_distance_to_a_turned_box_by_hand():
@@ -139,17 +137,12 @@ def test_distance_to_a_turned_box_by_hand():
                                [0, 0.5, 1.0, 0.5])  # fmt: skip
 
 
-def test_occupied_is_the_surface_and_a_little_behind():
-    points = np.array([[0.2, 0, z] for z in (1.45, 1.51, 1.57, 1.70)] + [[-0.2, 0, 1.51], [0, 0, -1.0], [9, 0, 1.51]])
-    assert wall(1.5).occupied(points).tolist() == [False, True, True, False, False, False, False]
-
-
 def test_trace_scores_by_hand():
     scene = TraceScene(np.array([0, 0, 1.0]), CLOUD, BOX, wall(1.5))
     free = np.array([[0, 0.1, 1.0], [0.5, 0, 1.2], [1.0, 0, 1.95]])
     score = score_trace(free, scene)
     assert (score.start, score.end, score.collision, score.success) == (True, True, False, True)
-    through = np.array([[0, 0, 1.0], [0.3, 0, 1.53], [1.0, 0, 1.95]])
+    through = np.array([[0, 0, 1.0], [0.3, 0, 1.5], [1.0, 0, 1.95]])
     score = score_trace(through, scene)
     assert score.collision and not score.success
     # end: 0.20 m is outside the reach, and only the last three points count
@@ -162,13 +155,21 @@ def test_trace_scores_by_hand():
 
 
 def test_collision_needs_more_than_a_fifth_of_the_points():
-    half = np.array([[0.3, 0, 1.53]])
-    cloud = np.concatenate([np.tile([[0.0, 0, 0]], (1, 1)), np.tile([[0, 0, -0.3]], (4, 1))])
-    cloud = cloud - cloud.mean(axis=0)
-    # one of five points (exactly 20 %) reaches the wall: not a collision; two of five are one
-    assert not collides(np.array([[0.3, 0, 1.53 - 0.24]]), cloud, wall(1.5))
-    two = np.concatenate([np.tile([[0.0, 0, 0]], (2, 1)), np.tile([[0, 0, -0.3]], (3, 1))])
-    assert collides(half - [0, 0, 0.18], two - two.mean(axis=0), wall(1.5))
+    # one of five points (exactly 20 %) reaches the wall at 1.5 m: not a collision; two of five are one
+    reaching, apart = [0.3, 0, 1.0], [0.3, 0, 0.7]
+    trace = np.array([[0.3, 0, 1.2], [0.3, 0, 1.7]])  # half a metre on, wherever the object's centre is
+    assert not collides(trace, np.array([reaching] + [apart] * 4), wall(1.5))
+    assert collides(trace, np.array([reaching] * 2 + [apart] * 3), wall(1.5))
+    # where the object stands, before it is moved, counts too; nothing between two points does
+    assert collides(trace[:1], np.array([[0.3, 0, 1.5]]), wall(1.5))
+    assert not collides(np.array([[0, 0, 1.0], [0, 0, 2.0]]), np.array([[0.3, 0, 1.0]]), wall(1.5))
+
+
+def test_a_short_trace_ends_with_its_last_point():
+    scene = TraceScene(np.array([0, 0, 1.0]), CLOUD, BOX, wall(1.5))
+    back = np.array([[1.0, 0, 1.95], [0, 0, 1.0]])
+    assert score_trace(back, scene).end is False
+    assert score_trace(np.concatenate([back, back[1:]]), scene).end is True
 
 
 def test_unread_answers_fail_and_samples_without_depth_leave_two_denominators():
@@ -177,10 +178,3 @@ def test_unread_answers_fail_and_samples_without_depth_leave_two_denominators():
     good = np.array([[0, 0, 1.0], [1.0, 0, 1.95]])
     result = summarise([score_trace(good, seen), score_trace(None, seen), score_trace(good, blind)])
     assert result == {"start": 0.5, "end": 0.5, "collision": 0.0, "success": pytest.approx(1 / 3)}
-
-
-def test_outliers_leave_the_cloud():
-    grid = np.array(list(combinations(np.linspace(0, 0.1, 8), 2)))
-    cloud = np.column_stack([grid, np.zeros(len(grid))])
-    kept = clean_object_cloud(np.vstack([cloud, [[3.0, 3.0, 3.0]]]))
-    assert 3.0 not in kept and len(kept) >= 20

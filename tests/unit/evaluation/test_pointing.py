@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from megatron_rb.evaluation.pointing import constant_point, constant_token_loss, hit_rate, point_in_mask
+from megatron_rb.evaluation.pointing import constant_token_loss, point_in_mask
 
 MASK = np.zeros((10, 20), dtype=bool)
 MASK[5:, 10:] = True
@@ -15,20 +15,6 @@ def test_points_are_scored_against_the_pixel_below_them():
     assert point_in_mask(np.array([[499, 500]]), MASK) == 0.0
     assert point_in_mask(np.array([[1000, 1000]]), MASK) == 1.0
     assert point_in_mask(np.array([[900, 900], [0, 0]]), MASK) == 0.5
-
-
-def test_unreadable_answers_count_as_misses():
-    result = hit_rate(["[(750, 750)]", "nowhere", "[(10, 10)]", "(2000, 3)"], [MASK] * 4)
-    assert (result.rate, result.unreadable, result.count) == (0.25, 2, 4)
-
-
-def test_hit_rate_needs_a_mask_per_answer():
-    with pytest.raises(ValueError, match="2 answers and 1 masks"):
-        hit_rate(["(1, 1)", "(1, 1)"], [MASK])
-
-
-def test_constant_point_is_the_mean():
-    assert constant_point(np.array([[0, 100], [101, 300]])).tolist() == [50.0, 200.0]
 
 
 def test_constant_token_loss_by_hand():

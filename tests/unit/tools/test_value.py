@@ -35,6 +35,17 @@ def test_parts_of_several_processes_are_the_whole(tmp_path):
     assert all(by_id[row["id"]] == row for part in parts for row in part)
 
 
+def test_parts_agree_on_swapped_references(tmp_path):
+    swap = ("--reference-swap", "0.75")
+    whole = {row["id"]: row for row in label(tmp_path / "all.jsonl", *swap)}
+    parts = [row for k in range(3) for row in label(tmp_path / f"{k}.jsonl", *swap, "--part", f"{k}/3")]
+    assert {row["id"]: row for row in parts} == whole and len(parts) == len(whole)
+    foreign = [row for row in whole.values() if row["episode"] not in row["image"][0]]
+    assert 0.5 < len(foreign) / len(whole) < 0.8  # the first episode has nobody to swap with
+    assert all(Path(row["image"][0]).parent == Path(row["image"][1]).parent for row in whole.values())
+    assert all(row["episode"] in path for row in whole.values() for path in row["image"][2:])
+
+
 def true_answers():
     """What a perfect model would say: progress by frame number."""
     for episode, _ in read_key_framed(HELDOUT / "lift.jsonl"):

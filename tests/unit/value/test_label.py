@@ -9,7 +9,7 @@ import pytest
 from megatron_rb.value.answers import parse_score
 from megatron_rb.value.episodes import BadEpisode, KeyFramedEpisode, VideoFrames, read_key_framed
 from megatron_rb.value.hops import hop_label
-from megatron_rb.value.label import BLANK, LabelRules, hop_rows, label_episode
+from megatron_rb.value.label import BLANK, LabelRules, ReferencePool, hop_rows, label_episode
 from megatron_rb.value.prompts import SLOTS
 from megatron_rb.value.sampling import PairRules
 
@@ -68,6 +68,35 @@ def test_dropout_blanks_wrists_together_and_references_alone():
     assert not blank[:, 2].any() and not blank[:, 5].any()
     assert (blank[:, 3] == blank[:, 6]).all() and (blank[:, 4] == blank[:, 7]).all()
     assert 0.4 < blank[:, 3].mean() < 0.6 and 0.15 < blank[:, :2].mean() < 0.35
+
+
+def test_references_are_swapped_within_a_task_and_nothing_else_changes():
+    pool = ReferencePool()
+    for number in range(3):
+        pool.add(
+            replace(EPISODE, name=f"pour_{number}", images={"cam_high": [f"{number}/{i}.jpg" for i in range(101)]})
+        )
+    pool.add(replace(EPISODE, name="cut", instructions=("cut the bread",)))
+    others = pool.of_task(EPISODE)
+    assert others == [(f"{number}/0.jpg", f"{number}/100.jpg") for number in range(3)]
+    rules = replace(RULES, pairs=PairRules(400), view_dropout=0.2, context_dropout=0.1, reference_swap=0.75)
+    plain = rows_of(rules=replace(rules, reference_swap=0.0))
+    swapped = list(hop_rows(label_episode(EPISODE, rules, 0), rules, 0, others))
+    for before, after in zip(plain, swapped, strict=True):
+        assert {**before, "image": before["image"][2:]} == {**after, "image": after["image"][2:]}
+    shown = Counter(tuple(row["image"][:2]) for row in swapped if BLANK not in row["image"][:2])
+    kept = shown.pop(("cam_high/0.jpg", "cam_high/100.jpg"))
+    assert set(shown) == set(others) and 0.68 < shown.total() / (shown.total() + kept) < 0.82
+    assert list(hop_rows(label_episode(EPISODE, rules, 0), rules, 0, others)) == swapped
+    blank = [[path == BLANK for path in row["image"]] for row in plain]
+    assert blank == [[path == BLANK for path in row["image"]] for row in swapped]
+
+
+def test_the_pool_forgets():
+    pool = ReferencePool(capacity=2)
+    for number in range(5):
+        pool.add(replace(EPISODE, images={"cam_high": [f"{number}/{i}.jpg" for i in range(101)]}))
+    assert [start for start, _ in pool.of_task(EPISODE)] == ["3/0.jpg", "4/0.jpg"]
 
 
 def test_episodes_with_one_view_repeat_it():
@@ -132,6 +161,14 @@ def test_raw_folders_name_the_frames_of_their_videos(tmp_path):
     assert row["image"][5] == f"frames/ep_1/cam_high_{after:06d}.jpg"
     (tmp_path / "list.jsonl").write_text('{"episode_dir": "ep_1"}\n')
     assert [e.name for e, _ in read_key_framed(tmp_path / "list.jsonl")] == ["ep_1"]
+
+
+def test_the_instructions_of_a_task_may_lie_above_its_episodes(tmp_path):
+    for name in ("episode_001", "episode_002"):
+        (raw_episode(tmp_path / "raw" / name) / "task_instruction.json").unlink()
+    (tmp_path / "raw" / "task_instruction.json").write_text('["stack the cups", "pile up the cups"]')
+    found = [episode for episode, _ in read_key_framed(tmp_path / "raw")]
+    assert [episode.instructions for episode in found] == [("stack the cups", "pile up the cups")] * 2
 
 
 @pytest.mark.parametrize("keys", [((30, 40), (0, 20)), ((5, 5),), ()])

@@ -1,0 +1,27 @@
+"""One process of a generation run; started by `rb eval` and `rb value score`, or by srun or torchrun on the folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_rb.evaluation.generation_spec import GenerationSpec
+from megatron_rb.platform import get_platform
+from megatron_rb.platform.mcore_shims import install_mcore_shims
+
+
+def main(argv: Sequence[str]) -> int:
+    """Read the spec from a folder and answer; every data-parallel rank appends to its part of the answers file."""
+    spec = GenerationSpec.read(Path(argv[0]))
+    platform = get_platform("auto")
+    install_mcore_shims(platform)  # before anything imports megatron-core
+
+    from megatron_rb.evaluation.generation_run import run
+
+    run(spec, platform)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

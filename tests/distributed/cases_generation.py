@@ -1,0 +1,95 @@
+"""Answers of the stack on many layouts, in one world of processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+ANSWER_WORDS = 6
+"""Words of an answer that `draw_samples` puts behind each prompt."""
+
+
+def prompts_of(shape, seed: int):
+    """Drawn samples without their answers: text only, an image, several, a video, both."""
+    from megatron_rb.evaluation.parity_samples import draw_samples
+
+    samples = draw_samples(shape, seed)
+    return [
+        replace(s, input_ids=s.input_ids[:-ANSWER_WORDS], labels=s.labels[:-ANSWER_WORDS]) for s in samples
+    ]  # fmt: skip
+
+
+def generation(cases: list[dict]) -> list[dict]:
+    """Every case: `hf`, `layout`, `tp`, `pp`, `sp`, `batch`, `eos`, `tokens`, sampling. Rank 0 returns all answers."""
+    torch.set_num_threads(1)
+    from megatron_rb.platform import get_platform
+    from megatron_rb.platform.mcore_shims import install_mcore_shims
+
+    platform = get_platform("cpu")
+    install_mcore_shims(platform)
+    from megatron_rb.evaluation.generation import AnswerLimits, Generator
+    from megatron_rb.evaluation.generation_spec import Sampling
+    from megatron_rb.layout import parse_layout
+    from megatron_rb.models.layers import LocalLayers
+    from megatron_rb.models.robobrain.build import ModelOptions, build_stages
+    from megatron_rb.models.robobrain.config import load_shape
+    from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
+    from megatron_rb.train.build import initialise
+
+    start_process_group(platform, 2.0)
+    results = []
+    for case in cases:
+        shape = load_shape(case["hf"])
+        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
+        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, seed=0)
+        options = ModelOptions(sequence_parallel=case.get("sp", False))
+        stages = build_stages(shape, layout, place, options, LocalLayers(), torch.device("cpu"))
+        initialise(stages, shape, place, case["hf"], seed=0)
+        seen: list[torch.Tensor] = []
+        generator = Generator(
+            stages, shape, place, torch.device("cpu"), AnswerLimits(tuple(case["eos"]), case["tokens"]),
+            Sampling(**case.get("sampling", {})), sequence_parallel=case.get("sp", False), watch=seen.append,
+        )  # fmt: skip
+        prompts = prompts_of(shape, case["sample_seed"])[place.dp_rank :: place.dp_size]
+        size = case["batch"]
+        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        answers = {}
+        for start in range(0, len(batches), place.pp_size):
+            chunk = batches[start : start + place.pp_size]
+            for batch, said in zip(chunk, generator.answer(chunk), strict=True):
+                answers |= {p.sample_id: tokens for p, tokens in zip(batch, said, strict=True)}
+        difference = None
+        if case.get("compare_uncached"):
+            assert size == 1 and place.world_size == place.dp_size
+            difference = _uncached_difference(stages, shape, place, prompts, answers, seen, case)
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, (answers, difference))
+        merged = {key: tokens for part, _ in parts for key, tokens in part.items()}
+        agree = all(merged[key] == tokens for part, _ in parts for key, tokens in part.items())
+        differences = [value for _, value in parts if value is not None]
+        results.append({"answers": merged, "ranks_agree": agree, "uncached": max(differences, default=None)})
+        destroy_groups()
+    return results
+
+
+def _uncached_difference(stages, shape, place, prompts, answers, seen, case) -> float:
+    """Largest difference between the logits of every pass and those of the whole sequence at once."""
+    import numpy as np
+
+    from megatron_rb.models.robobrain.inputs import build_micro_batch
+    from megatron_rb.train.step import Runner, logits_pass
+
+    runner = Runner(stages, shape, place, torch.device("cpu"))
+    worst, passes = 0.0, iter(seen)
+    for prompt in prompts:
+        tokens = answers[prompt.sample_id]
+        ids = np.concatenate([prompt.input_ids, np.array(tokens, dtype=np.int32)])
+        whole = replace(prompt, input_ids=ids, labels=ids)
+        batch = build_micro_batch([whole], shape, tp_rank=0, tp_size=1, sequence_parallel=False)
+        wanted = logits_pass(runner, [batch])[0][len(prompt.input_ids) - 1 :]
+        for row in range(len(tokens) + (len(tokens) < case["tokens"])):
+            worst = max(worst, float((next(passes)[0] - wanted[row]).abs().max()))
+    assert next(passes, None) is None
+    return worst
