@@ -15,7 +15,7 @@ from megatron_rb.evaluation.answer_file import check_same_source, rows_in, write
 from megatron_rb.evaluation.answering import without_limits, write_questions_left
 from megatron_rb.evaluation.generation_spec import BatchLimits, GenerationSpec, Parallelism, Sampling, part_file
 from megatron_rb.layout import parse_layout
-from megatron_rb.models.robobrain.build import default_layout
+from megatron_rb.models.robobrain.balance import default_layout
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
 from megatron_rb.platform import get_platform
 

@@ -136,7 +136,8 @@ class RoboBrainStage(MegatronModule):
         """One further token of every sequence of a cache; the vision blocks have seen all there is and do nothing.
 
         Returns:
-            As `forward`, on the last slice the logits of every sequence; a slice of vision blocks alone sends one number, since the schedule sends something.
+            As `forward`, on the last slice the logits of every sequence; a slice of vision blocks alone sends one
+            number, since the schedule sends something.
         """
         if self.language.embedding is not None:
             stream = self.language.embedding(text, None)
