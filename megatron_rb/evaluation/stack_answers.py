@@ -45,6 +45,10 @@ class StackRequest:
     max_new_tokens: int = 256
     sampling: Sampling = Sampling()
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; an answer needs at least 1")
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -69,8 +73,8 @@ def answer_with_stack(
         out: jsonl of `question_id` and `answer`; while the run lasts every copy of the model has a part beside it.
 
     Raises:
-        ValueError: the checkpoint, the layout or the answers in `out` do not fit the request.
-        RuntimeError: a process failed; what was answered so far is kept.
+        ValueError: the checkpoint, the layout or the answers in `out` do not fit the request, or a process failed;
+            what was answered so far is kept.
     """
     weights = find_weights(request)
     shape = load_shape(weights.hf)
@@ -95,7 +99,7 @@ def answer_with_stack(
     code = start(folder, parallel.processes)
     done = collect_parts(out, questions)
     if code:
-        raise RuntimeError(
+        raise ValueError(
             f"a process of the generation ended with exit code {code}; its output stands above and in {folder}/logs. "
             f"{len(done)} of {len(questions)} answers are kept in {out}, and the same command goes on from there"
         )
