@@ -23,7 +23,7 @@ from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.evaluation.generation import AnswerLimits, Generator
-from megatron_rb.evaluation.generation_spec import GenerationSpec, part_file, plan_batches
+from megatron_rb.evaluation.generation_spec import GenerationSpec, part_file, plan_batches, scratch_folder
 from megatron_rb.layout import parse_layout
 from megatron_rb.models.layer_choice import select_layers
 from megatron_rb.models.robobrain.build import ModelOptions, build_stages
@@ -60,7 +60,7 @@ def run(spec: GenerationSpec, platform: Platform) -> None:
         stages, shape, place, device, limits, spec.sampling, sequence_parallel=parallel.sequence_parallel
     )
     with Ledger(Path(spec.out).with_suffix(".ledger.jsonl"), place.rank) as ledger:
-        index = Path(spec.out).parent / "index"
+        index = scratch_folder(Path(spec.out)) / "index"
         build = partial(build_dataset, spec.data, encoder, [spec.questions], ledger, cache_dir=index)
         source = Source(rank_zero_first(build), any(stage.part.needs_pixels for stage in stages), ledger)
         _answer(spec, source, generator, encoder.tokenizer.decode)

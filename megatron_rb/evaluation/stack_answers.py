@@ -13,7 +13,14 @@ from megatron_rb.config.derive import check_tp_size
 from megatron_rb.config.schema import Config
 from megatron_rb.evaluation.answer_file import check_same_source, rows_in, write_whole
 from megatron_rb.evaluation.answering import without_limits, write_questions_left
-from megatron_rb.evaluation.generation_spec import BatchLimits, GenerationSpec, Parallelism, Sampling, part_file
+from megatron_rb.evaluation.generation_spec import (
+    BatchLimits,
+    GenerationSpec,
+    Parallelism,
+    Sampling,
+    parts_of,
+    scratch_folder,
+)
 from megatron_rb.layout import parse_layout
 from megatron_rb.models.robobrain.balance import default_layout
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
@@ -93,7 +100,7 @@ def answer_with_stack(
         str(weights.folder), str(weights.hf), parallel, str(asked), str(out), request.max_new_tokens,
         _dtype(request, weights), request.sampling, BatchLimits(request.sequences), without_limits(data, media_root),
     )  # fmt: skip
-    folder = out.with_suffix(".generation")
+    folder = scratch_folder(out)
     folder.mkdir(exist_ok=True)
     spec.write(folder)
     code = start(folder, parallel.processes)
@@ -120,7 +127,7 @@ def find_weights(request: StackRequest) -> Weights:
 def collect_parts(out: Path, questions: Sequence[Mapping]) -> dict[str, str]:
     """Put the parts of all copies of the model into `out`, in the order of the questions, and remove them."""
     done = rows_in(out)
-    parts = sorted(out.parent.glob(part_file(out, 0).name.replace("part0", "part*")))
+    parts = parts_of(out)
     for part in parts:
         done |= rows_in(part)
     if parts:
