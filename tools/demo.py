@@ -17,7 +17,7 @@ from megatron_rb.evaluation.value_scores import read_answers
 
 ROOT = Path("runs/demo")
 PARITY_SAMPLES, QUESTIONS_PER_TASK = 6, 120
-HOPS_PER_EPISODE = 24
+HOPS_PER_EPISODE = 8
 ANSWER_TOKENS = 28
 """A point with its depth needs about twenty."""
 COMPARED = ("pointing_hit_rate", "depth_error_cm", "voc_plus", "voc_minus")

@@ -19,7 +19,7 @@ from megatron_rb.data.encoder import NO_LOSS, SampleEncoder
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.media import MediaInfo
 from megatron_rb.data.packing import Budget
-from megatron_rb.data.problems import BadSample
+from megatron_rb.data.problems import BadSample, NoUsableSample
 from megatron_rb.data.rows import parse_line
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,8 @@ def build_index(
         progress: show a progress bar.
 
     Raises:
-        ValueError: a file is missing, or no row of all the files is usable.
+        ValueError: a file is missing.
+        NoUsableSample: no row of all the files is usable.
     """
     for file in files:
         if not Path(file).is_file():
@@ -143,7 +144,7 @@ def build_index(
             "rejected", file, str(problem), line=result.line.number, id=result.sample_id, problem=problem.problem
         )
     if not entries:
-        raise ValueError(
+        raise NoUsableSample(
             f"no usable sample in {', '.join(files) or 'an empty list of files'} ({describe(rejected)}); {first}; "
             f"see {ledger.path}"
         )

@@ -10,3 +10,7 @@ class BadSample(ValueError):
         super().__init__(message)
         self.problem = problem
         """A few words that rows with the same fault share, for counting."""
+
+
+class NoUsableSample(ValueError):
+    """Every row of some data files was refused."""

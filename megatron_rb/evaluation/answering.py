@@ -12,7 +12,7 @@ from megatron_rb.config.schema import DataConfig
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.data.problems import BadSample
+from megatron_rb.data.problems import BadSample, NoUsableSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.evaluation.answer_file import answers_in, check_same_source
 from megatron_rb.models.robobrain.config import load_shape
@@ -56,7 +56,10 @@ def answer_all(
     settings = without_limits(settings, media_root)
     encoder = build_encoder(settings, hf_folder, load_shape(hf_folder))
     with Ledger(out.with_suffix(".ledger.jsonl")) as ledger:
-        dataset = build_dataset(settings, encoder, [str(asked)], ledger)
+        try:
+            dataset = build_dataset(settings, encoder, [str(asked)], ledger)
+        except NoUsableSample:  # what is left cannot be asked, now or later; the ledger says why
+            return done
         with open(out, "a", encoding="utf-8") as lines:
             for start in range(0, len(dataset), BATCH):
                 numbers = range(start, min(start + BATCH, len(dataset)))

@@ -20,10 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.data.problems import BadSample
+from megatron_rb.data.problems import BadSample, NoUsableSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.evaluation.generation import AnswerLimits, Generator
-from megatron_rb.evaluation.generation_spec import GenerationSpec, part_file, plan_batches
+from megatron_rb.evaluation.generation_spec import GenerationSpec, part_file, plan_batches, scratch_folder
 from megatron_rb.layout import parse_layout
 from megatron_rb.models.layer_choice import select_layers
 from megatron_rb.models.robobrain.build import ModelOptions, build_stages
@@ -60,10 +60,16 @@ def run(spec: GenerationSpec, platform: Platform) -> None:
         stages, shape, place, device, limits, spec.sampling, sequence_parallel=parallel.sequence_parallel
     )
     with Ledger(Path(spec.out).with_suffix(".ledger.jsonl"), place.rank) as ledger:
-        index = Path(spec.out).parent / "index"
+        index = scratch_folder(Path(spec.out)) / "index"
         build = partial(build_dataset, spec.data, encoder, [spec.questions], ledger, cache_dir=index)
-        source = Source(rank_zero_first(build), any(stage.part.needs_pixels for stage in stages), ledger)
-        _answer(spec, source, generator, encoder.tokenizer.decode)
+        with_pixels = any(stage.part.needs_pixels for stage in stages)
+        try:
+            source = Source(rank_zero_first(build), with_pixels, ledger if place.tp_rank == 0 else None)
+        except NoUsableSample as nothing:  # what is left cannot be asked, now or later; the ledger says why
+            if place.rank == 0:
+                print(nothing, flush=True)
+        else:
+            _answer(spec, source, generator, encoder.tokenizer.decode)
     dist.barrier()
     dist.destroy_process_group()
 
@@ -88,7 +94,8 @@ class Source:
 
     dataset: ConversationDataset
     with_pixels: bool
-    ledger: Ledger
+    ledger: Ledger | None
+    """None on ranks beside the one that notes what cannot be read."""
 
     def rounds(self, batches: list[list[int]], size: int) -> Iterator[Round]:
         """Rounds of `size` batches; the next one is read while the present one is answered."""
@@ -110,7 +117,8 @@ class Source:
             return self.dataset.prompt(number, with_pixels=self.with_pixels)
         except BadSample as problem:
             file, line = self.dataset.source(number)
-            self.ledger.record("unreadable", file, str(problem), line=line, problem=problem.problem)
+            if self.ledger is not None:
+                self.ledger.record("unreadable", file, str(problem), line=line, problem=problem.problem)
             unreadable.add(number)
             return self.dataset.blank_prompt(number)
 

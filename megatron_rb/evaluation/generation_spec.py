@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any, Self
 
@@ -102,6 +103,16 @@ class GenerationSpec:
 def part_file(out: Path, dp_rank: int) -> Path:
     """Where a data-parallel rank puts its answers until the run is over."""
     return out.with_suffix(f".part{dp_rank}.jsonl")
+
+
+def parts_of(out: Path) -> list[Path]:
+    """The parts that lie beside an answers file."""
+    return sorted(out.parent.glob(f"{escape(out.stem)}.part*.jsonl"))
+
+
+def scratch_folder(out: Path) -> Path:
+    """Spec, index of the questions and logs of a generation run."""
+    return out.with_suffix(".generation")
 
 
 def plan_batches(sizes: np.ndarray, numbers: Sequence[int], limits: BatchLimits) -> list[list[int]]:

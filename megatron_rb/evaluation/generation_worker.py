@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,4 +25,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ValueError as error:  # weights or questions that do not fit; rank 0 writes to the console
+        print(f"generation: {error}", file=sys.stderr, flush=True)
+        os._exit(2)  # a normal exit would wait for ranks that sit in a collective

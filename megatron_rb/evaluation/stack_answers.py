@@ -13,7 +13,14 @@ from megatron_rb.config.derive import check_tp_size
 from megatron_rb.config.schema import Config
 from megatron_rb.evaluation.answer_file import check_same_source, rows_in, write_whole
 from megatron_rb.evaluation.answering import without_limits, write_questions_left
-from megatron_rb.evaluation.generation_spec import BatchLimits, GenerationSpec, Parallelism, Sampling, part_file
+from megatron_rb.evaluation.generation_spec import (
+    BatchLimits,
+    GenerationSpec,
+    Parallelism,
+    Sampling,
+    parts_of,
+    scratch_folder,
+)
 from megatron_rb.layout import parse_layout
 from megatron_rb.models.robobrain.balance import default_layout
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
@@ -45,6 +52,10 @@ class StackRequest:
     max_new_tokens: int = 256
     sampling: Sampling = Sampling()
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; an answer needs at least 1")
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -69,8 +80,8 @@ def answer_with_stack(
         out: jsonl of `question_id` and `answer`; while the run lasts every copy of the model has a part beside it.
 
     Raises:
-        ValueError: the checkpoint, the layout or the answers in `out` do not fit the request.
-        RuntimeError: a process failed; what was answered so far is kept.
+        ValueError: the checkpoint, the layout or the answers in `out` do not fit the request, or a process failed;
+            what was answered so far is kept.
     """
     weights = find_weights(request)
     shape = load_shape(weights.hf)
@@ -89,13 +100,13 @@ def answer_with_stack(
         str(weights.folder), str(weights.hf), parallel, str(asked), str(out), request.max_new_tokens,
         _dtype(request, weights), request.sampling, BatchLimits(request.sequences), without_limits(data, media_root),
     )  # fmt: skip
-    folder = out.with_suffix(".generation")
+    folder = scratch_folder(out)
     folder.mkdir(exist_ok=True)
     spec.write(folder)
     code = start(folder, parallel.processes)
     done = collect_parts(out, questions)
     if code:
-        raise RuntimeError(
+        raise ValueError(
             f"a process of the generation ended with exit code {code}; its output stands above and in {folder}/logs. "
             f"{len(done)} of {len(questions)} answers are kept in {out}, and the same command goes on from there"
         )
@@ -116,7 +127,7 @@ def find_weights(request: StackRequest) -> Weights:
 def collect_parts(out: Path, questions: Sequence[Mapping]) -> dict[str, str]:
     """Put the parts of all copies of the model into `out`, in the order of the questions, and remove them."""
     done = rows_in(out)
-    parts = sorted(out.parent.glob(part_file(out, 0).name.replace("part0", "part*")))
+    parts = parts_of(out)
     for part in parts:
         done |= rows_in(part)
     if parts:

@@ -19,7 +19,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SUMMARY = {
     "layout": None, "world_size": None, "seconds": None,
     "train": {"first_loss", "final_loss"},
-    "eval": {"untrained_loss", "constant_loss", "trained_loss", "pointing_hit_rate"},
+    "eval": {
+        "untrained_loss", "constant_loss", "trained_loss", "untrained_hop_loss", "trained_hop_loss", "unreadable",
+        *(f"{who}{what}" for who in ("", "constant_")
+          for what in ("pointing_hit_rate", "depth_error_cm", "voc_plus", "voc_minus")),
+    },
     "export": {"max_abs_logit_diff"},
 }  # fmt: skip
 
@@ -46,7 +50,8 @@ def test_short_demo_goes_all_the_way(tmp_path):
     assert summary["world_size"] == 4 and summary["layout"] == "P v | v M E t*3 L"
     assert summary["export"]["max_abs_logit_diff"] < 1e-4
     assert summary["eval"]["trained_loss"] < summary["eval"]["untrained_loss"]
-    assert (tmp_path / "runs/demo/curves.png").is_file()
+    assert summary["eval"]["answers"] > 400 and 0 < summary["eval"]["constant_depth_error_cm"] < 50
+    assert (tmp_path / "runs/demo/curves.png").is_file() and (tmp_path / "runs/demo/eval/report.html").is_file()
 
 
 def test_parity_command_passes_dumps_and_fails(tmp_path):

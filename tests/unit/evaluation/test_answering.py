@@ -60,3 +60,14 @@ def test_an_unreadable_picture_gives_no_answer_and_a_ledger_line(made, tmp_path)
     answers = answer_all([broken, rows[1]], data, str(hf), tmp_path / "a.jsonl", counting([]), DataConfig())
     assert answers.keys() == {rows[1]["id"]}
     assert "missing.jpg" in (tmp_path / "a.ledger.jsonl").read_text()
+    # nothing but that question is left now, and that is no error
+    assert answer_all([broken, rows[1]], data, str(hf), tmp_path / "a.jsonl", counting([]), DataConfig()) == answers
+
+
+def test_a_picture_that_breaks_off_gives_no_answer_and_the_others_go_on(made, tmp_path):
+    data, hf, rows = made
+    whole = (data / rows[0]["image"][0]).read_bytes()
+    (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
+    torn = rows[0] | {"id": "torn", "image": [str(tmp_path / "torn.jpg")]}
+    answers = answer_all([torn, rows[1]], data, str(hf), tmp_path / "a.jsonl", counting([]), DataConfig())
+    assert answers.keys() == {rows[1]["id"]} and "unreadable" in (tmp_path / "a.ledger.jsonl").read_text()
