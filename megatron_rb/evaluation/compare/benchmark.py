@@ -181,7 +181,7 @@ def _width(block: str, point: Point, shape: RoboBrainShape) -> int:
         return wide.get(point.name, hidden)
     heads, groups, dim = text.num_heads, text.num_query_groups, text.head_dim
     if block == "language.head":
-        return text.vocab_size if point.name == "output" else text.hidden_size
+        return text.hidden_size
     wide = {
         "qkv": (heads + 2 * groups) * dim, "q": heads * dim, "k": groups * dim, "v": groups * dim,
         "attention": heads * dim, "fc1": 2 * text.ffn_hidden_size, "activation": text.ffn_hidden_size,
@@ -209,7 +209,6 @@ def _weights(shape: RoboBrainShape) -> Iterator[tuple[str, int, int]]:
             f"language.layers.{layer}", norms, text.hidden_size, packed, heads, text.ffn_hidden_size, True
         )
     yield "language.head.norm.weight", 1, text.hidden_size
-    yield "language.head.output.weight", text.vocab_size, text.hidden_size
 
 
 def _layer(

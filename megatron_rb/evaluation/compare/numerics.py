@@ -314,10 +314,10 @@ def _backward(points: Sequence[PointResult], roundoff: float) -> list[OperatorRe
             continue
         here = max((other.relative for other in points if other.block == point.block), default=0.0)
         limit = GROWTH * max(before, here, roundoff)
-        name = CONSUMER.get(point.point, "output")
+        name = CONSUMER.get(point.point, "")
         if point.block == "language.head":
-            name = "output" if point.point != "input" else "norm"
-        if point.point != "output":
+            name = "loss" if point.point == "norm" else "norm"
+        if name:
             excess = point.grad_relative / limit
             results.append(OperatorResult(point.block, name, True, False, excess, ""))
         before = max(before, point.grad_relative)

@@ -118,7 +118,7 @@ def _draw_growth(comparison: NumericsComparison, path: Path) -> None:
 
     figure = Figure(figsize=(13, 8), dpi=110, layout="constrained")
     above, below = figure.subplots(2, 1)
-    outputs = [point for point in comparison.points if point.point == "output"]
+    outputs = _last_points(comparison)
     x = np.arange(len(outputs))
     for label, values in (
         ("outputs", [point.relative for point in outputs]),
@@ -145,6 +145,11 @@ def _draw_growth(comparison: NumericsComparison, path: Path) -> None:
     _save(figure, path)
 
 
+def _last_points(comparison: NumericsComparison) -> list[PointResult]:
+    """The last point of every block."""
+    return list({point.block: point for point in comparison.points}.values())
+
+
 def _drawable(item: OperatorResult) -> float:
     return min(max(item.excess, 1e-4), 1e8) if math.isfinite(item.excess) else 1e8
 
@@ -155,7 +160,7 @@ def _draw_ulps(comparison: NumericsComparison, path: Path) -> None:
 
     figure = Figure(figsize=(13, 4.5), dpi=110, layout="constrained")
     axis = figure.subplots()
-    outputs = [point for point in comparison.points if point.point == "output"]
+    outputs = _last_points(comparison)
     shares = np.array([np.array(point.ulps) / max(1, sum(point.ulps)) for point in outputs])
     bottom = np.zeros(len(outputs))
     for number, label in enumerate(ULP_LABELS):

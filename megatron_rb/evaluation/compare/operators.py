@@ -296,10 +296,7 @@ def operators_of(block: str) -> tuple[Operator, ...]:
             Operator("fc2", ("activation",), ("output",), _linear_of("activation", "output", "linear_fc2", True)),
         )
     if block == "language.head":
-        return (
-            Operator("norm", ("input",), ("norm",), partial(_norm, source="input", target="norm", module="norm")),
-            Operator("output", ("norm",), ("output",), _linear_of("norm", "output", "output", False)),
-        )
+        return (Operator("norm", ("input",), ("norm",), partial(_norm, source="input", target="norm", module="norm")),)
     return (Operator(block.rsplit(".", 1)[-1], (), ("output",)),)
 
 
