@@ -144,6 +144,19 @@ def test_distance_in_units_in_the_last_place(dtype, roundoff):
     assert ulps(np.ones(3), np.array([1, np.nan, 1]), roundoff) == [2, 0, 0, 0, 0, 1]
 
 
+def test_full_disk_gives_the_capture_up_and_not_the_run(tmp_path, monkeypatch):
+    file = RankFile(tmp_path, 0)
+    file.add("value/0/x/output", torch.ones(2, 3), np.arange(2), None)
+    monkeypatch.setattr("shutil.copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    file.finish()
+    assert "No space left" in file.problem
+    assert list(tmp_path.iterdir()) == []
+    file.add("value/0/y/output", torch.ones(2, 3), np.arange(2), None)
+    blocked = tmp_path / "a file"
+    blocked.touch()
+    assert RankFile(blocked / "step", 0).problem
+
+
 def test_samples_are_chosen_by_size_alone():
     sizes = [("a", 90, 40), ("b", 20, 0), ("c", 50, 16), ("d", 30, 64), ("b", 20, 0)]
     assert choose(sizes, 2) == ["c", "b"] == choose(sizes[::-1], 2)
