@@ -1,11 +1,11 @@
-"""Measure training steps, packing, conversions, recovery, data and kernels; compare two results."""
+"""Measure training steps, packing, conversions, recovery, data, kernels and captures; compare two results."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 
-WHAT = ("step", "train", "compare", "packing", "convert", "launch", "data", "kernels", "blocks", "plan")
+WHAT = ("step", "train", "compare", "packing", "convert", "launch", "data", "kernels", "blocks", "plan", "numerics")
 
 
 def main(argv: list[str]) -> int:

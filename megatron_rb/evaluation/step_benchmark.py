@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from megatron_rb.data.sample import EncodedSample, VisionGrid
 from megatron_rb.evaluation.timing import Times, median_ratio, time_in_turn
 from megatron_rb.models.robobrain.balance import default_layout
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
-from megatron_rb.models.robobrain.inputs import IGNORED, build_micro_batch
+from megatron_rb.models.robobrain.inputs import IGNORED, MicroBatch, build_micro_batch
 from megatron_rb.parallel.groups import Place, build_groups, start_process_group
 from megatron_rb.platform import Platform
 from megatron_rb.train.build import build_trainable
@@ -97,6 +98,9 @@ class OurStep:
         packs: the samples of each micro-batch.
     """
 
+    around: Callable[[Sequence[MicroBatch]], AbstractContextManager] = nullcontext
+    """Surrounds forward and backward of a step, as a capture does."""
+
     def __init__(
         self, folder: str | Path, shape: RoboBrainShape, packs: Sequence[Sequence[EncodedSample]],
         settings: OptimizerConfig, place: Place, platform: Platform,
@@ -117,7 +121,8 @@ class OurStep:
             build_micro_batch(samples, self.runner.shape, tp_rank=0, tp_size=1, sequence_parallel=False)
             for samples in self.packs
         ]
-        results = train_pass(self.runner, batches)
+        with self.around(batches):
+            results = train_pass(self.runner, batches)
         self.optimizer.step()
         labels = sum(float(result["num_labels"]) for result in results)
         return sum(float(result["loss_sum"]) for result in results) / labels

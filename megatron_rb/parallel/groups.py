@@ -186,6 +186,13 @@ def wait_for_all() -> None:
     dist.barrier()
 
 
+def gather_from_all(value: T) -> list[T]:
+    """The values of all ranks, by rank; every rank calls this."""
+    values: list[T] = [None] * dist.get_world_size()  # type: ignore[list-item]
+    dist.all_gather_object(values, value)
+    return values
+
+
 def rank_zero_first(action: Callable[[], T]) -> T:
     """Run an action on rank 0, then on all others; an error of rank 0 is raised everywhere and stops the others."""
     failure: list[Exception | None] = [None]

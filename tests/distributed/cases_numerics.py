@@ -125,15 +125,15 @@ def _accumulate_in_bf16(input, weight, *args, **kwargs):
 
 @contextmanager
 def dropout(stages, path: str, seed: int) -> Iterator[None]:
-    """Dropout in an MLP's activation, drawn from a seed."""
+    """Dropout of an MLP's activation, drawn from a seed."""
     for mlp in _modules(stages, path):
-        mlp.act = partial(_drop, mlp.act, torch.Generator().manual_seed(seed))
+        mlp.linear_fc2.register_forward_pre_hook(partial(_drop, torch.Generator().manual_seed(seed)))
     yield
 
 
-def _drop(act, generator, x):
-    out = act(x)
-    return out * (torch.rand(out.shape, generator=generator) >= 0.1) / 0.9
+def _drop(generator, _module, args):
+    x = args[0]
+    return (x * (torch.rand(x.shape, generator=generator) >= 0.1) / 0.9,)
 
 
 @contextmanager

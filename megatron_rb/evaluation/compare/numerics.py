@@ -9,8 +9,8 @@ pass, are judged by growth: the relative difference of what comes out against th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -147,48 +147,79 @@ Views = Sequence[tuple[BlockView, BlockView]]
 
 
 def _point(views: Views, block: str, point: Point) -> PointResult | None:
-    values = _pairs(views, lambda view: view.point(point.name))
+    values = _Distance.over(_pairs(views, lambda view: view.point(point.name)), with_ulps=True)
     if values is None:
         return None
-    grads = _pairs(views, lambda view: view.grad(point.name))
-    left, right, roundoff = values
-    scale = float(np.abs(left).max(initial=0))
+    grads = _Distance.over(_pairs(views, lambda view: view.grad(point.name)), with_ulps=False)
     return PointResult(
-        block, point.name, _relative(left, right), _relative(*grads[:2]) if grads else math.nan,
-        float(np.abs(left - right).max(initial=0)) / scale if scale else 0.0, _ulps(left, right, roundoff),
+        block, point.name, values.relative, grads.relative if grads else math.nan, values.largest,
+        tuple(values.ulps.tolist()),
     )  # fmt: skip
 
 
-def _pairs(views: Views, read: Callable[[BlockView], Table | None]) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """Values of all samples that both sides kept, and the coarser round-off."""
-    left, right, roundoff = [], [], 0.0
+def _pairs(views: Views, read: Callable[[BlockView], Table | None]) -> Iterator[tuple[Table, Table]]:
+    """What both sides kept of each sample, in the same rows."""
     for view_a, view_b in views:
         a, b = read(view_a), read(view_b)
-        if a is None or b is None:
-            continue
-        rows = common_rows([a, b])
-        left.append(a.at(rows).values.ravel())
-        right.append(b.at(rows).values.ravel())
-        roundoff = max(roundoff, a.roundoff, b.roundoff)
-    return (np.concatenate(left), np.concatenate(right), roundoff) if left else None
+        if a is not None and b is not None:
+            rows = common_rows([a, b])
+            yield a.at(rows), b.at(rows)
 
 
-def _rms(values: np.ndarray) -> float:
-    return math.sqrt(float(np.mean(np.square(values)))) if values.size else 0.0
+@dataclass
+class _Distance:
+    """Sums over the samples of one point."""
+
+    squares: float = 0.0
+    of_a: float = 0.0
+    most: float = 0.0
+    scale: float = 0.0
+    ulps: np.ndarray = field(default_factory=lambda: np.zeros(len(ULP_LABELS), dtype=np.int64))
+
+    @classmethod
+    def over(cls, pairs: Iterable[tuple[Table, Table]], with_ulps: bool) -> _Distance | None:
+        """None when nothing was kept."""
+        total, empty = cls(), True
+        for a, b in pairs:
+            total._add(a.values, b.values, max(a.roundoff, b.roundoff) if with_ulps else 0.0)
+            empty = False
+        return None if empty else total
+
+    @property
+    def relative(self) -> float:
+        """Root mean square of the difference over that of A; infinite for values that are not finite."""
+        if not math.isfinite(self.squares):
+            return math.inf
+        return math.sqrt(self.squares / self.of_a) if self.of_a else (math.inf if self.squares else 0.0)
+
+    @property
+    def largest(self) -> float:
+        return self.most / self.scale if self.scale else 0.0
+
+    def _add(self, a: np.ndarray, b: np.ndarray, roundoff: float) -> None:
+        difference = np.abs(a - b)
+        self.squares += float(np.vdot(difference, difference))
+        self.of_a += float(np.vdot(a, a))
+        self.most = max(self.most, float(difference.max(initial=0)))
+        self.scale = max(self.scale, float(np.abs(a).max(initial=0)))
+        if roundoff:
+            self.ulps += ulp_counts(a, b, difference, roundoff)
 
 
-def _relative(a: np.ndarray, b: np.ndarray) -> float:
-    difference, size = _rms(a - b), _rms(a)
-    return difference / size if size else (math.inf if difference else 0.0)
+def ulp_counts(a: np.ndarray, b: np.ndarray, difference: np.ndarray, roundoff: float) -> np.ndarray:
+    """Values by their distance in units in the last place; see ULP_LABELS. What is no number counts as far apart.
 
-
-def _ulps(a: np.ndarray, b: np.ndarray, roundoff: float) -> tuple[int, ...]:
+    Args:
+        difference: absolute difference of a and b.
+        roundoff: of the type whose units are counted.
+    """
+    if not difference.any():
+        return np.array([difference.size] + [0] * (len(ULP_LABELS) - 1))
     largest = np.maximum(np.abs(a), np.abs(b))
-    _, exponent = np.frexp(largest)
-    distance = np.abs(a - b) / np.maximum(np.ldexp(roundoff, exponent), 1e-300)
-    distance = np.where(np.isfinite(distance), distance, np.inf)
-    counts = np.bincount(np.searchsorted(ULP_EDGES, distance), minlength=len(ULP_LABELS))
-    return tuple(counts.tolist())
+    # The unit of a value is 2 ** floor(log2) times twice the round-off: its exponent bits alone.
+    unit = (largest.view(np.int64) & np.int64(0x7FF0_0000_0000_0000)).view(np.float64) * (2 * roundoff)
+    below = [int(np.count_nonzero(difference <= edge * unit)) for edge in ULP_EDGES]
+    return np.diff([0, *below, difference.size])
 
 
 @dataclass
@@ -283,10 +314,10 @@ def _backward(points: Sequence[PointResult], roundoff: float) -> list[OperatorRe
             continue
         here = max((other.relative for other in points if other.block == point.block), default=0.0)
         limit = GROWTH * max(before, here, roundoff)
-        name = CONSUMER.get(point.point, "output")
+        name = CONSUMER.get(point.point, "")
         if point.block == "language.head":
-            name = "output" if point.point != "input" else "norm"
-        if point.point != "output":
+            name = "loss" if point.point == "norm" else "norm"
+        if name:
             excess = point.grad_relative / limit
             results.append(OperatorResult(point.block, name, True, False, excess, ""))
         before = max(before, point.grad_relative)

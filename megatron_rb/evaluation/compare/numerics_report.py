@@ -25,11 +25,13 @@ from megatron_rb.evaluation.compare.page import Section, write_page
 from megatron_rb.evaluation.compare.run_report import finite
 
 MOST_DEFECTS = 10
-HEAD = ("block", "output", "gradient", "largest", "1 ulp", "operator nearest its limit", "")
+HEAD = ("block", "output", "gradient", "largest", "1 ulp", "nearest to its limit")
+ON_CONSOLE = (0, 1, 2, 5)
+"""Columns that fit into 80 characters."""
 COLUMNS = (
     "Output: relative difference of the block's output, root mean square. Gradient: that of its input's gradient. "
     "Largest: largest difference over the largest value. 1 ulp: share of values that differ by at most one unit in the "
-    "last place."
+    "last place. The operator nearest to its limit: a defect from 1 on."
 )
 METHOD = (
     "Every operator is computed again in fp64 from the inputs that its own side captured. Its residual is what its "
@@ -44,13 +46,12 @@ METHOD = (
 def show(comparison: NumericsComparison, console: Console) -> None:
     """Print one row per block and the verdict."""
     console.print(_sides(comparison), highlight=False, soft_wrap=True)
-    table = Table(*HEAD)
-    table.columns[0].no_wrap = table.columns[5].no_wrap = True
+    table = Table(*(HEAD[place] for place in ON_CONSOLE))
     defective = {item.block for item in comparison.defects}
     for row in block_rows(comparison):
-        table.add_row(*row, style="red" if row[0] in defective else None)
+        table.add_row(*(row[place] for place in ON_CONSOLE), style="red" if row[0] in defective else None)
     console.print(table)
-    for line in [COLUMNS, *(f"defect: {item}" for item in comparison.defects[:MOST_DEFECTS]), comparison.verdict]:
+    for line in [*(f"defect: {item}" for item in comparison.defects[:MOST_DEFECTS]), comparison.verdict]:
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -93,9 +94,13 @@ def _block_row(comparison: NumericsComparison, block: str) -> tuple[str, ...]:
     operators = [item for item in comparison.operators if item.block == block]
     first, last = points[0], points[-1]
     nearest = max(operators, key=lambda item: math.inf if math.isnan(item.excess) else item.excess, default=None)
-    way = "" if nearest is None else f"{nearest.operator}{' back' if nearest.backward else ''}: {nearest.excess:.2g}"
-    mark = "DEFECT" if any(item.is_defect for item in operators) else ""
-    return (block, _number(last.relative), _number(first.grad_relative), _number(last.largest), _near(last), way, mark)
+    numbers = (_number(last.relative), _number(first.grad_relative), _number(last.largest), _near(last))
+    return (block, *numbers, "" if nearest is None else _nearest(nearest))
+
+
+def _nearest(item: OperatorResult) -> str:
+    way = f"{item.operator} backward" if item.backward else item.operator
+    return f"{way}: {item.excess:.1e}{' DEFECT' if item.is_defect else ''}" if item.excess else ""
 
 
 def _near(point: PointResult) -> str:
@@ -118,7 +123,7 @@ def _draw_growth(comparison: NumericsComparison, path: Path) -> None:
 
     figure = Figure(figsize=(13, 8), dpi=110, layout="constrained")
     above, below = figure.subplots(2, 1)
-    outputs = [point for point in comparison.points if point.point == "output"]
+    outputs = _last_points(comparison)
     x = np.arange(len(outputs))
     for label, values in (
         ("outputs", [point.relative for point in outputs]),
@@ -145,6 +150,11 @@ def _draw_growth(comparison: NumericsComparison, path: Path) -> None:
     _save(figure, path)
 
 
+def _last_points(comparison: NumericsComparison) -> list[PointResult]:
+    """The last point of every block."""
+    return list({point.block: point for point in comparison.points}.values())
+
+
 def _drawable(item: OperatorResult) -> float:
     return min(max(item.excess, 1e-4), 1e8) if math.isfinite(item.excess) else 1e8
 
@@ -155,7 +165,7 @@ def _draw_ulps(comparison: NumericsComparison, path: Path) -> None:
 
     figure = Figure(figsize=(13, 4.5), dpi=110, layout="constrained")
     axis = figure.subplots()
-    outputs = [point for point in comparison.points if point.point == "output"]
+    outputs = _last_points(comparison)
     shares = np.array([np.array(point.ulps) / max(1, sum(point.ulps)) for point in outputs])
     bottom = np.zeros(len(outputs))
     for number, label in enumerate(ULP_LABELS):

@@ -180,19 +180,18 @@ def _attention(view: BlockView) -> Residual | None:
     if allowed is None:
         return None
     dim = view.shape["head_dim"] if not view.is_vision else view.shape["hidden_size"] // view.shape["num_heads"]
-    queries, keys, values = (table.values.reshape(len(table.rows), -1, dim) for table in (q, k, v))
-    repeats = queries.shape[1] // keys.shape[1]
-    keys, values = (np.repeat(x, repeats, axis=1).transpose(1, 2, 0) for x in (keys, values))  # [heads, dim, keys]
-    scores = queries.transpose(1, 0, 2) @ keys / np.sqrt(dim)
+    heads, groups = q.values.shape[1] // dim, k.values.shape[1] // dim
+    queries = q.values.reshape(-1, groups, heads // groups, dim).transpose(1, 2, 0, 3)  # [groups, heads, queries, dim]
+    keys, values = (table.values.reshape(-1, groups, 1, dim).transpose(1, 2, 0, 3) for table in (k, v))
+    scores = queries @ keys.swapaxes(-1, -2) / np.sqrt(dim)
+    sharp = np.abs(np.where(allowed, scores, 0.0)).max(-1, keepdims=True)
     scores = np.where(allowed, scores, -np.inf)
-    highest = scores.max(-1, keepdims=True)
-    weights = np.exp(scores - highest)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    wanted = (weights @ values.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(len(q.rows), -1)
-    size = (weights @ np.abs(values).transpose(0, 2, 1)).transpose(1, 0, 2)
-    sharp = np.abs(np.where(allowed, scores, 0.0)).max(-1).T[:, :, None]
-    sigma = out.roundoff * 2 * size + ACCUMULATION * (8 + 4 * sharp) * size
-    return Residual(out.values - wanted, sigma.reshape(wanted.shape), q.rows)
+    wanted, size = weights @ values, weights @ np.abs(values)
+    sigma = (out.roundoff * 2 + ACCUMULATION * (8 + 4 * sharp)) * size
+    wanted, sigma = (x.transpose(2, 0, 1, 3).reshape(len(q.rows), -1) for x in (wanted, sigma))
+    return Residual(out.values - wanted, sigma, q.rows)
 
 
 def _attended(view: BlockView, queries: np.ndarray, keys: np.ndarray) -> np.ndarray | None:
@@ -297,10 +296,7 @@ def operators_of(block: str) -> tuple[Operator, ...]:
             Operator("fc2", ("activation",), ("output",), _linear_of("activation", "output", "linear_fc2", True)),
         )
     if block == "language.head":
-        return (
-            Operator("norm", ("input",), ("norm",), partial(_norm, source="input", target="norm", module="norm")),
-            Operator("output", ("norm",), ("output",), _linear_of("norm", "output", "output", False)),
-        )
+        return (Operator("norm", ("input",), ("norm",), partial(_norm, source="input", target="norm", module="norm")),)
     return (Operator(block.rsplit(".", 1)[-1], (), ("output",)),)
 
 

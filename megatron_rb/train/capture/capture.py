@@ -12,7 +12,7 @@ from typing import Any
 from megatron_rb.config.schema import CaptureConfig
 from megatron_rb.models.robobrain.inputs import MicroBatch
 from megatron_rb.models.robobrain.stage import RoboBrainStage
-from megatron_rb.parallel.groups import Place, wait_for_all
+from megatron_rb.parallel.groups import Place, gather_from_all, wait_for_all
 from megatron_rb.train.capture.files import DESCRIPTION, VERSION, RankFile, step_folder, write_json
 from megatron_rb.train.capture.recorder import Recorder
 from megatron_rb.train.capture.samples import (
@@ -22,7 +22,6 @@ from megatron_rb.train.capture.samples import (
     pixel_hash,
     placed_samples,
     segments_of,
-    sizes_over_world,
     text_hash,
 )
 from megatron_rb.train.capture.weights import keep_weights
@@ -32,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 class StepCapture:
     """Captures step 1 and every `every`-th after it; in all other steps it costs nothing but a test.
+
+    A capture that cannot be written (disk full) is given up with a warning; the run goes on.
 
     Args:
         folder: gets a folder per captured step.
@@ -78,8 +79,10 @@ class StepCapture:
             recorder.stop()
         keep_weights(self.stages, file, self.place, self.settings.features)
         file.finish()
-        wait_for_all()
-        if self.place.rank == 0:
+        problems = [problem for problem in gather_from_all(file.problem) if problem]
+        if problems and self.place.rank == 0:
+            logger.warning("step %d could not be captured: %s", step, problems[0])
+        elif self.place.rank == 0:
             content = {"version": VERSION, "step": step, "samples": names, "world_size": self.place.world_size}
             write_json(folder / DESCRIPTION, {**self.description, **content})
             logger.info("captured step %d in %s", step, folder)
@@ -88,7 +91,8 @@ class StepCapture:
         """The chosen samples on this rank by micro-batch, and the ids of all chosen ones."""
         unit = self.stages[0].shape.vision.merge_unit
         here = placed_samples(batches, unit)
-        names = choose(sizes_over_world(here), self.settings.samples)
+        sizes = [size for sizes in gather_from_all([sample.size for sample in here]) for size in sizes]
+        names = choose(sizes, self.settings.samples)
         picks: dict[int, list[Pick]] = {}
         for number, name in enumerate(names):
             sample = next((sample for sample in here if sample.sample_id == name), None)

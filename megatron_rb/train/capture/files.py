@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,13 @@ class RankFile:
         self.entries: dict[str, dict[str, Any]] = {}
         self.samples: dict[str, dict[str, Any]] = {}
         self.weights: dict[str, dict[str, str]] = {}
+        self.problem = ""
+        """Why nothing is written any more."""
         self._kinds: list[tuple[str, torch.dtype, tuple[int, ...]]] = []
-        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"rank_{rank:05d}.pieces"
-        self._pieces = self._path.open("wb")
+        with self._given_up_on_error():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
 
     def add(self, name: str, piece: torch.Tensor, rows: np.ndarray, columns: Columns | None) -> None:
         """Append a piece.
@@ -53,30 +57,43 @@ class RankFile:
             rows: offset of each row in its sample, or output feature of each row of a weight.
             columns: None = all columns of the tensor.
         """
-        if name in self.entries:
+        if name in self.entries or self.problem:
             return
         piece = piece.contiguous()
         self.entries[name] = {"rows": rows.tolist(), "columns": columns}
         self._kinds.append((name, piece.dtype, tuple(piece.shape)))
-        self._pieces.write(piece.view(torch.uint8).numpy().tobytes())
+        with self._given_up_on_error(), self._path.open("ab") as pieces:
+            pieces.write(piece.view(torch.uint8).numpy().data)
 
     def finish(self) -> None:
         """Put the header before the pieces; the files are complete when they have their names."""
-        self._pieces.close()
+        if self.problem:
+            return
         target = self.folder / f"rank_{self.rank:05d}.safetensors"
         partial = target.with_suffix(".partial")
-        with partial.open("wb") as out, self._path.open("rb") as pieces:
-            out.write(safetensors_header(self._kinds))
-            shutil.copyfileobj(pieces, out, 1 << 22)
-        content = {"tensors": self.entries, "samples": self.samples, "weights": self.weights}
-        write_json(target.with_suffix(".json"), content)
-        os.replace(partial, target)
-        self._path.unlink()
+        with self._given_up_on_error():
+            with partial.open("wb") as out, self._path.open("rb") as pieces:
+                out.write(safetensors_header(self._kinds))
+                shutil.copyfileobj(pieces, out, 1 << 22)
+            content = {"tensors": self.entries, "samples": self.samples, "weights": self.weights}
+            write_json(target.with_suffix(".json"), content)
+            os.replace(partial, target)
+            self._path.unlink()
 
     def abandon(self) -> None:
         """Leave nothing behind."""
-        self._pieces.close()
-        self._path.unlink(missing_ok=True)
+        for path in self.folder.glob(f"rank_{self.rank:05d}.*"):
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _given_up_on_error(self) -> Iterator[None]:
+        """A run must not end because its disk is full."""
+        try:
+            yield
+        except OSError as error:
+            self.problem = str(error)
+            with suppress(OSError):
+                self.abandon()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -82,8 +82,8 @@ EMBEDDING = (Point("output", "", None, Rows.TOKEN),)
 HEAD = (
     Point("input", "norm", 0, Rows.LABEL),
     Point("norm", "norm", None, Rows.LABEL),
-    Point("output", "output", None, Rows.LABEL, Columns.OUTPUT),
 )
+"""The logits are made and used up inside one operator; its gradient is that of `norm`."""
 
 
 def points_of(block: str) -> tuple[Point, ...]:

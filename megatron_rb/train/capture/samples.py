@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from megatron_rb.checkpoint.storage.checksum import Checksum
 from megatron_rb.config.schema import CaptureConfig
@@ -56,13 +55,6 @@ def choose(sizes: Sequence[tuple[str, int, int]], count: int) -> list[str]:
     with_vision = sorted((patches, tokens, name) for tokens, patches, name in known if patches)
     order = [name for _, _, name in with_vision[:1]] + [name for _, _, name in known]
     return list(dict.fromkeys(order))[:count]
-
-
-def sizes_over_world(samples: Sequence[PlacedSample]) -> list[tuple[str, int, int]]:
-    """The samples of all data-parallel ranks; every rank calls this."""
-    everyone: list[list[tuple[str, int, int]]] = [None] * dist.get_world_size()  # type: ignore[list-item]
-    dist.all_gather_object(everyone, [sample.size for sample in samples])
-    return [size for sizes in everyone for size in sizes]
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from megatron_rb.checkpoint.storage.checksum import checksum
 from megatron_rb.models.robobrain.build import named_parameters, weight_key
-from megatron_rb.models.robobrain.stage import HEAD_WEIGHT, RoboBrainStage
+from megatron_rb.models.robobrain.stage import RoboBrainStage
 from megatron_rb.parallel import groups
 from megatron_rb.parallel.groups import Place
 from megatron_rb.parallel.sharding import ShardSpec, local_to_full, shard_of
 from megatron_rb.train.capture.columns import LocalColumns
 from megatron_rb.train.capture.files import RankFile
 
-NOT_SLICED = ("language.embedding.tokens.weight", "vision.patch_embed.")
+NOT_SLICED = ("language.embedding.", "language.head.output.", "vision.patch_embed.")
 
 
 def keep_weights(stages: list[RoboBrainStage], file: RankFile, place: Place, features: int) -> None:
@@ -33,10 +31,6 @@ def keep_weights(stages: list[RoboBrainStage], file: RankFile, place: Place, fea
             file.weights[weight_key(name, stages[0].shape)] = {"dtype": str(full.dtype), **_hashes(full)}
         if not name.startswith(NOT_SLICED):
             _keep_slice(name, local, spec, file, place, features, _is_of_norm(name))
-    for stage in stages:
-        if stage.language.head is not None:  # not among the parameters by its own name where it is the embedding
-            head: Any = stage.language.head.output.weight
-            _keep_slice(HEAD_WEIGHT, head.detach(), shard_of(head), file, place, features, False)
 
 
 def _hashes(full: torch.Tensor) -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_rb.evaluation.compare.captures import Capture, open_captures
-from megatron_rb.evaluation.compare.numerics import ULP_LABELS, _excess, _ulps
+from megatron_rb.evaluation.compare.numerics import ULP_LABELS, _excess, ulp_counts
 from megatron_rb.evaluation.compare.operators import BlockView, operators_of
 from megatron_rb.train.capture.files import DESCRIPTION, RankFile, write_json
 from megatron_rb.train.capture.samples import choose
@@ -126,6 +126,10 @@ def test_unfinished_capture_is_not_taken_for_one(tmp_path):
         open_captures(tmp_path, tmp_path)
 
 
+def ulps(a, b, roundoff) -> list[int]:
+    return ulp_counts(a, b, np.abs(a - b), roundoff).tolist()
+
+
 @pytest.mark.parametrize(("dtype", "roundoff"), [(torch.float32, 2.0**-24), (torch.bfloat16, 2.0**-8)])
 def test_distance_in_units_in_the_last_place(dtype, roundoff):
     """torch's nextafter says what the next number is."""
@@ -135,9 +139,22 @@ def test_distance_in_units_in_the_last_place(dtype, roundoff):
         after = value
         for _ in range(steps):
             after = torch.nextafter(after, torch.full_like(after, 100.0))
-        counts = dict(zip(ULP_LABELS, _ulps(value.double().numpy(), after.double().numpy(), roundoff), strict=True))
+        counts = dict(zip(ULP_LABELS, ulps(value.double().numpy(), after.double().numpy(), roundoff), strict=True))
         assert counts[label] == len(value), (steps, counts)
-    assert _ulps(np.ones(3), np.array([1, np.nan, 1]), roundoff) == (2, 0, 0, 0, 0, 1)
+    assert ulps(np.ones(3), np.array([1, np.nan, 1]), roundoff) == [2, 0, 0, 0, 0, 1]
+
+
+def test_full_disk_gives_the_capture_up_and_not_the_run(tmp_path, monkeypatch):
+    file = RankFile(tmp_path, 0)
+    file.add("value/0/x/output", torch.ones(2, 3), np.arange(2), None)
+    monkeypatch.setattr("shutil.copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    file.finish()
+    assert "No space left" in file.problem
+    assert list(tmp_path.iterdir()) == []
+    file.add("value/0/y/output", torch.ones(2, 3), np.arange(2), None)
+    blocked = tmp_path / "a file"
+    blocked.touch()
+    assert RankFile(blocked / "step", 0).problem
 
 
 def test_samples_are_chosen_by_size_alone():
