@@ -2,7 +2,8 @@
 # The cuda and musa stages have not been built or run by this project's tests. Both keep the torch of their base image.
 ARG CPU_IMAGE=python:3.11-slim
 ARG CUDA_IMAGE=nvcr.io/nvidia/pytorch:25.06-py3
-# Needs Python 3.11 or newer; see Moore Threads' list of torch_musa images for one that fits the device and driver.
+# Moore Threads' public image; their README starts it with Python 3.10. Name one with Python 3.11 or newer that fits device
+# and driver: S80 and S3000 have no MCCL, which training needs.
 ARG MUSA_IMAGE=registry.mthreads.com/mcconline/musa-pytorch-release-public:latest
 
 FROM ${CPU_IMAGE} AS cpu
@@ -20,8 +21,12 @@ RUN pip install --no-cache-dir -e '.[video]'
 ENTRYPOINT ["rb"]
 
 FROM ${MUSA_IMAGE} AS musa
+# Read by the container runtime on the host.
+ENV MTHREADS_VISIBLE_DEVICES=all MTHREADS_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /opt/megatron-rb
 COPY . .
-# torch and torch_musa come with the image.
-RUN pip install --no-cache-dir -e '.[video]'
+RUN python -c "import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and f'Python {v} is too old: give another MUSA_IMAGE')"
+# torch is the vendor's patched build: it is pinned as found, so that pip cannot replace it.
+RUN python -c "from importlib.metadata import version; print('torch==' + version('torch'))" > /opt/vendor-torch.txt \
+ && pip install --no-cache-dir -c /opt/vendor-torch.txt -e '.[video]'
 ENTRYPOINT ["rb"]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-INTERPRETING = tl.constexpr(bool(triton.knobs.runtime.interpret))
+from megatron_rb.kernels.triton_runtime import interpreting
+
+INTERPRETING = tl.constexpr(interpreting())
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from typing import Any
 
 def demo_runs(cases: list[dict[str, Any]], simulated: str = "") -> list[dict[str, Any]]:
     """Train every case as `rb train` does. A case has `settings` and may have `stop`: the step it is left after, and
-    `dropout`: the share of every layer's outputs that is dropped, under megatron-core's tracker of random states.
+    `dropout`: the share of every layer's outputs that is dropped.
 
     Args:
         simulated: name of the device to simulate; empty = none.
@@ -70,13 +70,14 @@ def _demo_run(platform, settings: list[str], stop: int = 0, dropout: float = 0.0
 
 
 def _drop_outputs(chunks, share: float) -> None:
-    """The models have no dropout of their own."""
+    """Under megatron-core's tracker, and again with the device's own generator; the models have no dropout."""
     import torch
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
     def drop(layer, inputs, output: torch.Tensor) -> torch.Tensor:
         with get_cuda_rng_tracker().fork():
-            return torch.nn.functional.dropout(output, share)
+            output = torch.nn.functional.dropout(output, share)
+        return torch.nn.functional.dropout(output, share)
 
     for chunk in chunks:
         for part in (chunk.module.vision, chunk.module.language):

@@ -153,6 +153,31 @@ def test_tracker_draws_from_the_device_and_keeps_sixteen_bytes(platform):
         assert torch.equal(torch.rand(4, device=device), first)
 
 
+def test_a_part_that_runs_again_draws_the_same_numbers_on_the_device(platform):
+    """Inside megatron-core's tracker and outside; torch alone would keep neither."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
+    from torch.utils.checkpoint import checkpoint
+
+    from megatron_rb.parallel.random_states import replayed
+
+    def part(x: torch.Tensor) -> torch.Tensor:
+        with get_cuda_rng_tracker().fork():
+            x = torch.nn.functional.dropout(x, 0.5)
+        return torch.nn.functional.dropout(x * x, 0.5)
+
+    def gradient(run) -> tuple[torch.Tensor, torch.Tensor]:
+        model_parallel_cuda_manual_seed(3, force_reset_rng=True)
+        x = torch.arange(1.0, 65, device=platform.current_device(), requires_grad=True)
+        (run(x) + run(x)).sum().backward()
+        return x.grad.cpu(), platform.get_rng_state()
+
+    grad, state = gradient(part)
+    options = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": replayed}
+    again, state_after = gradient(lambda x: checkpoint(part, x, **options))
+    assert torch.equal(again, grad) and torch.equal(state_after, state)
+    assert not torch.equal(gradient(lambda x: checkpoint(part, x, use_reentrant=False))[0], grad)
+
+
 def test_linears_of_megatron_core_go_back_through_autocast(platform, config):
     """Their autograd functions learn at import for which device type they look at autocast."""
     layer = platform.move_module(linear(config))

@@ -107,7 +107,7 @@ def test_recomputed_layers_change_nothing(runs):
 
 
 def test_recomputed_layers_drop_the_same_values_again(runs):
-    """Under the tracker of random states, which other micro-batches have moved on in between."""
+    """With a generator and a tracker of random states that other micro-batches have moved on in between."""
     for device in ("cpu", "musa"):
         dropped = runs[device]["dropout"]
         assert runs[device]["dropout_recomputed"]["losses"] == dropped["losses"]

@@ -28,6 +28,6 @@ def run_simulated(file: str, device: str, path: str = "") -> int:
     return len(results[0])
 
 
-@pytest.mark.parametrize(("file", "least"), [("test_conformance.py", 17), ("musa_traps.py", 22)])
+@pytest.mark.parametrize(("file", "least"), [("test_conformance.py", 17), ("musa_traps.py", 24)])
 def test_on_the_simulated_device(file, least):
     assert run_simulated(file, "musa") >= least

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +22,7 @@ from megatron_rb.models.robobrain.flow import Flow, boundary_before, pack, unpac
 from megatron_rb.models.robobrain.inputs import MicroBatch, TextInputs
 from megatron_rb.models.vision.blocks import Merger, PatchEmbed, VisionLayer
 from megatron_rb.parallel import groups
+from megatron_rb.parallel.random_states import replayed
 from megatron_rb.parallel.sharding import shard_of, sharded_tensor
 
 EMBEDDING_WEIGHT, HEAD_WEIGHT = "language.embedding.tokens.weight", "language.head.output.weight"
@@ -190,21 +189,5 @@ class RoboBrainStage(MegatronModule):
 
 def _maybe_recompute(layer, place: int, limit: int, stream: torch.Tensor, *inputs) -> torch.Tensor:
     if torch.is_grad_enabled() and (limit < 0 or place < limit):
-        return checkpoint(layer, stream, *inputs, use_reentrant=False, context_fn=_with_tracked_random_states)
+        return checkpoint(layer, stream, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=replayed)
     return layer(stream, *inputs)
-
-
-def _with_tracked_random_states() -> tuple[AbstractContextManager, AbstractContextManager]:
-    """For the first pass and for the second: torch restores the generators, megatron-core's tracker is its own."""
-    return nullcontext(), _tracked(tensor_parallel.get_cuda_rng_tracker().get_states())
-
-
-@contextmanager
-def _tracked(states: dict[str, torch.Tensor]) -> Iterator[None]:
-    tracker = tensor_parallel.get_cuda_rng_tracker()
-    now = tracker.get_states()
-    tracker.set_states(states)
-    try:
-        yield
-    finally:
-        tracker.set_states(now)

@@ -20,12 +20,15 @@ S4000 = (2, 2)
 
 
 class Runtime(types.ModuleType):
-    """What the vendor's module offers, as far as this project and torch itself use it; work is done when it returns."""
+    """What the vendor's module offers, as far as this project and torch itself use it; work is done when it returns.
+
+    `_initialized`, by which torch decides whether recomputation keeps the device's random state, is left out: a vendor
+    need not have it.
+    """
 
     def __init__(self, name: str, devices: int) -> None:
         super().__init__(f"torch.{name}")
         self._type = name
-        self._initialized = True
         self._devices, self._arch, self._current = devices, S4000, 0
         self._states = [(0, 0)] * devices
 
