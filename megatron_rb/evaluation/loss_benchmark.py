@@ -25,7 +25,7 @@ class LossSize:
     logits_bytes: int
 
 
-SIZES = (LossSize(512, 256, 151936, LOGITS_BYTES), LossSize(512, 256, 151936, 32 * 2**20))
+SIZES = (LossSize(256, 128, 151936, LOGITS_BYTES), LossSize(256, 128, 151936, 32 * 2**20))
 """The vocabulary of Qwen; the hidden size is small so that a run takes seconds."""
 
 
