@@ -36,17 +36,16 @@ def shape(tmp_path):
 
 def test_steps_are_padded_and_memory_starts_anew_before_one_that_outgrows_all(shape, monkeypatch):
     monkeypatch.setattr(sft.groups, "model_parallel_group_gloo", lambda: None)
-    calls = []
+    calls, sizes = [], []
     task = sft.SupervisedFineTuning(
         SimpleNamespace(shape=shape, place=SimpleNamespace(tp_rank=0, tp_size=1)),
         Loader([Size(10, 8), Size(10, 8), Size(70, 8), Size(10, 8)]), None, None, None,
         needs_pixels=True, sequence_parallel=False, micro_batch_multiple=1,
         padding=PaddingPolicy(Size(64, 64), Size(1, 4), num_buckets=4),
-        start_memory_anew=lambda plan: calls.append((number, plan.outgrown)),
+        start_memory_anew=lambda plan: calls.append((len(sizes), plan.outgrown)),
     )  # fmt: skip
-    sizes = []
-    for number in range(4):
-        (batch,) = task.next_step().batches
+    for _ in range(4):
+        (batch,) = task.next_step().micro_batches
         sizes.append((batch.text.num_tokens, batch.vision.num_patches))
     task.close()
     assert sizes == [(64, 64), (16, 16), (70, 64), (18, 16)]
