@@ -165,6 +165,14 @@ def select(operator: str, platform: Platform, call: Call, request: str = "auto")
     raise ValueError(f"{operator} has no implementation for this call ({reasons})")
 
 
+def check_dtype(name: str, x: torch.Tensor) -> None:
+    """Raises ValueError unless an argument has a type that operators compute."""
+    known = (*FLOATS, torch.float64)
+    if x.dtype not in known:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in known)
+        raise ValueError(f"{name} is {x.dtype}; it must be one of {names}")
+
+
 def check_request(operator: str, request: str) -> None:
     """Raises ValueError unless `request` is `auto` or an implementation of the operator."""
     if request != "auto":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_rb.kernels.dispatch import Call, choose
+from megatron_rb.kernels.dispatch import Call, check_dtype, choose
 from megatron_rb.kernels.linear_cross_entropy.chunk import liger_chunk, torch_chunk
 from megatron_rb.kernels.linear_cross_entropy.reference import IGNORED
 from megatron_rb.kernels.linear_cross_entropy.shard import WHOLE, VocabularyShard
@@ -103,6 +103,7 @@ def _check(hidden, weight, labels, label_weights, shard: VocabularyShard, logits
             f"hidden is {hidden.dtype} {tuple(hidden.shape)} and weight {weight.dtype} {tuple(weight.shape)}; they "
             f"must be [rows, hidden size] and [vocabulary, hidden size] of one dtype"
         )
+    check_dtype("hidden", hidden)
     for name, x in (("labels", labels), ("label_weights", label_weights)):
         if tuple(x.shape) != (hidden.shape[0],):
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be [rows] = [{hidden.shape[0]}]")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_rb.kernels.dispatch import Call, choose
+from megatron_rb.kernels.dispatch import Call, check_dtype, choose
 from megatron_rb.kernels.mrope import reference
 
 COMPUTE = ("fp32", "like_hf")
@@ -151,6 +151,7 @@ def _rows_dense(x: torch.Tensor) -> torch.Tensor:
 def _check(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, compute: str) -> None:
     if compute not in COMPUTE:
         raise ValueError(f"compute is '{compute}'; use {' or '.join(COMPUTE)}")
+    check_dtype("q", q)
     for name, x in (("q", q), ("k", k)):
         if x.dim() != 3:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be [tokens, heads, head_dim]")

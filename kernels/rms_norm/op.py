@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from megatron_rb.kernels.dispatch import Call, choose
+from megatron_rb.kernels.dispatch import Call, check_dtype, choose
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, implementation: str = "auto") -> torch.Tensor:
@@ -22,6 +22,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, implementation: 
         raise ValueError(f"weight has shape {tuple(weight.shape)}; x of {tuple(x.shape)} needs its last dimension")
     if weight.dtype != x.dtype:
         raise ValueError(f"weight is {weight.dtype} and x {x.dtype}; they must have one dtype")
+    check_dtype("x", x)
     if choose("rms_norm", x.device, Call(x.dtype), implementation) == "liger":
         return _liger(x, weight, eps)
     if x.dtype in (torch.float32, torch.float64):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from megatron_rb.kernels.dispatch import Call, choose
+from megatron_rb.kernels.dispatch import Call, check_dtype, choose
 from megatron_rb.kernels.swiglu import reference
 
 
@@ -24,6 +24,7 @@ def swiglu(x: torch.Tensor, implementation: str = "auto") -> torch.Tensor:
     """
     if not x.dim() or x.shape[-1] % 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; the last dimension holds gate and up, so it must be even")
+    check_dtype("x", x)
     if choose("swiglu", x.device, Call(x.dtype), implementation) == "liger":
         from liger_kernel.ops import LigerFusedGateUpSiLUMulFunction  # optional
 

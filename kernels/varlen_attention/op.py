@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_rb.kernels.dispatch import Call, choose
+from megatron_rb.kernels.dispatch import Call, check_dtype, choose
 from megatron_rb.kernels.varlen_attention import torch_impl
 from megatron_rb.kernels.varlen_attention.segments import Segments
 
@@ -64,6 +64,7 @@ _RUN = {
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments) -> None:
+    check_dtype("q", q)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 3 or x.shape[0] != q.shape[0] or x.shape[2] != q.shape[2] or x.dtype != q.dtype:
             raise ValueError(

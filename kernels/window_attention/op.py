@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_rb.kernels.dispatch import Call, choose
+from megatron_rb.kernels.dispatch import Call, check_dtype, choose
 from megatron_rb.kernels.mrope.op import apply_rope
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.kernels.varlen_attention.torch_impl import varlen_attention
@@ -61,6 +61,7 @@ class _TritonWindows(torch.autograd.Function):
 def _check(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, windows: Segments) -> None:
     if qkv.dim() != 4 or qkv.shape[1] != 3:
         raise ValueError(f"qkv has shape {tuple(qkv.shape)}; it must be [patches, 3, heads, head_dim]")
+    check_dtype("qkv", qkv)
     patches, _, heads, head_dim = qkv.shape
     dense = {(3 * heads * head_dim, heads * head_dim, head_dim, 1), (3 * heads * head_dim, head_dim, 3 * head_dim, 1)}
     if qkv.numel() and qkv.stride() not in dense:

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 def _micro_batches(case) -> MicroBatches:
     from megatron_rb.evaluation.block_benchmark import draw_micro_batch, sizes_of
 
-    seen = [sizes_of(draw_micro_batch(case.shape, *sizes, seed=n)) for n, sizes in enumerate(case.sizes)]
+    seen = [sizes_of(draw_micro_batch(case.shape, *sizes, n)) for n, sizes in enumerate(case.sizes)]
     names = list(vars(seen[0]))
     return MicroBatches(*(np.array([[float(getattr(one, name)[0]) for one in seen]]) for name in names))
 

@@ -45,7 +45,7 @@ MUTATIONS = (
     ("linear_cross_entropy", "x.sub_(shard.maximum(x.amax(1)).unsqueeze(1))", "x.sub_(0)"),
     ("linear_cross_entropy", "valid = labels != IGNORED", "valid = labels >= IGNORED"),
     ("linear_cross_entropy", "total.addmm_(grad.t(), hidden)", "total.copy_(grad.t() @ hidden)"),
-    ("linear_cross_entropy", "d_hidden = d_hidden * grad", "d_hidden = d_hidden * 1"),
+    ("linear_cross_entropy", "d_hidden * grad.to(d_hidden.dtype)", "d_hidden * 1"),
     ("rms_norm", "x.float(), weight.shape, None, eps)", "x.float(), weight.shape, None, 1.0)"),
     ("swiglu", "d_up.mul_(grad)", "d_up.mul_(1)"),
 )

@@ -66,7 +66,8 @@ def core_config(shape: RoboBrainShape, place: Place, options: ModelOptions) -> T
         # Batched P2P without overlap mixes up gradients and activations when two ranks hold several chunks each.
         batch_p2p_comm=place.vpp_size == 1,
         overlap_p2p_comm=place.vpp_size > 1,
-        deallocate_pipeline_outputs=True,
+        # Overlapped sends still read the tensor when the schedule would free it, and gloo sends what it then holds.
+        deallocate_pipeline_outputs=place.vpp_size == 1,
         calculate_per_token_loss=True,
     )
 

@@ -1,5 +1,7 @@
 """The kernels compiled for NVIDIA architectures on a machine without a GPU."""
 
+import dataclasses
+
 import pytest
 
 from megatron_rb.kernels.triton_runtime import interpreting
@@ -24,6 +26,13 @@ def test_machine_code(kernel, arch):
     assert compiled.shared_bytes <= aot.SHARED_LIMIT[arch]
     assert (compiled.tensor_core_instructions > 0) == kernel.uses_tensor_cores
     assert compiled.wide_loads_share >= aot.WIDE_LOADS_SHARE
+
+
+def test_a_row_of_the_table_has_these_columns():
+    columns = [field.name for field in dataclasses.fields(aot.Compiled)]
+    assert columns == [
+        "kernel", "arch", "registers", "spills", "shared_bytes", "tensor_core_instructions", "wide_loads_share"
+    ]  # fmt: skip
 
 
 def test_no_spills_are_allowed_on_sm_90():

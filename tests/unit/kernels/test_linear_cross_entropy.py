@@ -132,6 +132,7 @@ def test_chunks_are_few_and_equal():
     ("change", "message"),
     [
         ({"hidden": torch.zeros(3, 5)}, r"hidden is torch.float32 \(3, 5\) and weight torch.float32 \(10, 4\)"),
+        ({"hidden": torch.zeros(3, 4).int(), "weight": torch.zeros(10, 4).int()}, "hidden is torch.int32; it must be"),
         ({"weight": torch.zeros(10, 4).half()}, "weight torch.float16"),
         ({"labels": torch.zeros(2, dtype=torch.int64)}, r"labels has shape \(2,\); it must be \[rows\] = \[3\]"),
         ({"label_weights": torch.zeros(3, 1)}, r"label_weights has shape \(3, 1\)"),

@@ -140,6 +140,11 @@ def test_a_quarter_turn_swaps_the_halves():
         ({"k": torch.zeros(3, 8, 2).transpose(1, 2)}, "k has strides"),
         ({"cos": torch.zeros(3, 8)}, r"cos has shape \(3, 8\)"),
         ({"sin": torch.zeros(3, 4).half()}, "sin is torch.float16; angles are fp32"),
+        (
+            {"q": torch.zeros(3, 2, 8).int(), "k": torch.zeros(3, 2, 8).int()},
+            "q is torch.int32; it must be one of float16",
+        ),
+        ({"q": torch.zeros(3, 2, 7), "k": torch.zeros(3, 2, 7)}, "head_dim of q is 7; it must be even"),
         ({"compute": "bf16"}, "compute is 'bf16'; use fp32 or like_hf"),
         ({"implementation": "cutlass"}, "no implementation 'cutlass'; use auto, triton, torch"),
     ],

@@ -81,6 +81,7 @@ def test_gate_keeps_only_its_input_for_the_backward_pass():
             "weight is torch.float16 and x torch.float32",
         ),
         (lambda: rms_norm(torch.zeros(3, 8), torch.zeros(8), EPS, "liger"), "rms_norm=liger was asked for, but"),
+        (lambda: swiglu(torch.zeros(3, 8).int()), "x is torch.int32; it must be one of float16"),
         (lambda: swiglu(torch.zeros(3, 7)), r"x has shape \(3, 7\); .* must be even"),
         (lambda: swiglu(torch.zeros(3, 8), "triton"), "swiglu has no implementation 'triton'; use auto, liger, torch"),
     ],

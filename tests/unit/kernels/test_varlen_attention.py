@@ -103,6 +103,7 @@ def test_torch_varlen_traces_on_a_fake_gpu(monkeypatch):
     [
         ({"k": torch.zeros(5, 3, 8), "v": torch.zeros(5, 3, 8)}, "q has 4 heads, k 3 and v 3"),
         ({"k": torch.zeros(4, 2, 8)}, r"k is torch.float32 \(4, 2, 8\) beside q"),
+        (dict.fromkeys("qkv", torch.zeros(5, 4, 8).bool()), "q is torch.bool; it must be one of float16"),
         ({"v": torch.zeros(5, 2, 8).half()}, "v is torch.float16"),
         ({"segments": Segments.of_lengths([2, 2])}, "segments go from 0 to 4; they must cover all 5 rows"),
         ({"segments": Segments((0, 4, 3, 5), torch.zeros(4), 4)}, "segments have the border 3 after 4"),

@@ -53,6 +53,11 @@ def good():
         ({"cos": torch.zeros(12, HEAD_DIM)}, r"cos has shape \(12, 20\)"),
         ({"windows": Segments.of_lengths([8, 5])}, "windows go from 0 to 13; they must cover all 12 rows"),
         ({"windows": Segments.of_lengths([8])}, "windows go from 0 to 8; they must cover all 12 rows"),
+        ({"windows": Segments((0, 8, 4, 12), torch.zeros(4), 8)}, "windows have the border 4 after 8"),
+        (
+            {"qkv": torch.zeros(12, 3, HEADS, HEAD_DIM).long()},
+            "qkv is torch.int64; it must be one of float16, bfloat16",
+        ),
         ({"implementation": "triton"}, "window_attention=triton was asked for, but"),
         ({"implementation": "cutlass"}, "window_attention has no implementation 'cutlass'"),
     ],
