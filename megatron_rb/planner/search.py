@@ -25,7 +25,7 @@ from megatron_rb.planner.memory import (
 from megatron_rb.planner.partition import NEVER, Choices, Pipeline, Played, first_cut, play, refine, shortest_maximum
 from megatron_rb.planner.sizes import ModelSizes
 from megatron_rb.planner.work import PARTS, VISION_LAYERS, Shards, model_flops, part_counts
-from megatron_rb.planner.workload import Budget, MicroBatches, Sampler
+from megatron_rb.planner.workload import Budget, Drawn, Sampler
 
 PP_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 VPP_SIZES = (1, 2, 3, 4)
@@ -168,6 +168,22 @@ def evaluate(
     return predict(task, degrees, pipeline, played)
 
 
+def best_for(task: Task, degrees: Degrees, least_first: int = 1) -> Prediction:
+    """The best cut for given degrees.
+
+    Args:
+        least_first: blocks that the first slice holds at least.
+
+    Raises:
+        Infeasible: no cut fits.
+    """
+    pipeline = replace(build_pipeline(task, degrees), least_first=least_first)
+    lengths = first_cut(pipeline)
+    if lengths is None:
+        raise Infeasible(f"no cut of {degrees} fits into {task.pricing.device.memory / 1e9:.1f} GB")
+    return predict(task, degrees, pipeline, refine(pipeline, lengths))
+
+
 def feasible_degrees(task: Task) -> Iterator[Degrees]:
     """Every choice that the trainer accepts, whatever its memory.
 
@@ -239,7 +255,8 @@ def budget_of(task: Task, degrees: Degrees) -> Budget:
     return Budget(task.seq_length * degrees.micro_batch, task.max_patches * degrees.micro_batch)
 
 
-def micro_batches_of(task: Task, degrees: Degrees) -> MicroBatches:
+def drawn_for(task: Task, degrees: Degrees) -> Drawn:
+    """The sampled micro-batches of a choice."""
     multiple = degrees.pp if degrees.vpp > 1 else 1
     return task.sampler.draw(budget_of(task, degrees), degrees.dp, multiple)
 
@@ -266,13 +283,13 @@ def lower_bound(task: Task, degrees: Degrees) -> float:
 
 def sampled_bound(task: Task, degrees: Degrees) -> float:
     """As `lower_bound`, for the drawn micro-batches: uneven ranks count, uneven stages do not."""
+    drawn = drawn_for(task, degrees)
     forward, backward = part_seconds(
-        task.model, shards_of(task, degrees), micro_batches_of(task, degrees), task.pricing, grid_of(task, degrees),
-        task.frozen,
-    )  # fmt: skip
+        task.model, shards_of(task, degrees), drawn.batches, task.pricing, grid_of(task, degrees), task.frozen
+    )
     work = np.tensordot(part_counts(task.model).sum(axis=0), forward + backward, axes=1)
     idle = (degrees.pp - 1) / degrees.vpp * work.min(axis=1)
-    return expected_maximum((work.sum(axis=1) + idle) / degrees.pp, degrees.dp)
+    return expected_maximum((work.mean(axis=1) * drawn.num_micro_batches + idle) / degrees.pp, degrees.dp)
 
 
 def largest_of(task: Task, degrees: Degrees) -> Budget:
@@ -301,7 +318,8 @@ def memory_of(task: Task, degrees: Degrees) -> MemoryModel:
 def build_pipeline(task: Task, degrees: Degrees) -> Pipeline:
     """Times and memory of one choice, for any cut."""
     shards, grid, device = shards_of(task, degrees), grid_of(task, degrees), task.pricing.device
-    batches = micro_batches_of(task, degrees)
+    drawn = drawn_for(task, degrees)
+    batches = drawn.batches
     forward, backward = part_seconds(task.model, shards, batches, task.pricing, grid, task.frozen)
     counts = part_counts(task.model)
     layers = counts[1 : 1 + task.model.vision.num_layers] * [part in VISION_LAYERS for part in PARTS]
@@ -317,6 +335,7 @@ def build_pipeline(task: Task, degrees: Degrees) -> Pipeline:
         prefix=_prefix(counts), vision_prefix=_prefix(layers), forward=forward, backward=backward, transfer=transfer,
         link_of=tuple(links.index(grid.pipeline_link(device, number)) for number in range(slices - 1)),
         memory=memory_of(task, degrees), limit=device.memory, pp_size=degrees.pp, vpp_size=degrees.vpp,
+        num_micro_batches=drawn.num_micro_batches,
     )  # fmt: skip
 
 
@@ -391,27 +410,27 @@ def expected_maximum(samples: np.ndarray, members: int) -> float:
 
 def predict(task: Task, degrees: Degrees, pipeline: Pipeline, played: Played) -> Prediction:
     """All figures of one cut."""
-    batches = micro_batches_of(task, degrees)
+    drawn = drawn_for(task, degrees)
     times = step_seconds(task, degrees, pipeline, played)
-    draws = batches.tokens.shape[0]
-    tokens = float(batches.tokens.sum()) / draws * degrees.dp
-    flops = float(model_flops(task.model, batches).sum()) / draws * degrees.dp
+    of_step = drawn.num_micro_batches * degrees.dp
+    tokens = float(drawn.batches.tokens.mean()) * of_step
+    flops = float(model_flops(task.model, drawn.batches).mean()) * of_step
     layout = PipelineLayout(task.model.vision.num_layers, task.model.text.num_layers, played.lengths(0), degrees.pp)
     recompute = played.recompute(0)
     peak = task.pricing.device.peak(task.pricing.dtype)
     return Prediction(
         mode=task.pricing.mode, degrees=degrees, layout=layout, recompute=recompute,
-        num_micro_batches=batches.tokens.shape[1], step_seconds=times.total,
+        num_micro_batches=drawn.num_micro_batches, step_seconds=times.total,
         tokens_per_second_per_gpu=tokens / times.total / task.gpus, mfu=flops / times.total / task.gpus / peak,
         bubble_ratio=float(played.timing.bubble_ratio[0].mean()), parts=dict(vars(times)),
-        memory=tuple(stage_memory(pipeline.memory, layout, recompute, batches.tokens.shape[1])),
+        memory=tuple(stage_memory(pipeline.memory, layout, recompute, drawn.num_micro_batches)),
     )  # fmt: skip
 
 
 def least_memory(task: Task, degrees: Degrees, layout: PipelineLayout) -> float:
     """Bytes that the fullest rank of a layout needs with every layer recomputed."""
     everything = (SliceRecompute(10**6, 10**6),) * layout.num_slices
-    count = micro_batches_of(task, degrees).tokens.shape[1]
+    count = drawn_for(task, degrees).num_micro_batches
     return max(stage.total for stage in stage_memory(memory_of(task, degrees), layout, everything, count))
 
 
@@ -460,7 +479,7 @@ def least_memory_of_any(task: Task, degrees: Degrees) -> float:
     counts = prefix[end] - prefix[first]
     static = sum(memory.static(counts, shared_parameters(memory, counts)))
     working = ((memory.working + np.where(memory.inputs < memory.kept, memory.kept, 0)) * (counts > 0)).max(axis=1)
-    batches = micro_batches_of(task, degrees).tokens.shape[1]
+    batches = drawn_for(task, degrees).num_micro_batches
     tables = []
     for rank in range(degrees.pp):
         table = np.full((len(prefix), len(prefix)), NEVER, dtype=np.int64)
