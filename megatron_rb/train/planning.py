@@ -117,7 +117,7 @@ def _model(name: str) -> tuple[RoboBrainShape | None, list[str]]:
     if not name:
         return None, []
     if name in group_choices("model"):
-        return None, [f"model={name}"]
+        return shape_of(load_config([f"model={name}"]).model.hf_path), [f"model={name}"]
     if name in CONFIGS or Path(name).exists():
         return shape_of(name), [f"model.hf_path={name}"]
     raise ValueError(
