@@ -18,7 +18,8 @@ from megatron_rb.planner.cost import Pricing
 from megatron_rb.planner.device import Device, Link, load_device
 from megatron_rb.planner.histogram import histogram_of
 from megatron_rb.planner.partition import Pipeline, play, refine
-from megatron_rb.planner.search import Degrees, Task, build_pipeline, step_seconds
+from megatron_rb.planner.predict import build_pipeline, step_seconds
+from megatron_rb.planner.task import Degrees, Task
 from megatron_rb.planner.workload import Budget, Drawn, MicroBatches, Sampler
 
 PP_SIZE = 2

@@ -18,8 +18,10 @@ from megatron_rb.planner.cost import Pricing
 from megatron_rb.planner.device import load_device
 from megatron_rb.planner.histogram import Histogram, histogram_of
 from megatron_rb.planner.memory import SliceRecompute
+from megatron_rb.planner.predict import Prediction, best_for, evaluate
 from megatron_rb.planner.report import mode_line, prediction_json, recompute_text
-from megatron_rb.planner.search import Degrees, Infeasible, Prediction, Task, best_for, evaluate, plan
+from megatron_rb.planner.search import plan
+from megatron_rb.planner.task import Degrees, Infeasible, Task
 from megatron_rb.planner.workload import Sampler
 from megatron_rb.train.planning import pack
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from megatron_rb.planner.device import load_device, with_memory
 from megatron_rb.planner.partition import NEVER, best_cut, extrapolated, first_cut, play, refine
+from megatron_rb.planner.predict import best_for, build_pipeline
 from megatron_rb.planner.schedule import simulate
-from megatron_rb.planner.search import Degrees, best_for, build_pipeline
+from megatron_rb.planner.task import Degrees
 from tests.unit.planner.cases import task, tiny
 
 
