@@ -6,6 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
+from megatron_rb.evaluation.plan_report import write_report
 from megatron_rb.planner.report import settings_text, table, write_json
 from megatron_rb.planner.search import plan
 from megatron_rb.planner.timeline import draw_timeline
@@ -14,6 +15,9 @@ from megatron_rb.train.planning import build_task, read_request
 
 def main(argv: list[str]) -> int:
     options = _parser().parse_intermixed_args(argv)
+    if options.published:
+        write_report(Path(options.published), options.device, print)
+        return 0
     task = build_task(read_request(options.words))
     start, cpu = time.perf_counter(), time.process_time()
     predictions = plan(task)
@@ -41,4 +45,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", default="", metavar="FILE", help="write `best` and `ranked`")
     parser.add_argument("--yaml", default="", metavar="FILE", help="write the best as settings for `rb launch`")
     parser.add_argument("--png", default="", metavar="FILE", help="draw the simulated pipeline of the best")
+    parser.add_argument("--published", default="", metavar="DIR", help="report on published layouts and on scaling")
+    parser.add_argument("--device", default="h100", help="of that report")
     return parser

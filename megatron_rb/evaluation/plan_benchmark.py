@@ -18,8 +18,9 @@ from megatron_rb.planner.cost import Pricing
 from megatron_rb.planner.device import Device, Link, load_device
 from megatron_rb.planner.histogram import histogram_of
 from megatron_rb.planner.partition import Pipeline, play, refine
-from megatron_rb.planner.search import Degrees, Task, build_pipeline, step_seconds
-from megatron_rb.planner.workload import Budget, MicroBatches, Sampler
+from megatron_rb.planner.predict import build_pipeline, step_seconds
+from megatron_rb.planner.task import Degrees, Task
+from megatron_rb.planner.workload import Budget, Drawn, MicroBatches, Sampler
 
 PP_SIZE = 2
 DEGREES = Degrees(tp=1, pp=PP_SIZE, vpp=1, dp=1, micro_batch=1, sequence_parallel=False)
@@ -122,8 +123,8 @@ class GivenBatches(Sampler):
         super().__init__(histogram, merge_unit, len(text), lambda *_: [])
         self._batches = batches
 
-    def draw(self, budget: Budget, dp_size: int, multiple: int) -> MicroBatches:
-        return self._batches
+    def draw(self, budget: Budget, dp_size: int, multiple: int) -> Drawn:
+        return Drawn(self._batches, self._batches.tokens.shape[1])
 
 
 def planning_task(case: Case, batches: MicroBatches, device: Device, calibration: Calibration) -> Task:
@@ -205,9 +206,9 @@ def markdown(results: Sequence[Result], machine: str, rounds: int) -> str:
     lines = [
         "# Planned and hand-made cuts on two CPU processes", "",
         f"Measured by `rb bench plan`: {machine}. Two processes, each pinned to a core, fp32, one step of 8",
-        f"micro-batches, median of {rounds} rounds; every layout runs once a round. Predictions: calibrated in the same",
-        "run (blocks timed as by `rb bench blocks`, on both cores at once; ping-pong for the link). (b) is the fastest",
-        "of all splits of the text layers as measured, not as predicted.", "",
+        f"micro-batches, median of {rounds} rounds; every layout runs once a round. Predictions: calibrated in the",
+        "same run (blocks timed as by `rb bench blocks`, on both cores at once; ping-pong for the link). (b) is the",
+        "fastest of all splits of the text layers as measured, not as predicted.", "",
         "| model | layout | predicted s | measured s | ± | over planned, predicted | over planned, measured |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip

@@ -53,7 +53,8 @@ def main(argv: Sequence[str]) -> int:
 def _micro_batches(case) -> MicroBatches:
     from megatron_rb.evaluation.block_benchmark import draw_micro_batch, sizes_of
 
-    seen = [sizes_of(draw_micro_batch(case.shape, *sizes, n)) for n, sizes in enumerate(case.sizes)]
+    drawn = [draw_micro_batch(case.shape, tokens, patches, n) for n, (tokens, patches) in enumerate(case.sizes)]
+    seen = [sizes_of(batch) for batch in drawn]
     names = list(vars(seen[0]))
     return MicroBatches(*(np.array([[float(getattr(one, name)[0]) for one in seen]]) for name in names))
 
@@ -137,7 +138,7 @@ def _step(case, layout, place, platform):
     config = Config(model=ModelConfig(dtype=DTYPE), parallel=ALONE)
     trainable = build_trainable(config, shape, layout, place, platform, init="random")
     runner = Runner(trainable.chunks, shape, place, platform.current_device())
-    batches = [draw_micro_batch(shape, *sizes, n) for n, sizes in enumerate(case.sizes)]
+    batches = [draw_micro_batch(shape, tokens, patches, n) for n, (tokens, patches) in enumerate(case.sizes)]
 
     def step() -> None:
         for chunk in trainable.chunks:

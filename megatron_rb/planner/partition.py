@@ -48,6 +48,10 @@ class Pipeline:
     """Bytes of a device."""
     pp_size: int
     vpp_size: int
+    num_micro_batches: int
+    """Of a rank in a step; where fewer are drawn, the rest is extrapolated."""
+    least_first: int = 1
+    """Blocks that the first slice holds at least; more than one to keep the ViT together."""
 
     @property
     def num_blocks(self) -> int:
@@ -56,10 +60,6 @@ class Pipeline:
     @property
     def num_slices(self) -> int:
         return self.pp_size * self.vpp_size
-
-    @property
-    def num_micro_batches(self) -> int:
-        return self.forward.shape[2]
 
     def in_flight(self, rank: int) -> np.ndarray:
         return most_in_flight(self.pp_size, self.vpp_size, self.num_micro_batches, rank)
@@ -259,8 +259,24 @@ def play(pipeline: Pipeline, cuts: np.ndarray, choices: Choices | None = None) -
     """Simulate the schedule for cuts `[cuts, slices + 1]`, with the recompute they need or a given one."""
     counts = pipeline.prefix[cuts[:, 1:]] - pipeline.prefix[cuts[:, :-1]]
     choices = choices or _choices_of_cuts(pipeline, cuts, counts)
+    choices.fits[:, 0] &= cuts[:, 1] >= pipeline.least_first
     forward, backward, transfer = durations(pipeline, cuts, counts, choices)
-    return Played(cuts, choices, simulate(pipeline.pp_size, pipeline.vpp_size, forward, backward, transfer))
+    timing = simulate(pipeline.pp_size, pipeline.vpp_size, forward, backward, transfer)
+    first = (forward + backward).sum(axis=0)[0]
+    return Played(cuts, choices, extrapolated(timing, first, forward.shape[1], pipeline.num_micro_batches))
+
+
+def extrapolated(timing: Timing, first: np.ndarray, played: int, count: int) -> Timing:
+    """The timing of `count` micro-batches from that of the first `played`: each further one takes as long as those
+    after the first did on average.
+
+    Args:
+        first: seconds that the first micro-batch takes through all slices.
+    """
+    if count <= played:
+        return timing
+    more = (count - played) * np.maximum(timing.makespan - first, 0.0) / max(played - 1, 1)
+    return Timing(timing.makespan + more, timing.busy * (count / played), timing.ends + more)
 
 
 def durations(
@@ -345,11 +361,15 @@ def first_cut(pipeline: Pipeline) -> tuple[int, ...] | None:
         return None
     if pipeline.vpp_size == 1:
         tables = [slice_nanoseconds(pipeline, rank) for rank in range(pipeline.pp_size)]
+        tables[0][0, : pipeline.least_first] = NEVER
         return best_cut(tables, pipeline.num_micro_batches)
     unlimited = _without_limit(pipeline)
     table = slice_nanoseconds(unlimited, 0)
     # Chunks take turns: the longest is met by every micro-batch of every rank.
-    return best_cut([table] * pipeline.num_slices, pipeline.num_micro_batches * pipeline.vpp_size)
+    first = table.copy()
+    first[0, : pipeline.least_first] = NEVER
+    tables = [first, *[table] * (pipeline.num_slices - 1)]
+    return best_cut(tables, pipeline.num_micro_batches * pipeline.vpp_size)
 
 
 def _without_limit(pipeline: Pipeline) -> Pipeline:

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from megatron_rb.planner.memory import SliceRecompute, StageMemory
-from megatron_rb.planner.search import Prediction, Task
+from megatron_rb.planner.predict import Prediction
+from megatron_rb.planner.task import Task
 
 NO_CONTEXT_PARALLELISM = "cp is 1 throughout: the trainer has no context parallelism"
 

@@ -1,31 +1,20 @@
-"""Every feasible choice of degrees, priced: which layout is the fastest, how it compares, and why others are not."""
+"""Every feasible choice of degrees, priced: which layout is the fastest, and how it compares."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from megatron_rb.config.derive import check_tp_size
-from megatron_rb.layout import PipelineLayout
-from megatron_rb.planner.communication import Grid, boundary_bytes, data_parallel_seconds
-from megatron_rb.planner.cost import Frozen, Pricing, optimizer_seconds, part_seconds
-from megatron_rb.planner.memory import (
-    FRAGMENTATION,
-    MemoryModel,
-    SliceRecompute,
-    StageMemory,
-    memory_model,
-    shared_parameters,
-    stage_memory,
-    state_bytes,
-)
-from megatron_rb.planner.partition import NEVER, Choices, Pipeline, Played, first_cut, play, refine, shortest_maximum
+from megatron_rb.planner.cost import part_seconds
+from megatron_rb.planner.partition import Pipeline, Played, first_cut, play, refine
+from megatron_rb.planner.predict import Prediction, build_pipeline, expected_maximum, predict, step_seconds
+from megatron_rb.planner.reasons import least_memory_of_any, why_no_memory
 from megatron_rb.planner.sizes import ModelSizes
-from megatron_rb.planner.work import PARTS, VISION_LAYERS, Shards, model_flops, part_counts
-from megatron_rb.planner.workload import Budget, MicroBatches, Sampler
+from megatron_rb.planner.task import Degrees, Infeasible, Task, budget_of, drawn_for, grid_of, shards_of
+from megatron_rb.planner.work import part_counts
 
 PP_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 VPP_SIZES = (1, 2, 3, 4)
@@ -35,69 +24,6 @@ REFINED = 4
 """Choices whose cut is searched by simulation."""
 LEAST_FOUND = 8
 """Choices that are looked at though their lower bound says that they cannot be the best."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be planned."""
-
-    model: ModelSizes
-    pricing: Pricing
-    gpus: int
-    sampler: Sampler
-    seq_length: int
-    """Tokens of one pack, and the limit of a sample."""
-    max_patches: int
-    frozen: Frozen = Frozen()
-    distributed_optimizer: bool = True
-    overlap_grad_reduce: bool = True
-    overlap_param_gather: bool = True
-    asked: dict[str, int] = field(default_factory=dict)
-    """Degrees that are given: tp, pp, vpp, micro_batch, sequence_parallel."""
-
-    @property
-    def global_batch_size(self) -> int:
-        return self.sampler.global_batch_size
-
-
-@dataclass(frozen=True, order=True)
-class Degrees:
-    """One choice of how ranks and micro-batches are arranged."""
-
-    tp: int
-    pp: int
-    vpp: int
-    dp: int
-    micro_batch: int
-    """Packs of seq_length tokens in one micro-batch."""
-    sequence_parallel: bool
-
-    def __str__(self) -> str:
-        interleaved = f" vpp {self.vpp}" if self.vpp > 1 else ""
-        sequence = " sp" if self.sequence_parallel else ""
-        return f"tp {self.tp}{sequence} pp {self.pp}{interleaved} dp {self.dp} micro-batch {self.micro_batch}"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One layout with what it is expected to do; `mode` says from which figures."""
-
-    mode: str
-    degrees: Degrees
-    layout: PipelineLayout
-    recompute: tuple[SliceRecompute, ...]
-    num_micro_batches: int
-    step_seconds: float
-    tokens_per_second_per_gpu: float
-    mfu: float
-    bubble_ratio: float
-    parts: dict[str, float]
-    """Seconds of the step by what takes them: pipeline, gradients, weights, optimizer."""
-    memory: tuple[StageMemory, ...]
-
-
-class Infeasible(ValueError):
-    """No choice fits; the message names what binds and the nearest choice that would do."""
 
 
 def plan(task: Task) -> list[Prediction]:
@@ -130,7 +56,9 @@ def plan(task: Task) -> list[Prediction]:
         if np.isfinite(played.seconds[0]):
             found.append((step_seconds(task, degrees, pipeline, played).total, degrees, pipeline, lengths))
     if not found:
-        raise Infeasible(_why_nothing_fits(task, [degrees for _, degrees in candidates]))
+        degrees_tried = [degrees for _, degrees in candidates]
+        nothing = why_no_memory(task, degrees_tried, feasible_degrees) if degrees_tried else _why_no_degrees(task)
+        raise Infeasible(nothing)
     found.sort(key=lambda item: item[0])
     results = [
         predict(task, degrees, pipeline, refine(pipeline, lengths) if number < REFINED else _played(pipeline, lengths))
@@ -141,31 +69,6 @@ def plan(task: Task) -> list[Prediction]:
 
 def _played(pipeline: Pipeline, lengths: tuple[int, ...]) -> Played:
     return play(pipeline, np.concatenate([[0], np.cumsum(lengths)])[None])
-
-
-def evaluate(
-    task: Task, degrees: Degrees, layout: PipelineLayout, recompute: tuple[SliceRecompute, ...] | None = None
-) -> Prediction:
-    """What a given layout is expected to do; without `recompute` the cheapest that fits is taken.
-
-    Raises:
-        Infeasible: the layout does not fit into memory.
-    """
-    pipeline = build_pipeline(task, degrees)
-    cuts = np.concatenate([[0], np.cumsum(layout.slice_lengths)])[None]
-    choices = None
-    if recompute is not None:
-        vision = np.array([[item.vision for item in recompute]])
-        language = np.array([[item.language for item in recompute]])
-        choices = Choices(np.ones_like(vision, dtype=bool), vision, language)
-    played = play(pipeline, cuts, choices)
-    if not np.isfinite(played.seconds[0]):
-        least = least_memory(task, degrees, layout)
-        raise Infeasible(
-            f"the layout {layout} needs {least / 1e9:.1f} GB on its fullest rank with everything recomputed, the "
-            f"device has {task.pricing.device.memory / 1e9:.1f} GB; use a larger tp or pp, or more devices"
-        )
-    return predict(task, degrees, pipeline, played)
 
 
 def feasible_degrees(task: Task) -> Iterator[Degrees]:
@@ -231,23 +134,6 @@ def _check_asked(task: Task) -> None:
         raise ValueError(f"global_batch_size is {task.global_batch_size}; it must be at least 1")
 
 
-def shards_of(task: Task, degrees: Degrees) -> Shards:
-    return Shards(degrees.tp, degrees.sequence_parallel, task.pricing.itemsize)
-
-
-def budget_of(task: Task, degrees: Degrees) -> Budget:
-    return Budget(task.seq_length * degrees.micro_batch, task.max_patches * degrees.micro_batch)
-
-
-def micro_batches_of(task: Task, degrees: Degrees) -> MicroBatches:
-    multiple = degrees.pp if degrees.vpp > 1 else 1
-    return task.sampler.draw(budget_of(task, degrees), degrees.dp, multiple)
-
-
-def grid_of(task: Task, degrees: Degrees) -> Grid:
-    return Grid(degrees.tp, degrees.dp, degrees.pp, task.pricing.device.devices_per_node)
-
-
 def lower_bound(task: Task, degrees: Degrees) -> float:
     """A step cannot be faster: the work of all samples shared evenly, the pipeline filled and emptied once, nothing
     lost to messages between stages, to uneven micro-batches or to uneven ranks.
@@ -266,209 +152,13 @@ def lower_bound(task: Task, degrees: Degrees) -> float:
 
 def sampled_bound(task: Task, degrees: Degrees) -> float:
     """As `lower_bound`, for the drawn micro-batches: uneven ranks count, uneven stages do not."""
+    drawn = drawn_for(task, degrees)
     forward, backward = part_seconds(
-        task.model, shards_of(task, degrees), micro_batches_of(task, degrees), task.pricing, grid_of(task, degrees),
-        task.frozen,
-    )  # fmt: skip
+        task.model, shards_of(task, degrees), drawn.batches, task.pricing, grid_of(task, degrees), task.frozen
+    )
     work = np.tensordot(part_counts(task.model).sum(axis=0), forward + backward, axes=1)
     idle = (degrees.pp - 1) / degrees.vpp * work.min(axis=1)
-    return expected_maximum((work.sum(axis=1) + idle) / degrees.pp, degrees.dp)
-
-
-def largest_of(task: Task, degrees: Degrees) -> Budget:
-    """The largest micro-batch that memory is needed for: what padding fills the first step with."""
-    histogram, budget = task.sampler.histogram, budget_of(task, degrees)
-    return Budget(
-        _largest(histogram.tokens(task.sampler.merge_unit), histogram.counts, task.global_batch_size, budget.tokens),
-        _largest(histogram.patches, histogram.counts, task.global_batch_size, budget.patches),
-    )
-
-
-def _largest(sizes: np.ndarray, counts: np.ndarray, samples: int, limit: int) -> int:
-    """The largest samples of one step together, at most the budget (as `data.padding` expects them)."""
-    order = np.argsort(-sizes, kind="stable")
-    taken = np.minimum(np.cumsum(counts[order]), samples)
-    each = np.diff(np.concatenate([[0], taken]))
-    return int(min(limit, (each * sizes[order]).sum()))
-
-
-def memory_of(task: Task, degrees: Degrees) -> MemoryModel:
-    state = state_bytes(task.pricing.dtype, task.distributed_optimizer, degrees.dp)
-    reserved = task.pricing.device.reserved_memory
-    return memory_model(task.model, shards_of(task, degrees), largest_of(task, degrees), state, task.frozen, reserved)
-
-
-def build_pipeline(task: Task, degrees: Degrees) -> Pipeline:
-    """Times and memory of one choice, for any cut."""
-    shards, grid, device = shards_of(task, degrees), grid_of(task, degrees), task.pricing.device
-    batches = micro_batches_of(task, degrees)
-    forward, backward = part_seconds(task.model, shards, batches, task.pricing, grid, task.frozen)
-    counts = part_counts(task.model)
-    layers = counts[1 : 1 + task.model.vision.num_layers] * [part in VISION_LAYERS for part in PARTS]
-    crossing = boundary_bytes(task.model, shards, batches)
-    links = (device.inside_node, device.between_nodes)
-    slices = degrees.pp * degrees.vpp
-    transfer = np.stack(
-        # The shape travels first, then the values.
-        [crossing / (link.bandwidth * device.efficiency.link) + 2 * link.latency for link in links]
-    )
-    transfer[:, [0, -1]] = 0.0
-    return Pipeline(
-        prefix=_prefix(counts), vision_prefix=_prefix(layers), forward=forward, backward=backward, transfer=transfer,
-        link_of=tuple(links.index(grid.pipeline_link(device, number)) for number in range(slices - 1)),
-        memory=memory_of(task, degrees), limit=device.memory, pp_size=degrees.pp, vpp_size=degrees.vpp,
-    )  # fmt: skip
-
-
-def _prefix(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros((1, counts.shape[1]), dtype=np.int64), counts.cumsum(axis=0)])
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """Expected seconds of a step by what takes them."""
-
-    pipeline: float
-    """Forward and backward passes of the slowest data-parallel replica."""
-    gradients: float
-    """Reduction of gradients that no backward pass hides."""
-    weights: float
-    """Gathering of weights that no forward pass hides."""
-    optimizer: float
-
-    @property
-    def total(self) -> float:
-        return self.pipeline + self.gradients + self.weights + self.optimizer
-
-
-def step_seconds(task: Task, degrees: Degrees, pipeline: Pipeline, played: Played) -> StepTime:
-    """Pipeline of the slowest replica, then what data parallelism and optimizer add on the slowest rank."""
-    pricing, grid = task.pricing, grid_of(task, degrees)
-    counts = pipeline.prefix[played.cuts[0, 1:]] - pipeline.prefix[played.cuts[0, :-1]]
-    trained = (counts @ pipeline.memory.trained - shared_parameters(pipeline.memory, counts)).reshape(
-        degrees.vpp, degrees.pp
-    ).sum(axis=0)  # fmt: skip
-    gradient_bytes = 4
-    gradients, weights, optimizer = [], [], []
-    for rank, numbers in enumerate(trained.tolist()):
-        scatter, gather = data_parallel_seconds(
-            numbers, gradient_bytes, pricing.itemsize, task.distributed_optimizer, pricing.device, grid
-        )
-        hidden = _hidden_seconds(task, degrees, pipeline, counts, rank)
-        gradients.append(max(0.0, scatter - hidden[1]))
-        weights.append(max(0.0, gather - hidden[0]))
-        optimizer.append(optimizer_seconds(numbers, degrees.dp, task.distributed_optimizer, pricing))
-    makespan = expected_maximum(played.timing.makespan[0], degrees.dp)
-    return StepTime(makespan, max(gradients), max(weights), max(optimizer))
-
-
-OVERLAP_SHARE = 0.8
-"""Part of the first forward and of the last backward pass that messages can hide behind; the first bucket is late."""
-
-
-def _hidden_seconds(
-    task: Task, degrees: Degrees, pipeline: Pipeline, counts: np.ndarray, rank: int
-) -> tuple[float, float]:
-    """Forward and backward time of one micro-batch in which messages of data parallelism may hide.
-
-    Gradients are reduced during the last backward pass only, and only of the first chunk bucket by bucket.
-    """
-    mine = counts[rank]
-    forward = float(mine @ pipeline.forward[:, :, 0].mean(axis=1)) * OVERLAP_SHARE
-    backward = float(mine @ pipeline.backward[:, :, -1].mean(axis=1)) * OVERLAP_SHARE
-    reduces = task.overlap_grad_reduce
-    gathers = reduces and task.overlap_param_gather and task.distributed_optimizer
-    return forward * gathers, backward * reduces
-
-
-def expected_maximum(samples: np.ndarray, members: int) -> float:
-    """Expectation of the largest of `members` independent values, from samples of one value."""
-    ordered = np.sort(samples)
-    ranks = np.arange(len(ordered) + 1) / len(ordered)
-    weights = np.diff(ranks**members)
-    return float(ordered @ weights)
-
-
-def predict(task: Task, degrees: Degrees, pipeline: Pipeline, played: Played) -> Prediction:
-    """All figures of one cut."""
-    batches = micro_batches_of(task, degrees)
-    times = step_seconds(task, degrees, pipeline, played)
-    draws = batches.tokens.shape[0]
-    tokens = float(batches.tokens.sum()) / draws * degrees.dp
-    flops = float(model_flops(task.model, batches).sum()) / draws * degrees.dp
-    layout = PipelineLayout(task.model.vision.num_layers, task.model.text.num_layers, played.lengths(0), degrees.pp)
-    recompute = played.recompute(0)
-    peak = task.pricing.device.peak(task.pricing.dtype)
-    return Prediction(
-        mode=task.pricing.mode, degrees=degrees, layout=layout, recompute=recompute,
-        num_micro_batches=batches.tokens.shape[1], step_seconds=times.total,
-        tokens_per_second_per_gpu=tokens / times.total / task.gpus, mfu=flops / times.total / task.gpus / peak,
-        bubble_ratio=float(played.timing.bubble_ratio[0].mean()), parts=dict(vars(times)),
-        memory=tuple(stage_memory(pipeline.memory, layout, recompute, batches.tokens.shape[1])),
-    )  # fmt: skip
-
-
-def least_memory(task: Task, degrees: Degrees, layout: PipelineLayout) -> float:
-    """Bytes that the fullest rank of a layout needs with every layer recomputed."""
-    everything = (SliceRecompute(10**6, 10**6),) * layout.num_slices
-    count = micro_batches_of(task, degrees).tokens.shape[1]
-    return max(stage.total for stage in stage_memory(memory_of(task, degrees), layout, everything, count))
-
-
-def _why_nothing_fits(task: Task, candidates: list[Degrees]) -> str:
-    """What binds, and the nearest ask that would fit."""
-    if not candidates:
-        return _why_no_degrees(task)
-    least, degrees = min((least_memory_of_any(task, degrees), degrees) for degrees in _leanest(candidates))
-    limit = task.pricing.device.memory
-    sentence = (
-        f"memory binds: of {len(candidates)} choices on {task.gpus} x {task.pricing.device.name} none fits into "
-        f"{limit / 1e9:.1f} GB; the smallest, {degrees} with everything recomputed, needs {least / 1e9:.1f} GB"
-    )
-    more = _more_gpus(task)
-    return sentence + f"; use max_gpu_memory={math.ceil(least / 1e9)}e9" + (f", or gpus={more}" if more else "")
-
-
-def _leanest(candidates: list[Degrees]) -> list[Degrees]:
-    """Those that may need the least memory: small micro-batches, one slice a rank, rows split where possible."""
-    if not candidates:
-        return []
-    packs = min(degrees.micro_batch for degrees in candidates)
-    vpp = min(degrees.vpp for degrees in candidates)
-    split = {degrees.tp for degrees in candidates if degrees.sequence_parallel}
-    return [
-        degrees
-        for degrees in candidates
-        if degrees.micro_batch == packs and degrees.vpp == vpp and degrees.sequence_parallel == (degrees.tp in split)
-    ]
-
-
-def _more_gpus(task: Task) -> int | None:
-    for factor in (2, 4, 8, 16, 32):
-        larger = replace(task, gpus=task.gpus * factor)
-        candidates = list(feasible_degrees(larger))
-        if any(least_memory_of_any(larger, d) <= task.pricing.device.memory for d in _leanest(candidates)):
-            return larger.gpus
-    return None
-
-
-def least_memory_of_any(task: Task, degrees: Degrees) -> float:
-    """Bytes that the fullest rank needs at least under any cut, with every layer recomputed and one slice a rank."""
-    memory = memory_of(task, degrees)
-    prefix = _prefix(part_counts(task.model))
-    first, end = np.triu_indices(len(prefix), 1)
-    counts = prefix[end] - prefix[first]
-    static = sum(memory.static(counts, shared_parameters(memory, counts)))
-    working = ((memory.working + np.where(memory.inputs < memory.kept, memory.kept, 0)) * (counts > 0)).max(axis=1)
-    batches = micro_batches_of(task, degrees).tokens.shape[1]
-    tables = []
-    for rank in range(degrees.pp):
-        table = np.full((len(prefix), len(prefix)), NEVER, dtype=np.int64)
-        held = min(batches, degrees.pp - rank)
-        used = (static + held * (counts @ memory.inputs) + working) * (1 + FRAGMENTATION) + memory.reserved
-        table[first, end] = np.ceil(used)
-        tables.append(table)
-    return float(shortest_maximum(tables))
+    return expected_maximum((work.mean(axis=1) * drawn.num_micro_batches + idle) / degrees.pp, degrees.dp)
 
 
 def _why_no_degrees(task: Task) -> str:

@@ -9,8 +9,9 @@ import numpy as np
 
 from megatron_rb.planner.memory import slice_counts
 from megatron_rb.planner.partition import Choices, Pipeline, durations
+from megatron_rb.planner.predict import Prediction, build_pipeline
 from megatron_rb.planner.schedule import Pass, simulate
-from megatron_rb.planner.search import Prediction, Task, build_pipeline
+from megatron_rb.planner.task import Task
 from megatron_rb.planner.work import LANGUAGE_PARTS, PARTS
 
 COLOURS = {"vision": "tab:orange", "language": "tab:blue"}

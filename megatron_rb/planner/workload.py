@@ -76,6 +76,20 @@ def sample_columns(histogram: Histogram, merge_unit: int, bins: np.ndarray) -> n
     return np.stack([tokens, pairs, patches, frames, histogram.text_tokens[bins], np.ones(len(bins))])
 
 
+MOST_MICRO_BATCHES = 48
+"""Micro-batches of a rank that are drawn; a longer step is extrapolated."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Micro-batches of some ranks in some steps."""
+
+    batches: MicroBatches
+    """Arrays `[draws, micro-batches]`."""
+    num_micro_batches: int
+    """Of a rank in a step; at least as many as are drawn."""
+
+
 class Sampler:
     """Draws the micro-batches of a layout once and hands out the same ones again.
 
@@ -94,7 +108,7 @@ class Sampler:
         self.global_batch_size = global_batch_size
         self._pack, self._steps, self._seed = pack, steps, seed
         self._most_ranks, self._most_samples = most_ranks, most_samples
-        self._drawn: dict[tuple[Budget, int, int], MicroBatches] = {}
+        self._drawn: dict[tuple[Budget, int, int], Drawn] = {}
 
     def mean_step(self, dp_size: int) -> MicroBatches:
         """What a rank has in the average step, as if it were one micro-batch; arrays of one entry."""
@@ -102,14 +116,18 @@ class Sampler:
         columns = sample_columns(self.histogram, self.merge_unit, np.arange(len(share)))
         return MicroBatches(*((columns * share).sum(axis=1, keepdims=True)))
 
-    def draw(self, budget: Budget, dp_size: int, multiple: int) -> MicroBatches:
-        """Arrays `[draws, micro-batches]`: the micro-batches of some ranks in some steps."""
+    def draw(self, budget: Budget, dp_size: int, multiple: int) -> Drawn:
+        """The micro-batches of some ranks in some steps; of a very long step a part."""
         key = (budget, dp_size, multiple)
         if key not in self._drawn:
             of_rank = self.global_batch_size / dp_size
-            ranks = min(dp_size, self._most_ranks, max(1, int(self._most_samples / of_rank)))
-            samples = max(1, round(of_rank * ranks))
-            self._drawn[key] = draw_micro_batches(
+            step = self.mean_step(dp_size)
+            expected = float(max(step.tokens[0] / budget.tokens, step.patches[0] / budget.patches))
+            part = min(1.0, MOST_MICRO_BATCHES / max(expected, 1.0))
+            ranks = min(dp_size, self._most_ranks, max(1, int(self._most_samples / (of_rank * part))))
+            samples = max(1, round(of_rank * part * ranks))
+            batches = draw_micro_batches(
                 self.histogram, self.merge_unit, budget, samples, ranks, multiple, self._steps, self._pack, self._seed
             )
+            self._drawn[key] = Drawn(batches, max(batches.tokens.shape[1], round(batches.tokens.shape[1] / part)))
         return self._drawn[key]

@@ -28,9 +28,11 @@ from megatron_rb.planner.cost import Frozen, Pricing
 from megatron_rb.planner.device import Device, device_names, load_device, with_memory
 from megatron_rb.planner.histogram import Histogram, load_histogram
 from megatron_rb.planner.memory import SliceRecompute, memory_model, stage_memory, state_bytes
+from megatron_rb.planner.predict import Prediction
 from megatron_rb.planner.report import details, memory_lines, mode_line
 from megatron_rb.planner.report import settings as settings_of
-from megatron_rb.planner.search import Prediction, Task, plan
+from megatron_rb.planner.search import plan
+from megatron_rb.planner.task import Task
 from megatron_rb.planner.work import Shards
 from megatron_rb.planner.workload import Budget as LargestBatch
 from megatron_rb.planner.workload import Sampler
@@ -117,7 +119,7 @@ def _model(name: str) -> tuple[RoboBrainShape | None, list[str]]:
     if not name:
         return None, []
     if name in group_choices("model"):
-        return None, [f"model={name}"]
+        return shape_of(load_config([f"model={name}"]).model.hf_path), [f"model={name}"]
     if name in CONFIGS or Path(name).exists():
         return shape_of(name), [f"model.hf_path={name}"]
     raise ValueError(

@@ -54,6 +54,8 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         config = Config()
         config.model.dtype = case.get("dtype", "fp32")
         config.model.recompute.vision = config.model.recompute.language = case.get("recompute", 0)
+        config.model.recompute.vision_per_slice = case.get("recompute_per_slice", [])
+        config.model.recompute.language_per_slice = case.get("recompute_per_slice", [])
         config.model.freeze.vision = case.get("freeze_vision", False)
         config.model.freeze.language = case.get("freeze_language", False)
         config.parallel.sequence_parallel = case.get("sp", False)

@@ -48,6 +48,7 @@ def test_losses_equal_transformers(family, tmp_path):
         cuts[0] | {"distributed_optimizer": False},
         cuts[0] | {"overlap": False},
         cuts[3] | {"recompute": -1},
+        cuts[3] | {"recompute_per_slice": [-1, *[0] * (cuts[3]["layout"].count("|"))]},
         cuts[0] | {"padded": [180, 300]},
         next(cut for cut in cuts if cut.get("sp") and cut["pp"] == 2) | {"padded": [181, 301]},
     ]

@@ -10,7 +10,7 @@ from megatron_rb.models.robobrain.published import CONFIGS
 from megatron_rb.planner.cost import Pricing
 from megatron_rb.planner.device import Device, load_device
 from megatron_rb.planner.histogram import Histogram, histogram_of
-from megatron_rb.planner.search import Task
+from megatron_rb.planner.task import Task
 from megatron_rb.planner.workload import Sampler
 
 

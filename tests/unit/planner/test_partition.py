@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rb.planner.device import load_device, with_memory
-from megatron_rb.planner.partition import NEVER, best_cut, first_cut, play, refine
-from megatron_rb.planner.search import Degrees, build_pipeline
+from megatron_rb.planner.partition import NEVER, best_cut, extrapolated, first_cut, play, refine
+from megatron_rb.planner.predict import best_for, build_pipeline
+from megatron_rb.planner.schedule import simulate
+from megatron_rb.planner.task import Degrees
 from tests.unit.planner.cases import task, tiny
 
 
@@ -87,3 +89,20 @@ def test_recompute_of_a_slice_is_the_cheapest_that_fits():
         if np.isfinite(cheapest):
             vision, language = int(found.choices.vision[0, 0]), int(found.choices.language[0, 0])
             assert free.vision_prefix[vision] @ forward + language * forward[6] == pytest.approx(cheapest)
+
+
+def test_a_long_step_is_extrapolated_exactly_when_micro_batches_are_equal():
+    ahead = np.ones((3, 100))
+    whole = simulate(3, 1, ahead, 2 * ahead, np.zeros((2, 100)))
+    part = simulate(3, 1, ahead[:, :20], 2 * ahead[:, :20], np.zeros((2, 20)))
+    guessed = extrapolated(part, np.array(9.0), 20, 100)
+    assert float(guessed.makespan) == float(whole.makespan)
+    np.testing.assert_allclose(guessed.busy, whole.busy)
+
+
+def test_vit_can_be_kept_on_the_first_slice():
+    work = task(tiny(6, 2), gpus=2, global_batch_size=24)
+    spread = best_for(work, Degrees(1, 2, 1, 1, 1, False))
+    together = best_for(work, Degrees(1, 2, 1, 1, 1, False), least_first=8)
+    assert spread.layout.slice_lengths[0] < 8 <= together.layout.slice_lengths[0]
+    assert spread.step_seconds < together.step_seconds

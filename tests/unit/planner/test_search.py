@@ -6,9 +6,11 @@ import pytest
 from megatron_rb.layout import parse_layout
 from megatron_rb.planner.device import load_device, with_memory
 from megatron_rb.planner.histogram import Histogram
+from megatron_rb.planner.predict import evaluate, expected_maximum
 from megatron_rb.planner.report import as_json, table, why
-from megatron_rb.planner.search import Degrees, Infeasible, evaluate, expected_maximum, lower_bound, plan
+from megatron_rb.planner.search import lower_bound, plan
 from megatron_rb.planner.search import sampled_bound as drawn_bound
+from megatron_rb.planner.task import Degrees, Infeasible
 from tests.unit.planner.cases import published, task, tiny
 
 

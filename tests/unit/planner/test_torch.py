@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,6 +17,7 @@ from megatron_rb.evaluation.block_benchmark import build_blocks, calls_of, draw_
 from megatron_rb.evaluation.step_benchmark import one_process  # noqa: E402
 from megatron_rb.models.robobrain.build import DTYPES  # noqa: E402
 from megatron_rb.models.robobrain.inputs import to_device  # noqa: E402
+from megatron_rb.parallel.groups import destroy_groups  # noqa: E402
 from megatron_rb.planner.cost import Frozen  # noqa: E402
 from megatron_rb.planner.memory import memory_model, state_bytes  # noqa: E402
 from megatron_rb.planner.work import PARTS, Part, Shards, forward_work, parameters  # noqa: E402
@@ -26,7 +28,9 @@ FAMILIES = ("RoboBrain2.0-7B", "RoboBrain2.5-4B")
 
 @pytest.fixture(scope="module")
 def place():
-    return one_process(get_platform("cpu"), 1)
+    yield one_process(get_platform("cpu"), 1)
+    destroy_groups()
+    dist.destroy_process_group()
 
 
 def blocks(family: str, dtype: str, place):

@@ -1,0 +1,100 @@
+"""What is to be planned, and what follows from one choice of degrees before any cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from megatron_rb.planner.communication import Grid
+from megatron_rb.planner.cost import Frozen, Pricing
+from megatron_rb.planner.memory import MemoryModel, memory_model, state_bytes
+from megatron_rb.planner.sizes import ModelSizes
+from megatron_rb.planner.work import Shards
+from megatron_rb.planner.workload import Budget, Drawn, Sampler
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be planned."""
+
+    model: ModelSizes
+    pricing: Pricing
+    gpus: int
+    sampler: Sampler
+    seq_length: int
+    """Tokens of one pack, and the limit of a sample."""
+    max_patches: int
+    frozen: Frozen = Frozen()
+    distributed_optimizer: bool = True
+    overlap_grad_reduce: bool = True
+    overlap_param_gather: bool = True
+    asked: dict[str, int] = field(default_factory=dict)
+    """Degrees that are given: tp, pp, vpp, micro_batch, sequence_parallel."""
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.sampler.global_batch_size
+
+
+@dataclass(frozen=True, order=True)
+class Degrees:
+    """One choice of how ranks and micro-batches are arranged."""
+
+    tp: int
+    pp: int
+    vpp: int
+    dp: int
+    micro_batch: int
+    """Packs of seq_length tokens in one micro-batch."""
+    sequence_parallel: bool
+
+    def __str__(self) -> str:
+        interleaved = f" vpp {self.vpp}" if self.vpp > 1 else ""
+        sequence = " sp" if self.sequence_parallel else ""
+        return f"tp {self.tp}{sequence} pp {self.pp}{interleaved} dp {self.dp} micro-batch {self.micro_batch}"
+
+
+class Infeasible(ValueError):
+    """No choice fits; the message names what binds and the nearest choice that would do."""
+
+
+def shards_of(task: Task, degrees: Degrees) -> Shards:
+    return Shards(degrees.tp, degrees.sequence_parallel, task.pricing.itemsize)
+
+
+def budget_of(task: Task, degrees: Degrees) -> Budget:
+    return Budget(task.seq_length * degrees.micro_batch, task.max_patches * degrees.micro_batch)
+
+
+def drawn_for(task: Task, degrees: Degrees) -> Drawn:
+    """The sampled micro-batches of a choice."""
+    multiple = degrees.pp if degrees.vpp > 1 else 1
+    return task.sampler.draw(budget_of(task, degrees), degrees.dp, multiple)
+
+
+def grid_of(task: Task, degrees: Degrees) -> Grid:
+    return Grid(degrees.tp, degrees.dp, degrees.pp, task.pricing.device.devices_per_node)
+
+
+def largest_of(task: Task, degrees: Degrees) -> Budget:
+    """The largest micro-batch that memory is needed for: what padding fills the first step with."""
+    histogram, budget = task.sampler.histogram, budget_of(task, degrees)
+    return Budget(
+        _largest(histogram.tokens(task.sampler.merge_unit), histogram.counts, task.global_batch_size, budget.tokens),
+        _largest(histogram.patches, histogram.counts, task.global_batch_size, budget.patches),
+    )
+
+
+def _largest(sizes: np.ndarray, counts: np.ndarray, samples: int, limit: int) -> int:
+    """The largest samples of one step together, at most the budget (as `data.padding` expects them)."""
+    order = np.argsort(-sizes, kind="stable")
+    taken = np.minimum(np.cumsum(counts[order]), samples)
+    each = np.diff(np.concatenate([[0], taken]))
+    return int(min(limit, (each * sizes[order]).sum()))
+
+
+def memory_of(task: Task, degrees: Degrees) -> MemoryModel:
+    state = state_bytes(task.pricing.dtype, task.distributed_optimizer, degrees.dp)
+    reserved = task.pricing.device.reserved_memory
+    return memory_model(task.model, shards_of(task, degrees), largest_of(task, degrees), state, task.frozen, reserved)

@@ -1,0 +1,47 @@
+"""`rb plan` as its user meets it."""
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from megatron_rb import cli
+from megatron_rb.config.compose import load_config
+from tests.unit.planner.cases import mixed_histogram
+
+
+def test_plan_prints_a_table_and_writes_its_files(tmp_path: Path, capsys):
+    mixed_histogram().save(tmp_path / "stats.json")
+    files = [f"--{kind}={tmp_path / f'plan.{kind}'}" for kind in ("json", "yaml", "png")]
+    words = [
+        "model=robobrain20_7b",
+        "cluster=h200",
+        "gpus=16",
+        f"data={tmp_path / 'stats.json'}",
+        "pp=2",
+        "seq_length=4096",
+    ]
+    assert cli.main(["plan", *words, *files]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("nominal prediction, not a measurement")
+    assert "planned in" in text and "layout    P v*" in text
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert content["best"]["pp"] == 2 and content["best"]["dp"] * content["best"]["tp"] == 8
+    assert len(content["best"]["memory_per_stage"]) == 2
+    config = load_config(["experiment=robobrain20_7b_stage1", f"settings={tmp_path / 'plan.yaml'}"])
+    assert config.parallel.layout == content["best"]["layout"]
+    with Image.open(tmp_path / "plan.png") as picture:
+        assert picture.width > 1000
+
+
+def test_wrong_words_are_one_sentence(tmp_path: Path, capsys):
+    mixed_histogram().save(tmp_path / "stats.json")
+    words = ["model=robobrain20_7b", "gpus=64", f"data={tmp_path / 'stats.json'}", "seq_length=4096"]
+    assert cli.main(["plan", *words, "cluster=h200", "tp=8"]) == 2
+    assert "tp_size 8 does not divide num_query_groups 4; use 1, 2 or 4" in capsys.readouterr().err
+    assert cli.main(["plan", *words, "cluster=h200", "seq_length=512"]) == 2
+    assert "samples of the histogram" in capsys.readouterr().err
+    assert cli.main(["plan", *words, "cluster=mtt_s5000", "dtype=fp32"]) == 2
+    assert "has no peak_flops for fp32 (it has bf16)" in capsys.readouterr().err
+    assert cli.main(["plan", *words, "cluster=h200", "max_gpu_memory=2GB"]) == 2
+    assert "memory binds" in capsys.readouterr().err
