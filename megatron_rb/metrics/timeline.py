@@ -45,7 +45,7 @@ def bubble_ratios(stages: Sequence[StageTimeline]) -> dict[int, float]:
     Raises:
         ValueError: a pipeline computed nothing.
     """
-    ratios = {}
+    ratios: dict[int, float] = {}
     for number in {stage.pipeline for stage in stages}:
         own = [stage for stage in stages if stage.pipeline == number]
         length = pass_seconds(own)

@@ -49,6 +49,16 @@ def test_memory_is_in_bytes_and_info_is_json(platform):
     json.dumps(platform.info())
 
 
+def test_peak_memory_starts_anew(platform):
+    if platform.memory().peak_allocated is None:
+        pytest.skip("this system does not tell the peak")
+    big = torch.ones(64 << 20, dtype=torch.uint8, device=platform.current_device())
+    with_big = platform.memory().peak_allocated
+    del big
+    platform.reset_peak_memory()
+    assert platform.memory().peak_allocated < with_big - (32 << 20)
+
+
 def test_fp32_is_supported(platform):
     assert platform.supports(torch.float32)
     assert not platform.supports(torch.int8)
