@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from megatron_rb.checkpoint.hf.training import TransformersStep, write_benchmark_model
-from megatron_rb.config.schema import Config, ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig
 from megatron_rb.data.sample import EncodedSample, VisionGrid
-from megatron_rb.evaluation.timing import Times, median_ratio, time_in_turn
+from megatron_rb.evaluation.timing import Times, median_ratio, time_in_turn, time_one_by_one
+from megatron_rb.evaluation.train_benchmark.mock_data import draw_sample
 from megatron_rb.models.robobrain.balance import default_layout
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
-from megatron_rb.models.robobrain.inputs import IGNORED, MicroBatch, build_micro_batch
+from megatron_rb.models.robobrain.inputs import MicroBatch, build_micro_batch
 from megatron_rb.parallel.groups import Place, build_groups, start_process_group
 from megatron_rb.platform import Platform
 from megatron_rb.train.build import build_trainable
-from megatron_rb.train.step import Runner, train_pass
+from megatron_rb.train.step import Runner, train_pass, update
 
 OURS = ("megatron-rb, packed", "megatron-rb, sample by sample")
 REFERENCES = ("transformers, padded batch", "transformers, sample by sample")
 ONE_PROCESS = ParallelConfig(distributed_optimizer=False, overlap_grad_reduce=False, overlap_param_gather=False)
 """The settings of `parallel=one_process`."""
-LOSS_TOLERANCE = 1e-4
+LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
 """Largest difference of the first loss between the sides; past it they would not do the same work."""
 
 GRIDS = (((16, 20), (24, 16)), ((12, 12), (20, 24)), ((28, 16), (8, 12)), ((20, 20), (16, 12)))
@@ -48,7 +50,7 @@ class StepComparison:
 
     def faster(self, sides: Sequence[str]) -> str:
         """The way of feeding the batch that takes less CPU time here."""
-        return min(sides, key=lambda side: self.times[side].median_cpu)
+        return min((side for side in sides if side in self.times), key=lambda side: self.times[side].median_cpu)
 
     @property
     def wall_ratio(self) -> float:
@@ -69,19 +71,43 @@ def compare_steps(folder: str | Path, family: str, place: Place, platform: Platf
     write_benchmark_model(folder, family)
     shape = load_shape(folder)
     samples = draw_batch(shape, seed=0)
-    settings = OptimizerConfig()
-    sides: dict[str, Callable[[], float]] = {
-        OURS[0]: OurStep(folder, shape, [samples], settings, place, platform),
-        OURS[1]: OurStep(folder, shape, [[sample] for sample in samples], settings, place, platform),
-        REFERENCES[0]: TransformersStep(folder, shape, samples, settings, padded=True),
-        REFERENCES[1]: TransformersStep(folder, shape, samples, settings, padded=False),
+    config = Config(model=ModelConfig(hf_path=str(folder), dtype="fp32"), parallel=ONE_PROCESS)
+    packs = {OURS[0]: [samples], OURS[1]: [[sample] for sample in samples]}
+    return beside_transformers(config, shape, packs, [samples], place, platform, steps)
+
+
+def beside_transformers(
+    config: Config, shape: RoboBrainShape, packs: Mapping[str, Sequence[Sequence[EncodedSample]]],
+    padded: Sequence[Sequence[EncodedSample]], place: Place, platform: Platform, rounds: int,
+) -> StepComparison:  # fmt: skip
+    """Time steps of this stack and of transformers on the same samples, in turn where both fit the device's memory.
+
+    Args:
+        config: its model folder has weights, which both sides start from.
+        packs: for ways of this stack to feed the samples, those of each micro-batch.
+        padded: the samples of each padded batch of transformers.
+
+    Raises:
+        RuntimeError: the sides disagree on the first loss.
+    """
+    folder, settings, dtype = config.model.hf_path, config.optimizer, config.model.dtype
+    samples = [sample for batch in padded for sample in batch]
+    builders: dict[str, Callable[[], Callable[[], float]]] = {
+        name: partial(OurStep, config, shape, batches, place, platform) for name, batches in packs.items()
     }
-    losses = {name: step() for name, step in sides.items()}  # also the warm-up
-    if max(losses.values()) - min(losses.values()) > LOSS_TOLERANCE:
-        raise RuntimeError(f"the sides compute different losses for {family}, their times say nothing: {losses}")
+    for name, batches in zip(REFERENCES, (padded, [[sample] for sample in samples]), strict=True):
+        builders[name] = partial(TransformersStep, folder, shape, batches, settings, platform, dtype)
+    if platform.name == "cpu":
+        sides = {name: build() for name, build in builders.items()}
+        losses = {name: side() for name, side in sides.items()}  # also the warm-up
+        times = time_in_turn(sides, rounds)
+    else:
+        times, losses = time_one_by_one(builders, rounds, platform.empty_cache)
+    if max(losses.values()) - min(losses.values()) > LOSS_TOLERANCE[dtype]:
+        raise RuntimeError(f"the sides compute different losses for {folder}, their times say nothing: {losses}")
     tokens = sum(len(sample.input_ids) for sample in samples)
     patches = sum(sample.num_patches for sample in samples)
-    return StepComparison(family, tokens, patches, time_in_turn(sides, steps), losses)
+    return StepComparison(shape.family, tokens, patches, times, losses)
 
 
 def one_process(platform: Platform, threads: int) -> Place:
@@ -92,7 +118,7 @@ def one_process(platform: Platform, threads: int) -> Place:
 
 
 class OurStep:
-    """One training step of this stack as `rb train parallel=one_process` takes it, fp32.
+    """One training step of this stack in one process.
 
     Args:
         packs: the samples of each micro-batch.
@@ -102,30 +128,30 @@ class OurStep:
     """Surrounds forward and backward of a step, as a capture does."""
 
     def __init__(
-        self, folder: str | Path, shape: RoboBrainShape, packs: Sequence[Sequence[EncodedSample]],
-        settings: OptimizerConfig, place: Place, platform: Platform,
+        self, config: Config, shape: RoboBrainShape, packs: Sequence[Sequence[EncodedSample]], place: Place,
+        platform: Platform,
     ) -> None:  # fmt: skip
-        model = ModelConfig(hf_path=str(folder), dtype="fp32")
-        config = Config(model=model, optimizer=settings, parallel=ONE_PROCESS)
-        layout = default_layout(shape, 1)
-        trainable = build_trainable(config, shape, layout, place, platform, init=str(folder))
-        self.packs, self.optimizer = packs, trainable.optimizer
+        init = config.model.hf_path
+        trainable = build_trainable(config, shape, default_layout(shape, 1), place, platform, init)
+        self.packs, self.optimizer, self.platform = packs, trainable.optimizer, platform
         self.runner = Runner(trainable.chunks, shape, place, platform.current_device())
 
     def __call__(self) -> float:
         """Take one step; returns the loss per label before it."""
-        for chunk in self.runner.chunks:
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
         batches = [
             build_micro_batch(samples, self.runner.shape, tp_rank=0, tp_size=1, sequence_parallel=False)
             for samples in self.packs
         ]
-        with self.around(batches):
-            results = train_pass(self.runner, batches)
-        self.optimizer.step()
+
+        def run() -> list[dict[str, torch.Tensor]]:
+            with self.around(batches):
+                return train_pass(self.runner, batches)
+
+        results, _ = update(self.runner.chunks, self.optimizer, run)
         labels = sum(float(result["num_labels"]) for result in results)
-        return sum(float(result["loss_sum"]) for result in results) / labels
+        loss = sum(float(result["loss_sum"]) for result in results) / labels
+        self.platform.synchronize()
+        return loss
 
 
 def draw_batch(shape: RoboBrainShape, seed: int) -> list[EncodedSample]:
@@ -140,15 +166,7 @@ def draw_batch(shape: RoboBrainShape, seed: int) -> list[EncodedSample]:
 def _sample(
     shape: RoboBrainShape, draw: np.random.Generator, name: str, sizes: Sequence[tuple[int, int]], text: int
 ) -> EncodedSample:
-    special = min(shape.image_token_id, shape.video_token_id, shape.vision_start_token_id, shape.vision_end_token_id)
     grids = tuple(VisionGrid(1, height, width, "image") for height, width in sizes)
-    ids: list[int] = []
-    for grid in grids:
-        tokens = grid.patches // shape.vision.merge_unit
-        ids += [shape.vision_start_token_id, *[shape.image_token_id] * tokens, shape.vision_end_token_id]
-    ids += draw.integers(0, special, size=text).tolist()
-    labels = np.full(len(ids), IGNORED, dtype=np.int32)
-    answer = round(text * ANSWER_SHARE)
-    labels[-answer:] = ids[-answer:]
-    pixels = [draw.standard_normal((grid.patches, shape.vision.patch_dim)).astype(np.float32) for grid in grids]
-    return EncodedSample(name, np.array(ids, dtype=np.int32), labels, grids, pixels)
+    sample = draw_sample(shape, draw, name, grids, text, ANSWER_SHARE)
+    sample.pixels = [draw.standard_normal((grid.patches, shape.vision.patch_dim)).astype(np.float32) for grid in grids]
+    return sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,31 @@ def time_in_turn(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict
             times[name].wall.append(time.perf_counter() - wall)
             times[name].cpu.append(time.process_time() - cpu)
     return times
+
+
+def time_one_by_one(
+    builders: Mapping[str, Callable[[], Callable[[], float]]], rounds: int, after: Callable[[], None]
+) -> tuple[dict[str, Times], dict[str, float]]:
+    """Build each side, call it once to warm up and `rounds` times for its times, and drop it before the next.
+
+    For devices that hold one side at a time and do nothing else meanwhile.
+
+    Args:
+        after: called when a side has been dropped.
+
+    Returns:
+        The times, and what the first calls returned.
+    """
+    times: dict[str, Times] = {}
+    firsts: dict[str, float] = {}
+    for name, build in builders.items():
+        side = build()
+        firsts[name] = side()
+        times |= time_in_turn({name: side}, rounds)
+        del side
+        gc.collect()
+        after()
+    return times, firsts
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform as host
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -12,6 +14,9 @@ import torch
 
 from megatron_rb.platform.base import MemoryStats, Platform, ProbeResult, Use
 from megatron_rb.platform.host_streams import HostEvent, HostStream
+
+CLEAR_REFS, RESET_PEAK = Path("/proc/self/clear_refs"), "5"
+"""Linux: writing this value sets the peak of the resident memory to its present size (proc(5))."""
 
 
 class CpuPlatform(Platform):
@@ -52,10 +57,12 @@ class CpuPlatform(Platform):
     def memory(self) -> MemoryStats:
         resident = psutil.Process().memory_info().rss
         machine = psutil.virtual_memory()
-        return MemoryStats(allocated=resident, free=machine.available, total=machine.total)
+        peak = _peak_resident()
+        return MemoryStats(allocated=resident, peak_allocated=peak, free=machine.available, total=machine.total)
 
     def reset_peak_memory(self) -> None:
-        pass
+        with contextlib.suppress(OSError):  # not Linux, or a container that forbids it: the peak then counts from start
+            CLEAR_REFS.write_text(RESET_PEAK)
 
     def empty_cache(self) -> None:
         pass
@@ -89,7 +96,26 @@ class CpuPlatform(Platform):
     def info(self) -> dict[str, Any]:
         return {
             "platform": self.name,
-            "device": host.processor() or host.machine(),
+            "device": _model_name() or host.processor() or host.machine(),
             "cores": os.cpu_count(),
             "torch": torch.__version__,
         }
+
+
+def _peak_resident() -> int | None:
+    """Bytes; None where the system does not tell."""
+    line = _first_line(Path("/proc/self/status"), "VmHWM")
+    return int(line.split()[0]) * 1024 if line else None
+
+
+def _model_name() -> str:
+    return _first_line(Path("/proc/cpuinfo"), "model name")
+
+
+def _first_line(path: Path, key: str) -> str:
+    """What stands behind `key:` in its first line; empty without the file or the key."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

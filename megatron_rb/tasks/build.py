@@ -12,6 +12,7 @@ from megatron_rb.data.loader import SampleSource, StepLoader
 from megatron_rb.data.packing import Budget
 from megatron_rb.data.padding import PaddingPolicy, Size, largest_micro_batch
 from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.parallel.groups import Place
 from megatron_rb.platform import Platform
 from megatron_rb.tasks.sft import SupervisedFineTuning
 from megatron_rb.tasks.value import ValueEstimation
@@ -32,20 +33,28 @@ def build_task(
     """
     if config.task.name not in TASKS:
         raise ValueError(f"task.name '{config.task.name}' is not known; use {' or '.join(TASKS)}")
-    data, place, multiple = config.data, runner.place, derived.micro_batch_multiple
+    data = config.data
     needs_pixels = any(chunk.module.part.needs_pixels for chunk in runner.chunks)
-    loader = StepLoader(
-        training, global_batch_size=data.global_batch_size, global_micro_batches=data.global_micro_batches,
-        seq_length=data.seq_length, max_patches=data.max_patches,
-        dp_rank=place.dp_rank, dp_size=place.dp_size, micro_batch_multiple=multiple, needs_pixels=needs_pixels,
-        seed=config.seed, shuffle=data.shuffle, ledger=ledger, prefetch_steps=data.prefetch_steps,
-        decode_threads=data.decode_threads,
-    )  # fmt: skip
+    loader = build_loader(config, derived, runner.place, training, ledger, needs_pixels=needs_pixels)
     return TASKS[config.task.name](
         runner, loader, evaluation, Budget(data.seq_length, data.max_patches), ledger,
-        needs_pixels=needs_pixels, sequence_parallel=derived.sequence_parallel, micro_batch_multiple=multiple,
+        needs_pixels=needs_pixels, sequence_parallel=derived.sequence_parallel,
+        micro_batch_multiple=derived.micro_batch_multiple,
         padding=_padding(config, derived, runner.shape, training, platform),
         start_memory_anew=partial(start_memory_anew, platform),
+    )  # fmt: skip
+
+
+def build_loader(
+    config: Config, derived: Derived, place: Place, training: SampleSource, ledger: Ledger, *, needs_pixels: bool
+) -> StepLoader:
+    """The steps of this rank from their beginning."""
+    data = config.data
+    return StepLoader(
+        training, global_batch_size=data.global_batch_size, global_micro_batches=data.global_micro_batches,
+        seq_length=data.seq_length, max_patches=data.max_patches, dp_rank=place.dp_rank, dp_size=place.dp_size,
+        micro_batch_multiple=derived.micro_batch_multiple, needs_pixels=needs_pixels, seed=config.seed,
+        shuffle=data.shuffle, ledger=ledger, prefetch_steps=data.prefetch_steps, decode_threads=data.decode_threads,
     )  # fmt: skip
 
 

@@ -96,8 +96,17 @@ def test_memory_is_in_bytes(platform):
     assert isinstance(stats, MemoryStats)
     assert stats.total > 1 << 20
     assert all(value is None or value >= 0 for value in vars(stats).values())
-    platform.reset_peak_memory()
     platform.empty_cache()
+
+
+def test_peak_memory_starts_anew(platform):
+    if platform.memory().peak_allocated is None:
+        pytest.skip("this device does not tell the peak")
+    big = torch.ones(64 << 20, dtype=torch.uint8, device=platform.current_device())
+    with_big = platform.memory().peak_allocated
+    del big
+    platform.reset_peak_memory()
+    assert platform.memory().peak_allocated < with_big - (32 << 20)
 
 
 def test_events_measure_time(platform):

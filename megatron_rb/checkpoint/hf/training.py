@@ -1,4 +1,4 @@
-"""transformers' own training step on our samples: the yardstick of `rb bench step`."""
+"""transformers' own training step on our samples: the yardstick of `rb bench step` and `rb bench train`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -20,6 +22,7 @@ from megatron_rb.config.schema import OptimizerConfig
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.inputs import IGNORED
+from megatron_rb.platform import Platform
 
 _TEXT: dict[str, Any] = dict(
     vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=8,
@@ -61,21 +64,33 @@ def write_benchmark_model(folder: str | Path, family: str, seed: int = 0) -> Non
         BENCHMARK_MODELS[family]().float().save_pretrained(folder)
 
 
+def write_random_weights(folder: str | Path, dtype: torch.dtype, seed: int = 0) -> None:
+    """Give a folder that holds a `config.json` alone random weights, drawn as transformers draws them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        AutoModelForImageTextToText.from_config(config, dtype=dtype).save_pretrained(folder)
+
+
 class TransformersStep:
-    """Forward, backward, clipping and fused AdamW in fp32, as transformers' Trainer does them.
+    """Forward, backward, clipping and fused AdamW, as transformers' Trainer does them.
+
+    Weights and optimizer state are fp32; with `dtype` bf16 the passes run under autocast (Trainer's `bf16=True`).
 
     Args:
-        padded: all samples in one right-padded batch; false = one sample after the other, gradients accumulated.
+        batches: the samples of each forward pass, padded to the longest of them; gradients are accumulated.
     """
 
     def __init__(
-        self, folder: str | Path, shape: RoboBrainShape, samples: Sequence[EncodedSample], settings: OptimizerConfig,
-        *, padded: bool,
+        self, folder: str | Path, shape: RoboBrainShape, batches: Sequence[Sequence[EncodedSample]],
+        settings: OptimizerConfig, platform: Platform, dtype: str = "fp32",
     ) -> None:  # fmt: skip
-        self.model = load_transformers(folder).train()
+        self.platform, self.device = platform, platform.current_device()
+        self.autocast = dtype == "bf16"
+        self.model = load_transformers(folder).to(self.device).train()
         self.clip_grad = settings.clip_grad
-        self.num_labels = count_labels(samples)
-        self.batches = [padded_inputs(samples, shape)] if padded else [padded_inputs([s], shape) for s in samples]
+        self.num_labels = count_labels([sample for samples in batches for sample in samples])
+        self.batches = [padded_inputs(samples, shape) for samples in batches]
         parameters = list(self.model.parameters())
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
@@ -86,22 +101,35 @@ class TransformersStep:
 
     def __call__(self) -> float:
         """Take one step; returns the loss per label before it."""
-        loss = 0.0
+        loss = torch.zeros((), device=self.device)
         for batch in self.batches:
-            # Labels of the whole step, so that accumulated gradients are those of one batch.
-            part = self.model(**batch, num_items_in_batch=self.num_labels, use_cache=False).loss
+            inputs = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                # Labels of the whole step, so that accumulated gradients are those of one batch.
+                part = self.model(**inputs, num_items_in_batch=self.num_labels, use_cache=False).loss
             part.backward()
-            loss += float(part.detach())
+            loss += part.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss
+        self.platform.synchronize()
+        return float(loss)
+
+
+def padded_batches(samples: Sequence[EncodedSample], most_tokens: int) -> list[list[EncodedSample]]:
+    """Samples of similar length together, as many as padded to the longest of them have at most so many tokens."""
+    batches: list[list[EncodedSample]] = []
+    for sample in sorted(samples, key=lambda sample: -len(sample.input_ids)):
+        longest = len(batches[-1][0].input_ids) if batches else 0
+        if not batches or (len(batches[-1]) + 1) * longest > most_tokens:
+            batches.append([])
+        batches[-1].append(sample)
+    return batches
 
 
 def padded_inputs(samples: Sequence[EncodedSample], shape: RoboBrainShape) -> dict[str, torch.Tensor]:
-    """Keyword arguments of transformers' forward for several samples with images, padded on the right."""
+    """Keyword arguments of transformers' forward for several samples, padded on the right."""
     parts = [model_inputs(sample, shape) for sample in samples]
-    inputs = {name: torch.cat([part[name] for part in parts]) for name in ("pixel_values", "image_grid_thw")}
     labels = [torch.from_numpy(sample.labels).long() for sample in samples]
     rows = {
         "input_ids": ([part["input_ids"][0] for part in parts], 0),
@@ -109,6 +137,9 @@ def padded_inputs(samples: Sequence[EncodedSample], shape: RoboBrainShape) -> di
         "labels": (labels, IGNORED),
         "attention_mask": ([torch.ones_like(label) for label in labels], 0),
     }
+    # Pictures of all samples lie one after the other; a sample without any adds nothing.
+    media = {name for part in parts for name in part} - set(rows)
+    inputs = {name: torch.cat([part[name] for part in parts if name in part]) for name in sorted(media)}
     for name, (values, filler) in rows.items():
         inputs[name] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=filler)
     return inputs

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from megatron_rb.checkpoint.hf.training import write_benchmark_model
-from megatron_rb.config.schema import CaptureConfig, OptimizerConfig
-from megatron_rb.evaluation.step_benchmark import OurStep, draw_batch
+from megatron_rb.config.schema import CaptureConfig, Config, ModelConfig
+from megatron_rb.evaluation.step_benchmark import ONE_PROCESS, OurStep, draw_batch
 from megatron_rb.evaluation.timing import Times, median_ratio, time_in_turn
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint, shape_from_dict
 from megatron_rb.models.robobrain.inputs import MicroBatch
@@ -60,7 +60,8 @@ def capture_cost(folder: Path, family: str, place: Place, platform: Platform, ro
     write_benchmark_model(folder / "hf", family)
     shape = load_shape(folder / "hf")
     samples = draw_batch(shape, seed=0)
-    step = OurStep(folder / "hf", shape, [samples], OptimizerConfig(), place, platform)
+    config = Config(model=ModelConfig(hf_path=str(folder / "hf"), dtype="fp32"), parallel=ONE_PROCESS)
+    step = OurStep(config, shape, [samples], place, platform)
     stages = [chunk.module for chunk in step.runner.chunks]
     description = {"model": model_fingerprint(shape), "dtype": "fp32", "layout": {"tp_size": 1}}
     captures = {
