@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.torch_version import TorchVersion
 
 from megatron_rb.kernels.dispatch import Call, check_dtype, choose
 from megatron_rb.kernels.linear_cross_entropy.chunk import liger_chunk, torch_chunk
@@ -91,7 +92,7 @@ def _add_product(total: torch.Tensor, grad: torch.Tensor, hidden: torch.Tensor) 
     """`total += grad.T @ hidden`, summed in the type of the total."""
     if grad.dtype == total.dtype:
         total.addmm_(grad.t(), hidden)
-    elif grad.device.type == "cuda":
+    elif grad.device.type == "cuda" and TorchVersion(torch.__version__) >= (2, 8):
         torch.addmm(total, grad.t(), hidden, out_dtype=total.dtype, out=total)
     else:
         total.add_(torch.mm(grad.t(), hidden))
