@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.torch_version import TorchVersion
 
 from megatron_rb.kernels.dispatch import Call, check_dtype, choose
 from megatron_rb.kernels.linear_cross_entropy.chunk import liger_chunk, torch_chunk
@@ -42,7 +43,11 @@ def linear_cross_entropy(
     name = choose("linear_cross_entropy", hidden.device, Call(hidden.dtype), implementation)
     valid = labels != IGNORED
     rows = chunk_rows(hidden.shape[0], weight.shape[0], logits_bytes)
-    return _LinearCrossEntropy.apply(hidden, weight, labels * valid, label_weights * valid, shard, rows, name)
+    # Inside the function gradients are always off, and what "needs" one does so in an evaluation too.
+    differentiable = torch.is_grad_enabled()
+    return _LinearCrossEntropy.apply(
+        hidden, weight, labels * valid, label_weights * valid, shard, rows, name, differentiable
+    )
 
 
 def chunk_rows(rows: int, vocabulary: int, logits_bytes: int) -> int:
@@ -54,10 +59,10 @@ def chunk_rows(rows: int, vocabulary: int, logits_bytes: int) -> int:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, label_weights, shard: VocabularyShard, rows: int, name: str):
+    def forward(ctx, hidden, weight, labels, label_weights, shard, rows: int, name: str, differentiable: bool):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         label_weights = label_weights.to(wide)
-        for_hidden, for_weight = ctx.needs_input_grad[:2]
+        for_hidden, for_weight = (needed and differentiable for needed in ctx.needs_input_grad[:2])
         d_hidden = torch.empty_like(hidden) if for_hidden else None
         # In fp32, so that the sum over many chunks is rounded as the one product over all rows would be.
         d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if for_weight else None
@@ -84,14 +89,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_hidden = d_hidden * grad.to(d_hidden.dtype)
         if d_weight is not None:
             d_weight = torch.mul(d_weight, grad, out=torch.empty_like(d_weight, dtype=ctx.weight_dtype))
-        return d_hidden, d_weight, None, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None, None
 
 
 def _add_product(total: torch.Tensor, grad: torch.Tensor, hidden: torch.Tensor) -> None:
     """`total += grad.T @ hidden`, summed in the type of the total."""
     if grad.dtype == total.dtype:
         total.addmm_(grad.t(), hidden)
-    elif grad.device.type == "cuda":
+    elif grad.device.type == "cuda" and TorchVersion(torch.__version__) >= "2.8":
         torch.addmm(total, grad.t(), hidden, out_dtype=total.dtype, out=total)
     else:
         total.add_(torch.mm(grad.t(), hidden))

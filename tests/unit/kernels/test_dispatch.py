@@ -40,6 +40,15 @@ def test_cuda_takes_the_fused_kernels(hopper):
     assert select("window_attention", hopper, WINDOW).name == "triton"
     assert select("mrope", hopper, Call(torch.bfloat16, 128)).name == "triton"
     assert select("varlen_attention", hopper, Call(torch.bfloat16, 128)).name == "flash_attn_3"
+    for operator in ("linear_cross_entropy", "rms_norm", "swiglu"):
+        assert select(operator, hopper, Call(torch.bfloat16)).name == "liger"
+
+
+def test_without_liger_kernel_torch_computes_losses_norms_and_gates(hopper, monkeypatch):
+    monkeypatch.setattr(dispatch, "module_exists", lambda name: not name.startswith("liger_kernel"))
+    for operator in ("linear_cross_entropy", "rms_norm", "swiglu"):
+        choice = select(operator, hopper, Call(torch.bfloat16))
+        assert choice.name == "torch" and "is not installed" in choice.declined["liger"]
 
 
 @pytest.mark.parametrize(

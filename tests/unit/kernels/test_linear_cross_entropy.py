@@ -122,6 +122,27 @@ def test_no_tensor_is_as_large_as_all_logits(dtype):
     assert largest(lambda: linear_cross_entropy(*batch, logits_bytes=limit)) <= max(rows * HIDDEN, 20 * VOCABULARY)
 
 
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten.mm.default, torch.ops.aten.mm.out, torch.ops.aten.addmm_.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("grad", "products"), [(True, 3), (False, 1)])
+def test_an_evaluation_computes_no_gradients(grad, products):
+    batch = drawn()
+    with torch.set_grad_enabled(grad), Products() as counted:
+        loss = linear_cross_entropy(*batch)
+    assert counted.count == products
+    torch.testing.assert_close(loss.double(), plain(*batch))
+
+
 def test_chunks_are_few_and_equal():
     assert chunk_rows(1000, 10, 4 * 10 * 300) == 250  # four of 250 and not three of 300 and one of 100
     assert chunk_rows(5, 10, 1) == 1
