@@ -9,6 +9,7 @@
 PYTHON ?=
 TORCH_INDEX ?=
 ARGS ?=
+ALONE := tests/unit tests/architecture tests/interpreter
 BIN := .venv/bin
 
 # Ranks share the cores; `rb launch` gives each its own share.
@@ -20,8 +21,13 @@ export OMP_NUM_THREADS ?= 1
 demo: .venv/.ready
 	$(BIN)/rb demo
 
+# Tests of one process share the cores; those that start worlds of their own run one after the other. Exit code 5: ARGS
+# has picked none of these.
 test: .venv/.ready
-	$(BIN)/python -m pytest $(ARGS)
+	@status=0; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE) $(ARGS) || [ $$? = 5 ] || status=1; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(ALONE)) $(ARGS) || [ $$? = 5 ] || status=1; \
+	exit $$status
 
 bench: .venv/.ready
 	$(BIN)/rb bench

@@ -7,7 +7,8 @@ MUSA = ["torch_musa>=2.7"]
 VIDEO = ["av>=12"]
 # On a machine without a GPU Triton's interpreter and its assemblers test the kernels, Liger-Kernel's among them.
 KERNEL_TESTS = ["triton; sys_platform == 'linux'", "liger-kernel>=0.8.5; sys_platform == 'linux'"]
-DEV = [*VIDEO, *KERNEL_TESTS, "pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6", "ruff>=0.6", "mypy>=1.11"]
+PYTEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6"]
+DEV = [*VIDEO, *KERNEL_TESTS, *PYTEST, "ruff>=0.6", "mypy>=1.11"]
 
 setup(
     name="megatron-rb",
