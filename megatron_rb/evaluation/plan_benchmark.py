@@ -122,7 +122,10 @@ class GivenBatches(Sampler):
         self._batches = batches
 
     def draw(self, budget: Budget, dp_size: int, multiple: int) -> Drawn:
-        return Drawn(self._batches, self._batches.tokens.shape[1])
+        return Drawn(self._batches, self._batches.tokens.shape[1], 1)
+
+    def mean_step(self, dp_size: int) -> MicroBatches:
+        return MicroBatches(*(values.sum(axis=1) for values in vars(self._batches).values()))
 
 
 def cases_of(spec: Sequence[Mapping[str, Any]]) -> list[Case]:
@@ -137,6 +140,7 @@ def planning_task(case: Case, batches: MicroBatches, device: Device, calibration
         model=shape, pricing=Pricing(device, DTYPE, calibration), gpus=PP_SIZE,
         sampler=GivenBatches(batches, shape.vision.merge_unit), seq_length=4096, max_patches=16384,
         distributed_optimizer=False, overlap_grad_reduce=False, overlap_param_gather=False,
+        padding_buckets=0,
     )  # fmt: skip
 
 

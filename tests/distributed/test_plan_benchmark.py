@@ -1,4 +1,4 @@
-"""`rb bench plan` on a very small case: two processes calibrate, plan and step, and the parent reads what they wrote."""
+"""`rb bench plan` on a very small case: two processes calibrate, plan and step; the parent reads what they wrote."""
 
 from megatron_rb.evaluation.plan_benchmark import HAND_MADE, Case, markdown, run
 from megatron_rb.layout import parse_layout
