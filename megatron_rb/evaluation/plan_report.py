@@ -27,7 +27,7 @@ from megatron_rb.train.planning import pack
 
 PACKS_A_STEP = 256
 """The published runs take steps of 256 samples, one a micro-batch; packed, that is 256 full micro-batches."""
-GPUS = tuple(8 * 2**power for power in range(11))
+GPUS = tuple(8 * 4**power for power in range(6))
 FIXED_PACKS = 1024
 """Micro-batches a step where the batch does not grow."""
 PACKS_A_GPU = 2
