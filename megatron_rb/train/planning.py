@@ -169,6 +169,7 @@ def read_histogram(config: Config, ledger: Path, *, progress: bool) -> Histogram
     if not config.data.train:
         raise ValueError("data.train is empty; name at least one jsonl file of conversations")
     encoder = build_encoder(config.data, config.model.hf_path, load_shape(config.model.hf_path))
+    ledger.unlink(missing_ok=True)  # of an earlier look at the rows
     with Ledger(ledger) as book:
         dataset = build_dataset(config.data, encoder, config.data.train, book, progress=progress)
     if not ledger.stat().st_size:
