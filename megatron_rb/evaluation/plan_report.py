@@ -55,8 +55,8 @@ class HandMade:
 PUBLISHED = (
     HandMade("7B, first stage 10 of 28", "RoboBrain2.0-7B", 128, 2, "P v*32 M E t*10 | t*18 L", 16384),
     HandMade(
-        "7B on four stages, first stage 4 of 28 (published for a frozen ViT, here it trains)", "RoboBrain2.0-7B", 128, 1,
-        "P v*32 M E t*4 | t*8 | t*8 | t*8 L", 16384,
+        "7B on four stages, first stage 4 of 28 (published for a frozen ViT, here it trains)", "RoboBrain2.0-7B",
+        128, 1, "P v*32 M E t*4 | t*8 | t*8 | t*8 L", 16384,
     ),
     HandMade(
         "32B, first stage 13 of 64", "RoboBrain2.0-32B", 512, 4, "P v*32 M E t*13 | t*17 | t*17 | t*17 L", 16384
