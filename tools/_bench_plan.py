@@ -17,7 +17,7 @@ from megatron_rb.platform import get_platform
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="bench-plan-") as folder:
-        results = run(Path(folder), options.rounds, _start)
+        results = run(Path(folder), options.rounds, start_workers)
     for result in results:
         for row in result.rows:
             seconds = f"{row.predicted:>8.3f} s predicted {row.measured:>8.3f} s ± {row.spread:.3f} measured"
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _start(folder: Path, processes: int) -> int:
+def start_workers(folder: Path, processes: int) -> int:
     port = free_port("127.0.0.1")
     return run_job(JobSpec("megatron_rb.evaluation.plan_worker", (str(folder),), processes, folder, master_port=port))
 

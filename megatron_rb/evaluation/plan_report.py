@@ -27,7 +27,7 @@ from megatron_rb.train.planning import pack
 
 PACKS_A_STEP = 256
 """The published runs take steps of 256 samples, one a micro-batch; packed, that is 256 full micro-batches."""
-GPUS = tuple(8 * 2**power for power in range(11))
+GPUS = tuple(8 * 4**power for power in range(6))
 FIXED_PACKS = 1024
 """Micro-batches a step where the batch does not grow."""
 PACKS_A_GPU = 2
@@ -54,6 +54,10 @@ class HandMade:
 # FlagScale's released (later deleted) training configs of RoboBrain 2.0.
 PUBLISHED = (
     HandMade("7B, first stage 10 of 28", "RoboBrain2.0-7B", 128, 2, "P v*32 M E t*10 | t*18 L", 16384),
+    HandMade(
+        "7B on four stages, first stage 4 of 28 (published for a frozen ViT, here it trains)", "RoboBrain2.0-7B",
+        128, 1, "P v*32 M E t*4 | t*8 | t*8 | t*8 L", 16384,
+    ),
     HandMade(
         "32B, first stage 13 of 64", "RoboBrain2.0-32B", 512, 4, "P v*32 M E t*13 | t*17 | t*17 | t*17 L", 16384
     ),
@@ -100,7 +104,7 @@ def compare(hand: HandMade, histogram: Histogram, device: str) -> dict[str, Pred
     """The published layout, the best cut of the same degrees without and with a spread ViT, and the free choice."""
     task = task_of(hand.model, hand.gpus, histogram, hand.seq_length, PACKS_A_STEP, device)
     shape = task.model
-    degrees = Degrees(hand.tp, hand.pp, 1, hand.gpus // hand.tp // hand.pp, 1, True)
+    degrees = Degrees(hand.tp, hand.pp, 1, hand.gpus // hand.tp // hand.pp, 1, hand.tp > 1)
     layout = parse_layout(hand.layout, shape.vision.num_layers, shape.text.num_layers, hand.pp)
     recompute = tuple(SliceRecompute(hand.recompute_vision if number == 0 else 0) for number in range(hand.pp))
     whole = shape.vision.num_layers + 2  # patch embedding, ViT, merger
@@ -178,7 +182,8 @@ def _head(device: str) -> list[str]:
         "No GPU has run any of these layouts here; the figures compare choices and promise nothing.", "",
         f"Steps of {PACKS_A_STEP} full micro-batches (the published runs: 256 samples, one a micro-batch, unpacked).",
         "`fullest rank` above the memory of the device means that the layout does not fit with this recompute at the",
-        "largest micro-batch that padding asks for.", "",
+        "largest micro-batch that padding asks for. Where the ViT is less work than a stage, spreading it changes",
+        "nothing, and the two rows are the same.", "",
     ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,17 @@ from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 
 MINUTES = 15.0
-BLOCK_ROUNDS = 9
+BLOCK_ROUNDS = 7
 
 
 def main(argv: Sequence[str]) -> int:
     """Write `blocks<N>.json` (calibration) and `case<N>.json` (times of every layout) into a folder."""
     folder = Path(argv[0])
-    rounds = json.loads((folder / "spec.json").read_text())["rounds"]
+    spec = json.loads((folder / "spec.json").read_text())
     platform = get_platform("cpu")
     install_mcore_shims(platform)
 
-    from megatron_rb.evaluation.plan_benchmark import CASES
+    from megatron_rb.evaluation.plan_benchmark import cases_of
     from megatron_rb.parallel.groups import start_process_group, world_from_environment
 
     cores = sorted(os.sched_getaffinity(0))
@@ -38,11 +38,11 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)
     start_process_group(platform, MINUTES)
     link = measure_link()
-    for number, case in enumerate(CASES):
+    for number, case in enumerate(cases_of(spec["cases"])):
         batches = _micro_batches(case)
         calibrate(case, folder / f"blocks{number}.json", platform)
         content: dict[str, Any] = {"link": link, "batches": [list(values[0]) for values in vars(batches).values()]}
-        content["times"] = measure(case, batches, link, folder / f"blocks{number}.json", platform, rounds)
+        content["times"] = measure(case, batches, link, folder / f"blocks{number}.json", platform, spec["rounds"])
         if dist.get_rank() == 0:
             (folder / f"case{number}.json").write_text(json.dumps(content))
     dist.barrier()
@@ -105,7 +105,14 @@ def measure(
     case, batches: MicroBatches, link: dict[str, float], calibration: Path, platform, rounds: int
 ) -> dict[str, list[float]]:
     """Seconds of a step under every layout, by round: the slower of the two processes."""
-    from megatron_rb.evaluation.plan_benchmark import PP_SIZE, device_of, layouts_of, planning_task
+    from megatron_rb.evaluation.plan_benchmark import (
+        EQUAL,
+        KEPT_SPLITS,
+        PP_SIZE,
+        device_of,
+        layouts_of,
+        planning_task,
+    )
     from megatron_rb.parallel.groups import build_groups, destroy_groups
     from megatron_rb.planner.calibration import load_calibration
 
@@ -113,18 +120,27 @@ def measure(
     layouts = layouts_of(case, task)
     place = build_groups(1, PP_SIZE, 1, MINUTES, seed=0)
     steps = {role: _step(case, layout, place, platform) for role, layout in layouts.items()}
-    times: dict[str, list[float]] = {role: [] for role in steps}
-    for number in range(rounds + 1):
-        for role, step in steps.items():
-            dist.barrier()
-            start = time.perf_counter()
-            step()
-            taken = torch.tensor([time.perf_counter() - start], dtype=torch.float64)
-            dist.all_reduce(taken, op=dist.ReduceOp.MAX)
-            if number:  # the first round is the warm-up
-                times[role].append(float(taken))
+    first = {role: _timed(step) for role, step in steps.items()}  # also the warm-up
+    splits = sorted((role for role in steps if role.startswith("ViT and")), key=lambda role: first[role])
+    kept = ["planned", EQUAL, *splits[:KEPT_SPLITS]]
+    times: dict[str, list[float]] = {role: [] for role in kept}
+    for number in range(rounds):
+        for role in kept:
+            times[role].append(_timed(steps[role]))
+        if dist.get_rank() == 0:
+            print(f"{case.name}: round {number + 1} of {rounds}", flush=True)
     destroy_groups()
     return times
+
+
+def _timed(step: Callable[[], None]) -> float:
+    """Seconds of the slower process; the same number on both."""
+    dist.barrier()
+    start = time.perf_counter()
+    step()
+    taken = torch.tensor([time.perf_counter() - start], dtype=torch.float64)
+    dist.all_reduce(taken, op=dist.ReduceOp.MAX)
+    return float(taken)
 
 
 def _step(case, layout, place, platform):

@@ -19,6 +19,7 @@ from megatron_rb.planner.work import (
     Work,
     forward_work,
     parameters,
+    part_counts,
 )
 from megatron_rb.planner.workload import MicroBatches
 
@@ -47,12 +48,14 @@ class Frozen:
         return not (self.merger if part in MERGER_PARTS else self.language)
 
     def passes_gradient(self, part: Part) -> bool:
-        """Whether blocks in front of a part are trained, so that it has to hand a gradient on."""
+        """Whether a part has to hand a gradient on: something in front of its last product is trained, its own norms
+        and the earlier layers of its kind included.
+        """
         if part is Part.PATCH_EMBED:
             return False
-        if part in VISION_PARTS or part in MERGER_PARTS:
+        if part in VISION_PARTS:
             return not self.vision
-        return not (self.vision and self.merger)
+        return not (self.vision and self.merger) or (part not in MERGER_PARTS and not self.language)
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,14 @@ def compute_seconds(
     Args:
         num_parameters: of the part; every backward pass adds their gradients to the fp32 gradient buffer.
     """
-    ahead = nominal_seconds(work, pricing.device, pricing.dtype)
     trains = frozen.trains(part)
-    products = float(trains) + float(frozen.passes_gradient(part) or part is Part.EMBEDDING)
-    back = nominal_seconds(work, pricing.device, pricing.dtype, (products, ATTENTION_BACKWARD, 2.0))
+    products = float(trains) + float(frozen.passes_gradient(part))
+    # The loss computes its gradients in the forward pass; its backward pass only scales them.
+    now, later = ((1 + products, 1.0, 2.0), (0.0, 0.0, 0.2)) if part is Part.HEAD else (
+        (1.0, 1.0, 1.0), (products, ATTENTION_BACKWARD, 2.0)
+    )  # fmt: skip
+    ahead = nominal_seconds(work, pricing.device, pricing.dtype, now)
+    back = nominal_seconds(work, pricing.device, pricing.dtype, later)
     bandwidth = pricing.device.memory_bandwidth * pricing.device.efficiency.memory
     back = back + trains * num_parameters * (pricing.itemsize + 8) / bandwidth
     if pricing.calibration is None:
@@ -140,3 +147,17 @@ def optimizer_seconds(parameters: float, dp_size: int, distributed: bool, pricin
     if pricing.calibration is None:
         return seconds
     return float(pricing.calibration.correct("OPTIMIZER", "forward", np.array(seconds)))
+
+
+def model_flops(model: ModelSizes, batches: MicroBatches, frozen: Frozen) -> np.ndarray:
+    """FLOPs that forward and backward pass need at least, ViT included: no padding, no recompute, nothing for frozen
+    weights. Attention counts three times its forward pass, as MFU is usually defined.
+    """
+    works = forward_work(model, Shards(1, False, 2), batches)
+    counts = part_counts(model).sum(axis=0)
+    total = np.zeros_like(batches.tokens, dtype=np.float64)
+    for part, count in zip(PARTS, counts, strict=True):
+        trains, passes = frozen.trains(part), frozen.passes_gradient(part)
+        total = total + count * works[part].matmul * (1 + trains + passes)
+        total = total + count * works[part].attention * (1 + 2 * (trains or passes))
+    return total

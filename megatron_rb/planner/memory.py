@@ -17,6 +17,8 @@ from megatron_rb.planner.sizes import ModelSizes, TextSizes, VisionSizes, padded
 from megatron_rb.planner.work import PARTS, VISION_LAYERS, Part, Shards, parameters, part_counts
 from megatron_rb.planner.workload import Budget
 
+LOGITS_BYTES = 512 * 2**20
+"""Largest fp32 logits that the loss holds at a time (as in kernels/linear_cross_entropy)."""
 FRAGMENTATION = 0.04
 """Share of the tensors' memory that an allocator with reused block sizes leaves unusable: assumed."""
 
@@ -126,7 +128,8 @@ def _kept(model: ModelSizes, shards: Shards, largest: Budget) -> dict[Part, floa
     rows = largest.patches / vision.merge_unit
     joined = rows * (2 * merged / tp + merged) * item + _norm(vision, item) * largest.patches * vision.hidden_size
     layer = _vision_layer(vision, shards, largest.patches)
-    head = largest.tokens * (text.hidden_size * (item + _norm_bytes(item)) + 4 * text.vocab_size / tp)
+    # The loss computes its gradients at once: of its rows, and of its weight in fp32.
+    head = largest.tokens * text.hidden_size * (item + _norm_bytes(item)) + 4 * text.vocab_size / tp * text.hidden_size
     return {
         Part.PATCH_EMBED: largest.patches * float(vision.patch_dim * item),
         Part.WINDOW_LAYER: layer,
@@ -156,7 +159,7 @@ def _vision_layer(vision: VisionSizes, shards: Shards, patches: int) -> float:
     spread = rows * h * 2 * (_norm(vision, item) + item)
     # qkv in one piece, of which v is read, rotated q and k, the result, the log of its sums.
     attention = patches * (6 * h / tp * item + 4 * vision.num_heads / tp)
-    return spread + attention + patches * ffn * item * (4 if vision.gated_mlp else 2)
+    return spread + attention + patches * ffn * item * (3 if vision.gated_mlp else 2)
 
 
 def _decoder(text: TextSizes, shards: Shards, tokens: int) -> float:
@@ -166,7 +169,7 @@ def _decoder(text: TextSizes, shards: Shards, tokens: int) -> float:
     # qkv in one piece, of which v is read, rotated q and k, the result; with QK-norm its inputs.
     attention = 3 * (text.num_heads + text.num_query_groups) * text.head_dim / tp * item
     normed = (text.num_heads + text.num_query_groups) * text.head_dim / tp * item * text.qk_norm
-    mlp = 4 * padded_ffn(text.ffn_hidden_size, tp) * item
+    mlp = 3 * padded_ffn(text.ffn_hidden_size, tp) * item
     return spread + tokens * (attention + normed + mlp + 4 * text.num_heads / tp)
 
 
@@ -176,8 +179,9 @@ def _working(model: ModelSizes, shards: Shards, largest: Budget, kept: dict[Part
     wide = {
         Part.WINDOW_LAYER: 3.0 * largest.patches * padded_ffn(model.vision.ffn_hidden_size, tp) * item,
         Part.DECODER: 3.0 * largest.tokens * padded_ffn(text.ffn_hidden_size, tp) * item,
-        # Gradient of the logits in fp32 and in the model's dtype, and the gathered rows.
-        Part.HEAD: largest.tokens * (text.vocab_size / tp * (8 + item) + text.hidden_size * item),
+        # Logits of a chunk of rows and their gradient, and the weight's gradient once more in the model's dtype.
+        Part.HEAD: min(largest.tokens * text.vocab_size / tp * 4, LOGITS_BYTES) * (1 + item / 2)
+        + text.vocab_size / tp * text.hidden_size * item,
     }
     wide[Part.FULL_LAYER] = wide[Part.WINDOW_LAYER]
     return [wide.get(part, kept[part]) for part in PARTS]

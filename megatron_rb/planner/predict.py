@@ -8,11 +8,11 @@ import numpy as np
 
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.planner.communication import boundary_bytes, data_parallel_seconds
-from megatron_rb.planner.cost import optimizer_seconds, part_seconds
+from megatron_rb.planner.cost import model_flops, optimizer_seconds, part_seconds
 from megatron_rb.planner.memory import SliceRecompute, StageMemory, shared_parameters, stage_memory
 from megatron_rb.planner.partition import Choices, Pipeline, Played, first_cut, play, refine
-from megatron_rb.planner.task import Degrees, Infeasible, Task, drawn_for, grid_of, memory_of, shards_of
-from megatron_rb.planner.work import PARTS, VISION_LAYERS, model_flops, part_counts
+from megatron_rb.planner.task import Degrees, Infeasible, Task, computed_for, drawn_for, grid_of, memory_of, shards_of
+from megatron_rb.planner.work import PARTS, VISION_LAYERS, part_counts
 
 OVERLAP_SHARE = 0.8
 """Part of the first forward and of the last backward pass that messages can hide behind; the first bucket is late."""
@@ -80,8 +80,7 @@ def best_for(task: Task, degrees: Degrees, least_first: int = 1) -> Prediction:
 def build_pipeline(task: Task, degrees: Degrees) -> Pipeline:
     """Times and memory of one choice, for any cut."""
     shards, grid, device = shards_of(task, degrees), grid_of(task, degrees), task.pricing.device
-    drawn = drawn_for(task, degrees)
-    batches = drawn.batches
+    batches, weight = computed_for(task, degrees)
     forward, backward = part_seconds(task.model, shards, batches, task.pricing, grid, task.frozen)
     counts = part_counts(task.model)
     layers = counts[1 : 1 + task.model.vision.num_layers] * [part in VISION_LAYERS for part in PARTS]
@@ -94,11 +93,11 @@ def build_pipeline(task: Task, degrees: Degrees) -> Pipeline:
     )
     transfer[:, [0, -1]] = 0.0
     return Pipeline(
-        prefix=prefix_of(counts), vision_prefix=prefix_of(layers), forward=forward, backward=backward,
-        transfer=transfer,
+        prefix=prefix_of(counts), vision_prefix=prefix_of(layers), forward=forward * weight,
+        backward=backward * weight, transfer=transfer,
         link_of=tuple(links.index(grid.pipeline_link(device, number)) for number in range(slices - 1)),
         memory=memory_of(task, degrees), limit=device.memory, pp_size=degrees.pp, vpp_size=degrees.vpp,
-        num_micro_batches=drawn.num_micro_batches,
+        num_micro_batches=drawn_for(task, degrees).num_micro_batches,
     )  # fmt: skip
 
 
@@ -171,9 +170,9 @@ def predict(task: Task, degrees: Degrees, pipeline: Pipeline, played: Played) ->
     """All figures of one cut."""
     drawn = drawn_for(task, degrees)
     times = step_seconds(task, degrees, pipeline, played)
-    of_step = drawn.num_micro_batches * degrees.dp
-    tokens = float(drawn.batches.tokens.mean()) * of_step
-    flops = float(model_flops(task.model, drawn.batches).mean()) * of_step
+    mean = task.sampler.mean_step(degrees.dp)
+    tokens = float(mean.tokens.sum()) * degrees.dp
+    flops = float(model_flops(task.model, mean, task.frozen).sum()) * degrees.dp
     layout = PipelineLayout(task.model.vision.num_layers, task.model.text.num_layers, played.lengths(0), degrees.pp)
     recompute = played.recompute(0)
     peak = task.pricing.device.peak(task.pricing.dtype)

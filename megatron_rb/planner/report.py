@@ -126,6 +126,10 @@ def prediction_json(item: Prediction) -> dict[str, Any]:
 def settings(task: Task, item: Prediction) -> dict[str, Any]:
     """The choice as settings of a run, by section."""
     degrees = item.degrees
+    micro_batches = task.global_micro_batches
+    step = {"global_micro_batches": micro_batches // degrees.micro_batch} if micro_batches else {
+        "global_batch_size": task.global_batch_size
+    }  # fmt: skip
     vision, language = ([getattr(part, name) for part in item.recompute] for name in ("vision", "language"))
     # All four are written, so that nothing of a recipe's own recompute stays.
     recompute = {
@@ -141,7 +145,7 @@ def settings(task: Task, item: Prediction) -> dict[str, Any]:
         },
         "data": {
             "seq_length": task.seq_length * degrees.micro_batch, "max_patches": task.max_patches * degrees.micro_batch,
-            "global_batch_size": task.global_batch_size,
+            **step,
         },
     }  # fmt: skip
 

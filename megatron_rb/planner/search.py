@@ -13,7 +13,7 @@ from megatron_rb.planner.partition import Pipeline, Played, first_cut, play, ref
 from megatron_rb.planner.predict import Prediction, build_pipeline, expected_maximum, predict, step_seconds
 from megatron_rb.planner.reasons import least_memory_of_any, why_no_memory
 from megatron_rb.planner.sizes import ModelSizes
-from megatron_rb.planner.task import Degrees, Infeasible, Task, budget_of, drawn_for, grid_of, shards_of
+from megatron_rb.planner.task import Degrees, Infeasible, Task, budget_of, computed_for, drawn_for, grid_of, shards_of
 from megatron_rb.planner.work import part_counts
 
 PP_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -96,6 +96,8 @@ def _rest(task: Task, tp: int, pp: int, dp: int, blocks: int) -> Iterator[Degree
             for sequence in (True, False) if tp > 1 else (False,):
                 if sequence and packs * task.seq_length % tp:
                     continue
+                if task.global_micro_batches % (packs * dp * (pp if vpp > 1 else 1)):
+                    continue
                 if "sequence_parallel" in asked and tp > 1 and sequence != bool(asked["sequence_parallel"]):
                     continue
                 yield Degrees(tp, pp, vpp, dp, packs, sequence)
@@ -152,17 +154,23 @@ def lower_bound(task: Task, degrees: Degrees) -> float:
 
 def sampled_bound(task: Task, degrees: Degrees) -> float:
     """As `lower_bound`, for the drawn micro-batches: uneven ranks count, uneven stages do not."""
-    drawn = drawn_for(task, degrees)
+    batches, weight = computed_for(task, degrees)
     forward, backward = part_seconds(
-        task.model, shards_of(task, degrees), drawn.batches, task.pricing, grid_of(task, degrees), task.frozen
+        task.model, shards_of(task, degrees), batches, task.pricing, grid_of(task, degrees), task.frozen
     )
-    work = np.tensordot(part_counts(task.model).sum(axis=0), forward + backward, axes=1)
+    count = drawn_for(task, degrees).num_micro_batches
+    work = weight * np.tensordot(part_counts(task.model).sum(axis=0), forward + backward, axes=1)
     idle = (degrees.pp - 1) / degrees.vpp * work.min(axis=1)
-    return expected_maximum((work.mean(axis=1) * drawn.num_micro_batches + idle) / degrees.pp, degrees.dp)
+    return expected_maximum((work.mean(axis=1) * count + idle) / degrees.pp, degrees.dp)
 
 
 def _why_no_degrees(task: Task) -> str:
     cell = min(tp_sizes(task), default=1)
+    if task.global_micro_batches:
+        return (
+            f"no choice for {task.gpus} gpus divides a step of {task.global_micro_batches} micro-batches evenly over "
+            f"its data-parallel ranks; use data.global_micro_batches={task.gpus} or another multiple"
+        )
     if task.global_batch_size < task.gpus // (max(tp_sizes(task), default=1) * PP_SIZES[-1]):
         least = task.gpus // (max(tp_sizes(task), default=1) * PP_SIZES[-1])
         return (

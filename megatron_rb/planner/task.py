@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from megatron_rb.planner.communication import Grid
-from megatron_rb.planner.cost import Frozen, Pricing
+from megatron_rb.planner.cost import Frozen, Pricing, model_flops
 from megatron_rb.planner.memory import MemoryModel, memory_model, state_bytes
 from megatron_rb.planner.sizes import ModelSizes
 from megatron_rb.planner.work import Shards
-from megatron_rb.planner.workload import Budget, Drawn, Sampler
+from megatron_rb.planner.workload import Budget, Drawn, MicroBatches, Sampler
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class Task:
     distributed_optimizer: bool = True
     overlap_grad_reduce: bool = True
     overlap_param_gather: bool = True
+    padding_buckets: int = 8
+    """Sizes that micro-batches are padded to; 0 = they are not padded."""
+    global_micro_batches: int = 0
+    """Micro-batches of a step over all ranks, when the step is counted in them; 0 = it is counted in samples."""
     asked: dict[str, int] = field(default_factory=dict)
     """Degrees that are given: tp, pp, vpp, micro_batch, sequence_parallel."""
 
@@ -71,6 +75,19 @@ def drawn_for(task: Task, degrees: Degrees) -> Drawn:
     """The sampled micro-batches of a choice."""
     multiple = degrees.pp if degrees.vpp > 1 else 1
     return task.sampler.draw(budget_of(task, degrees), degrees.dp, multiple)
+
+
+def computed_for(task: Task, degrees: Degrees) -> tuple[MicroBatches, float]:
+    """The sampled micro-batches as they are computed, padding included, and a factor on their time.
+
+    The factor makes the drawn steps weigh what the average step weighs, so that choices do not differ by the luck of
+    their draws.
+    """
+    drawn = drawn_for(task, degrees)
+    expected = model_flops(task.model, task.sampler.mean_step(degrees.dp), task.frozen).sum()
+    found = model_flops(task.model, drawn.batches, task.frozen).mean() * drawn.num_micro_batches
+    largest = largest_of(task, degrees)
+    return drawn.padded(largest, task.padding_buckets), float(expected / found)
 
 
 def grid_of(task: Task, degrees: Degrees) -> Grid:

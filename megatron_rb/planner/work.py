@@ -136,19 +136,6 @@ def forward_work(model: ModelSizes, shards: Shards, batches: MicroBatches) -> di
     }
 
 
-def model_flops(model: ModelSizes, batches: MicroBatches) -> np.ndarray:
-    """FLOPs of forward and backward pass of the model by its definition: no padding, no recompute, ViT included.
-
-    The backward pass is counted as two forward passes, as MFU is defined.
-    """
-    works = forward_work(model, Shards(1, False, 2), batches)
-    counts = part_counts(model).sum(axis=0)
-    forward = sum(
-        count * (works[part].matmul + works[part].attention) for part, count in zip(PARTS, counts, strict=True)
-    )
-    return 3.0 * np.asarray(forward)
-
-
 def _patch_embed(vision: VisionSizes, shards: Shards, batches: MicroBatches) -> Work:
     # Every tensor-parallel rank embeds all patches.
     matmul = 2.0 * batches.patches * vision.patch_dim * vision.hidden_size

@@ -85,9 +85,32 @@ class Drawn:
     """Micro-batches of some ranks in some steps."""
 
     batches: MicroBatches
-    """Arrays `[draws, micro-batches]`."""
+    """Arrays `[draws, micro-batches]`, without padding."""
     num_micro_batches: int
     """Of a rank in a step; at least as many as are drawn."""
+    ranks: int
+    """Ranks of each drawn step; the draws of a step lie together."""
+
+    def padded(self, largest: Budget, buckets: int) -> MicroBatches:
+        """What is computed when micro-batches are padded to `buckets` sizes up to the largest: every rank pads its n-th
+        micro-batch to the largest n-th one. Padding is a segment of its own. 0 buckets = no padding.
+        """
+        if not buckets:
+            return self.batches
+        real = self.batches
+        tokens, patches = (
+            self._bucketed(values, limit, buckets)
+            for values, limit in ((real.tokens, largest.tokens), (real.patches, largest.patches))
+        )
+        pairs = real.pairs + (tokens - real.tokens) ** 2
+        frame_pairs = real.frame_pairs + (patches - real.patches) ** 2
+        return MicroBatches(tokens, pairs, patches, frame_pairs, real.labels, real.samples)
+
+    def _bucketed(self, values: np.ndarray, largest: int, buckets: int) -> np.ndarray:
+        steps = values.reshape(-1, self.ranks, values.shape[1]).max(axis=1, keepdims=True)
+        size = -(-largest // buckets)
+        rows = np.minimum(np.maximum(np.ceil(steps / max(size, 1)), 1) * size, largest)
+        return np.broadcast_to(rows, (len(steps), self.ranks, values.shape[1])).reshape(values.shape)
 
 
 class Sampler:
@@ -129,5 +152,7 @@ class Sampler:
             batches = draw_micro_batches(
                 self.histogram, self.merge_unit, budget, samples, ranks, multiple, self._steps, self._pack, self._seed
             )
-            self._drawn[key] = Drawn(batches, max(batches.tokens.shape[1], round(batches.tokens.shape[1] / part)))
+            self._drawn[key] = Drawn(
+                batches, max(batches.tokens.shape[1], round(batches.tokens.shape[1] / part)), ranks
+            )
         return self._drawn[key]

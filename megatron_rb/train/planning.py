@@ -15,7 +15,7 @@ import numpy as np
 from megatron_rb.config.compose import group_choices, load_config
 from megatron_rb.config.derive import Derived
 from megatron_rb.config.rules import either
-from megatron_rb.config.schema import Config, RecomputeConfig
+from megatron_rb.config.schema import Config, DataConfig, RecomputeConfig
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.packing import Budget, plan_step
@@ -169,6 +169,7 @@ def read_histogram(config: Config, ledger: Path, *, progress: bool) -> Histogram
     if not config.data.train:
         raise ValueError("data.train is empty; name at least one jsonl file of conversations")
     encoder = build_encoder(config.data, config.model.hf_path, load_shape(config.model.hf_path))
+    ledger.unlink(missing_ok=True)  # of an earlier look at the rows
     with Ledger(ledger) as book:
         dataset = build_dataset(config.data, encoder, config.data.train, book, progress=progress)
     if not ledger.stat().st_size:
@@ -280,16 +281,33 @@ def build_task(request: Request) -> Task:
     calibration = load_calibration(request.calibration) if request.calibration else None
     if calibration is not None:
         calibration.check(request.device.name, config.model.dtype)
-    sampler = Sampler(
-        request.histogram, request.shape.vision.merge_unit, config.data.global_batch_size, pack, seed=config.seed
-    )
+    merge_unit = request.shape.vision.merge_unit
+    batch = samples_of_a_step(config.data, request.histogram, merge_unit)
+    sampler = Sampler(request.histogram, merge_unit, batch, pack, seed=config.seed)
     return Task(
         model=request.shape, pricing=Pricing(request.device, config.model.dtype, calibration), gpus=request.gpus,
         sampler=sampler, seq_length=config.data.seq_length, max_patches=config.data.max_patches,
         frozen=Frozen(**dataclasses.asdict(freeze)), distributed_optimizer=parallel.distributed_optimizer,
         overlap_grad_reduce=parallel.overlap_grad_reduce, overlap_param_gather=parallel.overlap_param_gather,
-        asked=request.asked,
+        asked=request.asked, padding_buckets=_padding_buckets(config, request.device),
+        global_micro_batches=config.data.global_micro_batches,
     )  # fmt: skip
+
+
+def samples_of_a_step(data: DataConfig, histogram: Histogram, merge_unit: int) -> int:
+    """Samples of a step; when it is counted in micro-batches, as many as fill them on average."""
+    if not data.global_micro_batches:
+        return data.global_batch_size
+    share = histogram.counts / histogram.num_samples
+    fill = max(share @ histogram.tokens(merge_unit) / data.seq_length, share @ histogram.patches / data.max_patches)
+    return max(1, int(data.global_micro_batches / fill))
+
+
+def _padding_buckets(config: Config, device: Device) -> int:
+    """As training decides it, for the device that is planned for."""
+    on_cpu = device.name == load_device("cpu").name or config.platform.name == "cpu"
+    padded = config.data.padding == "buckets" or (config.data.padding == "auto" and not on_cpu)
+    return config.data.padding_buckets if padded else 0
 
 
 def pack(sizes: np.ndarray, tokens: int, patches: int, ranks: int, multiple: int) -> list[list[list[int]]]:

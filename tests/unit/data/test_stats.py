@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 
+from megatron_rb import cli
 from megatron_rb.config.schema import DataConfig
 from megatron_rb.data.build import build_dataset
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.stats import sample_histogram
+from megatron_rb.planner.histogram import load_histogram
 
 
 def test_histogram_of_a_file(encoder, shape, draw_image, tmp_path):
@@ -38,3 +40,16 @@ def test_histogram_of_a_file(encoder, shape, draw_image, tmp_path):
     assert sorted(np.repeat(histogram.tokens(unit), histogram.counts).tolist()) == sorted(tokens.tolist())
     assert histogram.patches @ histogram.counts == patches.sum()
     assert "1 rows refused" in histogram.source
+
+
+def test_rb_data_stats_writes_what_rb_plan_reads(folder, draw_image, tmp_path, capsys):
+    image = draw_image("a.png", 112, 112)
+    turns = [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": "here"}]
+    rows = [{"image": [image], "conversations": turns}, {"image": ["missing.png"], "conversations": turns}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    words = [f"data.train=[{tmp_path / 'rows.jsonl'}]", f"model.hf_path={folder}", f"--out={tmp_path / 'stats.json'}"]
+    assert cli.main(["data", "stats", *words]) == 0
+    assert "1 samples" in capsys.readouterr().out
+    assert load_histogram(tmp_path / "stats.json").num_samples == 1
+    (line,) = (tmp_path / "stats.ledger.jsonl").read_text().splitlines()
+    assert "missing.png" in line

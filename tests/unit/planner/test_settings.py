@@ -14,7 +14,7 @@ from tests.unit.planner.cases import published, task
 
 @pytest.fixture(scope="module")
 def planned():
-    device = with_memory(load_device("h200"), 45e9)
+    device = with_memory(load_device("h200"), 38e9)
     work = task(published("RoboBrain2.0-32B"), gpus=64, device=device, pp=4, tp=8, seq_length=8192, max_patches=32768)
     return work, plan(work)[0]
 

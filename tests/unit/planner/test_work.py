@@ -5,7 +5,8 @@ import pytest
 
 from megatron_rb.layout import Kind, block_list
 from megatron_rb.models.robobrain.published import PARAMETERS
-from megatron_rb.planner.work import PARTS, Part, Shards, forward_work, model_flops, parameters, part_counts
+from megatron_rb.planner.cost import Frozen, model_flops
+from megatron_rb.planner.work import PARTS, Part, Shards, forward_work, parameters, part_counts
 from megatron_rb.planner.workload import MicroBatches
 from tests.unit.planner.cases import published
 
@@ -51,7 +52,7 @@ def test_packed_causal_attention_counts_the_samples_apart():
 
 def test_model_flops_of_text_are_six_a_parameter_and_token():
     model = published("RoboBrain2.0-7B")
-    flops = model_flops(model, one(1000, 0, 0, 0, 1000))[0]
+    flops = model_flops(model, one(1000, 0, 0, 0, 1000), Frozen())[0]
     layers = 28 * (3584 * 3584 * 2 + 2 * 3584 * 4 * 128 + 3 * 3584 * 18944)
     assert flops == pytest.approx(6 * 1000 * (layers + 152064 * 3584))
 
