@@ -71,7 +71,7 @@ def prepared(asked: Asked, folder: Path) -> Iterator[Ready]:
     model = asked.model or ("" if names_model else "small-qwen3_vl" if on_cpu else "RoboBrain2.0-3B")
     mix_name = asked.mix or ("" if config.data.train else "tiny" if on_cpu else "images_8k")
     spec = BenchSpec(
-        model=model or Path(config.model.hf_path).name, mix=load_mix(mix_name) if mix_name else None,
+        model=Path(model or config.model.hf_path).name, mix=load_mix(mix_name) if mix_name else None,
         steps=asked.steps, warmup=asked.warmup, baseline=asked.baseline, peak_tflops=asked.peak_tflops,
     )  # fmt: skip
     config = _for_mix(config, spec, asked.settings)
