@@ -7,6 +7,7 @@ import pytest
 
 from megatron_rb.cli import main as rb
 from megatron_rb.evaluation.train_benchmark.compare import compare
+from megatron_rb.evaluation.train_benchmark.peak import published_peak
 from megatron_rb.evaluation.train_benchmark.result import load_result, save_result
 from tests.unit.evaluation.train_benchmark.samples import result
 
@@ -94,3 +95,13 @@ def test_what_is_no_result_is_said(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(ValueError, match=r"in format 1 \(found 99\)"):
         load_result(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("device", "tflops"),
+    [("NVIDIA H200", 989), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", None), ("NVIDIA A800-SXM4-80GB", 312),
+     ("MTT S4000", 100), ("Intel(R) Xeon(R) CPU", None)],
+)  # fmt: skip
+def test_peaks_of_data_sheets_are_found_by_the_name_of_the_device(device, tflops):
+    found = published_peak(device, "bf16")
+    assert (found and round(found.flops / 1e12)) == tflops
