@@ -54,6 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=20, metavar="K", help="timed steps")
     parser.add_argument("--warmup", type=int, default=3, metavar="K", help="steps before them")
     parser.add_argument("--baseline", choices=["hf"], help="time transformers' own step on the same batch too")
-    parser.add_argument("--peak-tflops", type=float, default=0.0, metavar="T", help="peak for MFU; default measured")
+    parser.add_argument("--peak-tflops", type=float, default=0.0, metavar="T", help="peak that MFU is a share of")
     parser.add_argument("--out", default="", metavar="DIR", help="default: runs/bench/ and the time")
     return parser

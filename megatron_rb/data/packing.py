@@ -16,6 +16,9 @@ import numpy as np
 EVEN_ENOUGH, EVEN_STILL = 1.02, 1.05
 """Patches of the heaviest micro-batch over the mean: where exchanges end, and what a fuller packing may cost."""
 
+GROUP = 256
+"""Most micro-batches that are filled together, and among which samples are exchanged: the time grows as its square."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -82,10 +85,20 @@ def fill_step(sizes: np.ndarray, budget: Budget, dp_size: int, count: int) -> tu
         ValueError: one sample alone is over a budget.
     """
     sizes = _checked(sizes, budget)
+    taken, bins = 0, []
+    for part in np.array_split(np.arange(count), math.ceil(count / GROUP)):
+        more, filled = _fill_evenly(sizes[taken:], budget, len(part))
+        bins += [[taken + item for item in members] for members in filled]
+        taken += more
+    return taken, _deal(bins, sizes[:taken], dp_size)
+
+
+def _fill_evenly(sizes: np.ndarray, budget: Budget, count: int) -> tuple[int, list[list[int]]]:
+    """The fullest packing of first samples if it can be made even, else the evenest."""
     taken, bins = _most_packed(sizes, budget, count, _fullest)
     if _unevenness(bins, sizes) > EVEN_STILL:
         taken, bins = _most_packed(sizes, budget, count, _evenest)
-    return taken, _deal(bins, sizes[:taken], dp_size)
+    return taken, bins
 
 
 def _most_packed(sizes: np.ndarray, budget: Budget, count: int, choice: Choice) -> tuple[int, list[list[int]]]:
@@ -153,8 +166,11 @@ def _fill(sizes: np.ndarray, budget: Budget, count: int, choice: Choice) -> list
 def _even_out(bins: list[list[int]], sizes: np.ndarray) -> list[list[int]]:
     """Exchange samples between the bin with most patches and others until it is close to the mean or gains nothing.
 
-    No bin gets more tokens than the fullest one has now, so both budgets stay kept.
+    No bin gets more tokens than the fullest one has now, so both budgets stay kept. More than GROUP bins are left as
+    they are, since the search would take too long.
     """
+    if len(bins) > GROUP:
+        return bins
     home = np.zeros(len(sizes), dtype=np.int64)
     for number, members in enumerate(bins):
         home[members] = number

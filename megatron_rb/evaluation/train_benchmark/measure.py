@@ -23,13 +23,13 @@ from megatron_rb.data.loader import SampleSource
 from megatron_rb.evaluation.step_benchmark import OURS, REFERENCES, beside_transformers
 from megatron_rb.evaluation.timing import median_ratio
 from megatron_rb.evaluation.train_benchmark.mock_data import MockSamples
-from megatron_rb.evaluation.train_benchmark.result import Baseline, Peak, RankFigures, Result, StepFigures
+from megatron_rb.evaluation.train_benchmark.peak import peak_of
+from megatron_rb.evaluation.train_benchmark.result import Baseline, RankFigures, Result, StepFigures
 from megatron_rb.evaluation.train_benchmark.spec import BenchSpec
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.metrics.balance import balance_of
 from megatron_rb.metrics.timeline import StageTimeline, bubble_ratios
 from megatron_rb.models.robobrain.balance import default_layout
-from megatron_rb.models.robobrain.build import DTYPES
 from megatron_rb.models.robobrain.config import load_shape, model_fingerprint
 from megatron_rb.models.robobrain.work import Work, training_flops, work_of
 from megatron_rb.parallel.groups import (
@@ -50,8 +50,6 @@ from megatron_rb.train.totals import sum_over_world
 from megatron_rb.train.trace import PassTracer
 
 PACKAGES = ("megatron-rb", "torch", "megatron-core", "transformers", "numpy", "triton", "flash-attn")
-MATMUL_SIDE = {"cpu": 1024}
-"""Side of the square matrices whose product is the measured peak; other platforms 8192."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def measure(config: Config, spec: BenchSpec, platform: Platform) -> Result | Non
     bench.close()
     steps, loads = _gather_steps(bench, timed)
     ranks, timelines = _gather_ranks(bench, traced, memory.peak_allocated or memory.allocated)
-    peak = _peak(spec, platform, config.model.dtype)
+    peak = peak_of(platform, config.model.dtype, spec.peak_tflops)
     baseline = _baseline(bench) if spec.baseline else None
     if place.rank:
         return None
@@ -244,27 +242,6 @@ def _gather(value: Any, place: Place) -> list[Any]:
     everyone: list[Any] = [None] * place.world_size
     dist.all_gather_object(everyone, value)
     return everyone
-
-
-def _peak(spec: BenchSpec, platform: Platform, dtype: str) -> Peak:
-    """As stated, else the fastest of some matrix products, all ranks at the same time."""
-    if spec.peak_tflops:
-        return Peak(spec.peak_tflops * 1e12, "stated with --peak-tflops")
-    side = MATMUL_SIDE.get(platform.name, 8192)
-    a = torch.randn(side, side, dtype=DTYPES[dtype], device=platform.current_device())
-    dist.barrier()
-    best = min(_seconds(a, platform) for _ in range(8))
-    rate = torch.tensor(2 * side**3 / best, dtype=torch.float64)
-    dist.all_reduce(rate)
-    return Peak(float(rate) / dist.get_world_size(), f"measured: product of {side} x {side} matrices, {dtype}")
-
-
-def _seconds(a: torch.Tensor, platform: Platform) -> float:
-    platform.synchronize()
-    start = time.perf_counter()
-    a @ a
-    platform.synchronize()
-    return time.perf_counter() - start
 
 
 def _baseline(bench: Bench) -> Baseline:

@@ -41,8 +41,9 @@ def _draw_steps(axis, result: Result) -> None:
     axis.bar(numbers, waits, color="tab:red", label="waiting for data")
     axis.axhline(float(np.median(seconds)), color="black", linewidth=1, linestyle="--", label="median")
     axis.set(title="Timed steps", xlabel="step", ylabel="seconds")
+    axis.set_ylim(0, 1.2 * float(seconds.max()))  # room for the legend
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
 
 
 def _draw_sections(axis, result: Result) -> None:

@@ -71,10 +71,15 @@ def prepared(asked: Asked, folder: Path) -> Iterator[Ready]:
     model = asked.model or ("" if names_model else "small-qwen3_vl" if on_cpu else "RoboBrain2.0-3B")
     mix_name = asked.mix or ("" if config.data.train else "tiny" if on_cpu else "images_8k")
     spec = BenchSpec(
-        model=model or Path(config.model.hf_path).name, mix=load_mix(mix_name) if mix_name else None,
+        model=Path(model or config.model.hf_path).name, mix=load_mix(mix_name) if mix_name else None,
         steps=asked.steps, warmup=asked.warmup, baseline=asked.baseline, peak_tflops=asked.peak_tflops,
     )  # fmt: skip
     config = _for_mix(config, spec, asked.settings)
+    if asked.baseline and _processes(config) > 1:
+        raise ValueError(
+            f"--baseline hf runs transformers' step in one process, the settings ask for {_processes(config)}; "
+            f"use parallel=one_process, or leave the baseline out"
+        )
     config.run_dir = str(folder / "run")
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -82,11 +87,6 @@ def prepared(asked: Asked, folder: Path) -> Iterator[Ready]:
         derived = _step_size(config, spec)
         if spec.mix is not None:
             MockSamples(spec.mix, load_shape(config.model.hf_path))  # a mix that does not fit is said now
-        if asked.baseline and derived.world_size > 1:
-            raise ValueError(
-                f"--baseline hf runs transformers' step in one process, the settings ask for {derived.world_size}; "
-                f"use parallel=one_process, or leave the baseline out"
-            )
         save_config(config, folder / CONFIG_FILE)
         spec.write(folder)
         yield Ready(derived.world_size, config.platform.threads_per_rank)
@@ -122,10 +122,15 @@ def _step_size(config: Config, spec: BenchSpec) -> Derived:
     """Set the micro-batches of a step from the mix, whose figure is per data-parallel rank."""
     shape = load_shape(config.model.hf_path)
     if spec.mix is not None:
-        cell = config.parallel.tp_size * config.parallel.pp_size
-        world = config.world_size or config.cluster.nodes * config.cluster.processes_per_node or cell
-        config.data.global_micro_batches = spec.mix.micro_batches * max(1, world // cell)
+        copies = _processes(config) // (config.parallel.tp_size * config.parallel.pp_size)
+        config.data.global_micro_batches = spec.mix.micro_batches * max(1, copies)
     return derive(config, shape)
+
+
+def _processes(config: Config) -> int:
+    """Processes that the settings ask for."""
+    asked = config.world_size or config.cluster.nodes * config.cluster.processes_per_node
+    return asked or config.parallel.tp_size * config.parallel.pp_size
 
 
 def _give_model(config: Config, name: str, folder: Path, weights: bool) -> None:

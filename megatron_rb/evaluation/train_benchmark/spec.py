@@ -29,7 +29,7 @@ class BenchSpec:
     baseline: bool = False
     """Whether transformers' own step is timed too."""
     peak_tflops: float = 0.0
-    """Peak that MFU is a share of; 0 = a matrix product measured on the device."""
+    """Peak that MFU is a share of; 0 = the published one, or a product measured on the device."""
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "warmup": 1, "traced": 1, "peak_tflops": 0}

@@ -98,3 +98,14 @@ def test_samples_are_exchanged_until_patches_are_even():
 def test_a_sample_over_the_budget_is_named_when_filling():
     with pytest.raises(ValueError, match="41 patches does not fit .* 40 patches"):
         fill_step(np.array([[5, 4], [5, 41]]), BUDGET, 1, 1)
+
+
+def test_more_than_a_group_of_micro_batches_is_filled_without_a_gap():
+    rng = np.random.default_rng(7)
+    sizes = np.stack([rng.integers(5, 60, 2000), 4 * rng.integers(0, 8, 2000)], axis=1)
+    taken, plan = fill_step(sizes, BUDGET, 4, 600)
+    bins = [members for rank in plan for members in rank]
+    assert sorted(item for members in bins for item in members) == list(range(taken))
+    loads = np.array([sizes[members].sum(axis=0) for members in bins])
+    assert len(loads) == 600 and (loads <= BUDGET.limits).all()
+    assert loads[:, 0].mean() > 95

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,9 +12,12 @@ from megatron_rb.checkpoint.hf.oracle import model_inputs
 from megatron_rb.config.schema import FreezeConfig
 from megatron_rb.data.padding import Size
 from megatron_rb.evaluation.parity_samples import draw_samples
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.models.robobrain.config import load_shape, shape_from_dict
 from megatron_rb.models.robobrain.inputs import build_micro_batch
+from megatron_rb.models.robobrain.published import published_shape
 from megatron_rb.models.robobrain.work import Work, training_flops, work_of
+from megatron_rb.planner.work import model_flops
+from megatron_rb.planner.workload import MicroBatches
 from tests.parity.tiny_models import MODELS, write_model
 
 
@@ -76,9 +80,22 @@ def test_a_hand_computed_language_model():
     assert training_flops(shape, work).total == 2 * (3 * 2 * 10 * 576 + 3 * 2 * 2 * 4 * 100) + 3 * 2 * 3 * 8 * 32
 
 
-def load_shape_of_hand_case():
-    from megatron_rb.models.robobrain.config import shape_from_dict
+@pytest.mark.parametrize("name", ["RoboBrain2.5-8B", "RoboBrain2.0-7B"])
+def test_the_planner_counts_the_same_work(name):
+    shape = published_shape(name)
+    # Whole windows of 64 patches, as the planner takes them to be.
+    work = Work(
+        samples=2, tokens=6000, labels=900, patches=16384, token_squares=2 * 3000**2, frame_squares=4 * 4096**2,
+        window_squares=256 * 64**2,
+    )  # fmt: skip
+    counts = (work.tokens, work.token_squares, work.patches, work.frame_squares, work.labels, work.samples)
+    planned = model_flops(shape, MicroBatches(*(np.array([float(count)]) for count in counts)))
+    # The planner adds the gradient of the pixels, which nobody needs.
+    pixels = 2.0 * work.patches * shape.vision.patch_dim * shape.vision.hidden_size
+    assert planned.item() == pytest.approx(training_flops(shape, work).total + pixels, rel=1e-9)
 
+
+def load_shape_of_hand_case():
     text = {
         "num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "head_dim": 4,
         "num_key_value_heads": 1, "vocab_size": 32, "rms_norm_eps": 1e-6,
