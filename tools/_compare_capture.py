@@ -14,6 +14,7 @@ from megatron_rb.launch.local import free_port
 from megatron_rb.launch.main import run_job
 from megatron_rb.launch.prepare import check_paths
 from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.train.planning import maybe_plan
 
 WORKER = "megatron_rb.train.capture_main"
 
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     out = Path(options.out).absolute()
     if any(out.glob("step_*")):
         raise ValueError(f"{out} already holds captures; choose another --out, or remove it")
-    config = load_config(options.settings)
+    config = maybe_plan(load_config(options.settings))
     derived = derive(config, load_shape(config.model.hf_path))
     check_paths(config, derived)
     config.run_dir, config.checkpoint.dir, config.checkpoint.init = str(out / "run"), "", derived.init

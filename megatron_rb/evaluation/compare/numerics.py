@@ -59,6 +59,9 @@ class OperatorResult:
     """Judged by its fp64 definition; else by growth."""
     excess: float
     """Times what rounding explains; a defect from 1 on."""
+    deviation: float
+    """Difference of the residuals (judged by growth: of the outputs) over the output, root mean squares: its size tells
+    what happened, e.g. 3e-3 that bf16 was used, 3e-4 TF32."""
     side: str
     """Which side leaves the definition: `A`, `B`, `A and B`, or empty."""
 
@@ -69,8 +72,9 @@ class OperatorResult:
     def __str__(self) -> str:
         way = "backward pass of " if self.backward else ""
         side = f" on side {self.side}" if self.side else ""
-        times = f"{self.excess:.3g} x the limit" if math.isfinite(self.excess) else "values that are not finite"
-        return f"{self.block}: {way}{self.operator}{side} ({times})"
+        sizes = f"{self.excess:.3g} x the limit, {self.deviation:.1e} of its output"
+        said = sizes if math.isfinite(self.excess) else "values that are not finite"
+        return f"{self.block}: {way}{self.operator}{side} ({said})"
 
 
 @dataclass(frozen=True)
@@ -257,12 +261,19 @@ def _by_definition(views: Views, block: str, operator: Operator) -> OperatorResu
             both = Residual(
                 a.values - b.values, np.hypot(a.sigma, b.sigma), a.rows, a.wanted, max(a.roundoff, b.roundoff)
             )
-            judged.append((_excess(both), _excess(a), _excess(b)))
+            judged.append((_excess(both), _excess(a), _excess(b), _share(both.values, view_a, operator)))
     if not judged:
         return None
-    excess, own_a, own_b = max(judged, key=lambda item: item[0])
+    excess, own_a, own_b, deviation = max(judged, key=lambda item: item[0])
     blamed = " and ".join(name for name, own in (("A", own_a), ("B", own_b)) if not own < 1)
-    return OperatorResult(block, operator.name, False, True, excess, blamed if not excess < 1 else "")
+    return OperatorResult(block, operator.name, False, True, excess, deviation, blamed if not excess < 1 else "")
+
+
+def _share(values: np.ndarray, view: BlockView, operator: Operator) -> float:
+    """Root mean square of the values over that of the operator's output."""
+    output = view.point(operator.outputs[0])
+    size = float(np.square(output.values).mean()) if output is not None else 0.0
+    return math.sqrt(float(np.square(values).mean()) / size) if size else 0.0
 
 
 def _excess(residual: Residual) -> float:
@@ -295,7 +306,7 @@ def _by_growth(block: str, operator: Operator, relative: dict[str, float], carri
     # Without kept inputs in the block: patch embedding (the pixels are equal) and embedding (the merger's output).
     before = max(known, default=carried.relative)
     limit = GROWTH * max(before, carried.roundoff)
-    return OperatorResult(block, operator.name, False, False, max(outputs) / limit, "")
+    return OperatorResult(block, operator.name, False, False, max(outputs) / limit, max(outputs), "")
 
 
 CONSUMER = {
@@ -319,6 +330,6 @@ def _backward(points: Sequence[PointResult], roundoff: float) -> list[OperatorRe
             name = "loss" if point.point == "norm" else "norm"
         if name:
             excess = point.grad_relative / limit
-            results.append(OperatorResult(point.block, name, True, False, excess, ""))
+            results.append(OperatorResult(point.block, name, True, False, excess, point.grad_relative, ""))
         before = max(before, point.grad_relative)
     return results

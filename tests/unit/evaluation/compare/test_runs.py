@@ -9,6 +9,7 @@ import pytest
 from megatron_rb.cli import main
 from megatron_rb.config.schema import Config
 from megatron_rb.evaluation.compare.gap import Gap, Verdict, default_window, relative_gap, student_quantile
+from megatron_rb.evaluation.compare.recipe import LAYOUT, OF_THE_MACHINE, PATHS, check_keys
 from tests.unit.evaluation.compare.curves import autocorrelated, curve, pairs, write_run
 
 DRAWS = 400
@@ -171,6 +172,10 @@ def test_paths_are_compared_by_their_last_part(capsys, tmp_path):
     there.data.train = ["/mt/data/other.jsonl"]
     write_run(tmp_path / "b", curve(100), there)
     assert compare(capsys, *folders)[0] == 2
+
+
+def test_every_setting_that_may_differ_is_one():
+    check_keys([*OF_THE_MACHINE, *PATHS, LAYOUT])
 
 
 @pytest.mark.parametrize(
