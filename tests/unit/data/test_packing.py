@@ -102,7 +102,7 @@ def test_a_sample_over_the_budget_is_named_when_filling():
 
 def test_more_than_a_group_of_micro_batches_is_filled_without_a_gap():
     rng = np.random.default_rng(7)
-    sizes = np.stack([rng.integers(5, 60, 2000), 4 * rng.integers(0, 8, 2000)], axis=1)
+    sizes = np.stack([rng.integers(5, 60, 2400), 4 * rng.integers(0, 5, 2400)], axis=1)
     taken, plan = fill_step(sizes, BUDGET, 4, 600)
     bins = [members for rank in plan for members in rank]
     assert sorted(item for members in bins for item in members) == list(range(taken))
