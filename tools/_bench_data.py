@@ -17,7 +17,8 @@ def main(argv: list[str]) -> int:
     speeds = measure(options.seconds)
     print(f"{'what':<20}{'per CPU second':>20}{'aim':>14}")
     for speed in speeds:
-        print(f"{speed.name:<20}{speed.rate:>14,.0f} {speed.unit:<8}{speed.target:>12,.1f}")
+        digits = 0 if speed.rate >= 100 else 2
+        print(f"{speed.name:<20}{speed.rate:>14,.{digits}f} {speed.unit:<8}{speed.target:>12,.1f}")
     if options.json:
         Path(options.json).write_text(json.dumps([vars(speed) | {"rate": speed.rate} for speed in speeds], indent=2))
     return 0
