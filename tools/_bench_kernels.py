@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging as transformers_logging
+
 from megatron_rb.evaluation.kernel_run import Report, count_machine_code, measure_cpu, measure_gpu
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.base import module_exists
@@ -20,6 +22,7 @@ def main(argv: list[str]) -> int:
             raise ValueError("--aot needs triton, which is not installed; pip install triton")
         _write_json(options.json, count_machine_code())
         return 0
+    transformers_logging.disable_progress_bar()
     platform, date = get_platform(), datetime.date.today().isoformat()
     if platform.name == "cuda":
         report = measure_gpu(platform, date)
