@@ -50,8 +50,8 @@ class ClusterOptions:
     """Run MariaDB and slurmdbd, so that `sacct` answers."""
     slurmd_timeout: int = 30
     """Seconds after which Slurm itself notices that a node is gone."""
-    requeue_delay: int = 2
-    """Seconds a requeued job waits at least (life time of a credential)."""
+    requeue_delay: int = 5
+    """Seconds a requeued job waits at least (life time of a credential; Slurm takes 5 or more, else its 120)."""
     small_disk_mb: int = 0
     """Size of a file system of its own at `SlurmCluster.small_disk`; 0 = none."""
     extra: tuple[str, ...] = ()
