@@ -32,9 +32,6 @@ with heads of 72: it is there for those that will.
 """
 WIDE_LOADS_SHARE = 0.9
 """Least share of global loads that are 16 bytes wide."""
-NARROW = {"mrope_vision_72": 0.33}
-"""Kernels that cannot reach it: the second halves of heads of 72 begin where no 16-byte load can, so these are loaded 8
-bytes at a time, and only the angles 16."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,6 @@ def _rotations() -> Iterator[Kernel]:
     sizes = {
         "text": dict(Q_HEADS=28, K_HEADS=4, BLOCK=32, HALF=64, BLOCK_HALF=64),
         "vision": dict(Q_HEADS=16, K_HEADS=16, BLOCK=32, HALF=40, BLOCK_HALF=64),
-        "vision_72": dict(Q_HEADS=16, K_HEADS=16, BLOCK=32, HALF=36, BLOCK_HALF=64),
         "qk_norm": dict(Q_HEADS=32, K_HEADS=8, BLOCK=64, HALF=64, BLOCK_HALF=64),
     }
     pointers = {"q": "*bf16", "k": "*bf16", "q_out": "*bf16", "k_out": "*bf16", "cos": "*fp32", "sin": "*fp32"}
@@ -87,6 +83,10 @@ def _rotations() -> Iterator[Kernel]:
         signature = {**pointers, "q_weight": weight, "k_weight": weight, **strides, "eps": "fp32"}
         flags = {"DIRECTION": 1, "LIKE_HF": False, "NORM": norm}
         yield Kernel(f"mrope_{name}", mrope._rotate_kernel, signature, {**constants, **flags})
+    whole = {**mrope.whole_sizes(16, 16, 36), "DIRECTION": 1, "LIKE_HF": False}
+    yield Kernel(
+        "mrope_vision_72", mrope._rotate_whole_kernel, {**pointers, **strides}, whole, warps=mrope.WHOLE_WARPS
+    )
     tensors = ("q", "k", "q_grad", "k_grad", "dq", "dk")
     gradient_strides = dict.fromkeys(("q_grad_token", "q_grad_head", "k_grad_token", "k_grad_head"), "i32")
     signature = {

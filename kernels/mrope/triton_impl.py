@@ -9,6 +9,8 @@ import triton.language as tl
 from megatron_rb.kernels.triton_math import narrow, rounded
 
 WARPS = 4
+WHOLE_WARPS = 8
+"""Of the kernel that loads whole heads: as many threads as 16-byte pieces, so that all of them load."""
 BACKWARD_WARPS = 8
 """Of the norm's backward pass, which holds four tiles and two sums."""
 PROGRAMS = 512
@@ -86,6 +88,36 @@ def _rotate_kernel(
 
 
 @triton.jit
+def _rotate_whole_kernel(
+    q, k, q_out, k_out, cos, sin, q_token, q_head, k_token, k_head,
+    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_DIM: tl.constexpr,
+    DIRECTION: tl.constexpr, LIKE_HF: tl.constexpr,
+):  # fmt: skip
+    """For heads whose second half begins where no 16-byte load can: whole heads are loaded, partners exchanged."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_DIM)[None, :]
+    low, live = column < HALF, column < 2 * HALF
+    angle = token * HALF + tl.where(low, column, column - HALF)
+    c, s = tl.load(cos + angle, live, other=0.0), tl.load(sin + angle, live, other=0.0)
+    dtype: tl.constexpr = q_out.dtype.element_ty
+    if LIKE_HF:
+        c, s = rounded(c, dtype), rounded(s, dtype)
+    source, mask = _tile(q, k, token, q_token, q_head, k_token, k_head, Q_HEADS, K_HEADS, BLOCK, 2 * HALF, BLOCK_DIM)
+    own = tl.load(source, mask, other=0.0).to(tl.float32)
+    partner = tl.where(low, column + HALF, tl.where(live, column - HALF, column))
+    other = tl.gather(own, tl.broadcast_to(partner, (BLOCK, BLOCK_DIM)), 1)
+    own, other = own * c, other * s
+    if LIKE_HF:
+        own, other = rounded(own, dtype), rounded(other, dtype)
+    own += tl.where(low, -DIRECTION, DIRECTION) * other
+    target, mask = _tile(
+        q_out, k_out, token, Q_HEADS * 2 * HALF, 2 * HALF, K_HEADS * 2 * HALF, 2 * HALF,
+        Q_HEADS, K_HEADS, BLOCK, 2 * HALF, BLOCK_DIM,
+    )  # fmt: skip
+    tl.store(target, narrow(own, dtype), mask)
+
+
+@triton.jit
 def _norm_backward_kernel(
     q, k, q_grad, k_grad, dq, dk, partial, cos, sin, q_weight, k_weight,
     q_token, q_head, k_token, k_head, q_grad_token, q_grad_head, k_grad_token, k_grad_head, tokens, eps,
@@ -137,6 +169,12 @@ def _sizes(q: torch.Tensor, k: torch.Tensor) -> dict[str, int]:
     }  # fmt: skip
 
 
+def whole_sizes(q_heads: int, k_heads: int, half: int) -> dict[str, int]:
+    """Compile-time sizes of the kernel that loads whole heads."""
+    block, block_dim = triton.next_power_of_2(q_heads + k_heads), triton.next_power_of_2(2 * half)
+    return {"Q_HEADS": q_heads, "K_HEADS": k_heads, "BLOCK": block, "HALF": half, "BLOCK_DIM": block_dim}
+
+
 def _strides(*tensors: torch.Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
 
@@ -146,7 +184,13 @@ def _rotate(q, k, cos, sin, weights, eps: float, forward: bool, like_hf: bool):
         torch.empty(q.shape, dtype=q.dtype, device=q.device),
         torch.empty(k.shape, dtype=k.dtype, device=k.device),
     )
-    if q.shape[0]:
+    half = q.shape[2] // 2
+    if q.shape[0] and half % 8 and weights is None:
+        _rotate_whole_kernel[(q.shape[0],)](
+            q, k, q_out, k_out, cos, sin, *_strides(q, k), **whole_sizes(q.shape[1], k.shape[1], half),
+            DIRECTION=1 if forward else -1, LIKE_HF=like_hf, num_warps=WHOLE_WARPS, enable_fp_fusion=not like_hf,
+        )  # fmt: skip
+    elif q.shape[0]:
         _rotate_kernel[(q.shape[0],)](
             q, k, q_out, k_out, cos, sin, *(weights or (cos, cos)), *_strides(q, k), eps, **_sizes(q, k),
             DIRECTION=1 if forward else -1, LIKE_HF=like_hf, NORM=weights is not None, num_warps=WARPS,

@@ -21,6 +21,8 @@ TESTS = {
 """Where an operator without a Triton kernel of its own is tested; the others in Triton's interpreter."""
 MUTATIONS = (
     ("mrope", "out_first = first * cos - DIRECTION", "out_first = first * cos + DIRECTION"),
+    ("mrope", "tl.where(low, -DIRECTION, DIRECTION)", "DIRECTION"),
+    ("mrope", "partner = tl.where(low, column + HALF", "partner = tl.where(low, column + HALF - 1"),
     ("mrope", "of_q = q + token * q_token", "of_q = q + 0 * q_token"),
     ("mrope", "tl.load(address + HALF, mask", "tl.load(address, mask"),
     ("mrope", "tl.load(k_weight + OFFSET", "tl.load(q_weight + OFFSET"),
