@@ -63,6 +63,11 @@ class PipelineLayout:
                 f"the layout has {len(self.slice_lengths)} slices, which pp_size {self.pp_size} does not divide; "
                 f"write pp_size slices, or a multiple of it for interleaved 1F1B"
             )
+        if self.pp_size == 1 and len(self.slice_lengths) > 1:
+            raise ValueError(
+                f"the layout has {len(self.slice_lengths)} slices and pp_size is 1, interleaved 1F1B needs 2 or more; "
+                f"write the layout without '|', or set pp_size to {len(self.slice_lengths)}"
+            )
 
     @property
     def num_slices(self) -> int:

@@ -63,3 +63,8 @@ def test_balanced_cut_equals_brute_force(costs, parts):
         for cuts in itertools.combinations(range(1, len(costs)), parts - 1)
     )
     assert worst == brute
+
+
+def test_several_slices_on_one_stage_are_refused():
+    with pytest.raises(ValueError, match="pp_size is 1, interleaved 1F1B needs 2 or more; write the layout without"):
+        parse_layout("P v*4 | M E t*2 L", 4, 2, 1)
