@@ -79,7 +79,8 @@ class PlatformConfig:
     name: str = "auto"
     """`cpu`, `cuda`, `musa` or a registered plug-in; `auto` = the one accelerator present, else cpu."""
     threads_per_rank: int = 0
-    """Intra-op CPU threads of a rank; 0 = cores of the machine / ranks on it."""
+    """Intra-op CPU threads of a rank; 0 = OMP_NUM_THREADS where it is set, else cores of the machine / ranks on it.
+    `rb launch` does not look at OMP_NUM_THREADS: the machines it starts processes on may have other cores."""
     tf32: bool = False
     """Let fp32 matrix products round their inputs to TF32. Vendors' own defaults differ; this one holds everywhere."""
     env: dict[str, str] = field(default_factory=dict)

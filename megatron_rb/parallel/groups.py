@@ -47,10 +47,14 @@ def world_from_environment() -> tuple[int, int, int]:
 
 
 def cpu_threads_of_rank(threads_per_rank: int) -> int:
-    """Intra-op threads of this process: as configured, else the machine's cores shared by the ranks on it."""
+    """Intra-op threads of this process: as configured, else OMP_NUM_THREADS, else the cores shared by the ranks here."""
     if threads_per_rank > 0:
         return threads_per_rank
     env = os.environ
+    # A number per level of nesting is allowed; the first is meant.
+    wanted = env.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
     ranks_here = int(env.get("LOCAL_WORLD_SIZE", env.get("SLURM_NTASKS_PER_NODE", env.get("WORLD_SIZE", "1"))))
     return max(
         1, (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // ranks_here
