@@ -84,9 +84,7 @@ def _rotations() -> Iterator[Kernel]:
         flags = {"DIRECTION": 1, "LIKE_HF": False, "NORM": norm}
         yield Kernel(f"mrope_{name}", mrope._rotate_kernel, signature, {**constants, **flags})
     whole = {**mrope.whole_sizes(16, 16, 36), "DIRECTION": 1, "LIKE_HF": False}
-    yield Kernel(
-        "mrope_vision_72", mrope._rotate_whole_kernel, {**pointers, **strides}, whole, warps=mrope.WHOLE_WARPS
-    )
+    yield Kernel("mrope_vision_72", mrope._rotate_whole_kernel, {**pointers, **strides}, whole, warps=mrope.WHOLE_WARPS)
     tensors = ("q", "k", "q_grad", "k_grad", "dq", "dk")
     gradient_strides = dict.fromkeys(("q_grad_token", "q_grad_head", "k_grad_token", "k_grad_head"), "i32")
     signature = {

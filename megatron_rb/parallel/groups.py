@@ -47,7 +47,7 @@ def world_from_environment() -> tuple[int, int, int]:
 
 
 def cpu_threads_of_rank(threads_per_rank: int) -> int:
-    """Intra-op threads of this process: as configured, else OMP_NUM_THREADS, else the cores shared by the ranks here."""
+    """Intra-op threads of this process: as configured, else OMP_NUM_THREADS, else its share of the cores."""
     if threads_per_rank > 0:
         return threads_per_rank
     env = os.environ
