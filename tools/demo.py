@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 from megatron_rb.config.compose import load_config
-from megatron_rb.evaluation.demo_scores import evaluate_demo, write_demo_questions
+from megatron_rb.evaluation.demo_scores import Asked, evaluate_demo, write_demo_questions
 from megatron_rb.evaluation.value_scores import read_answers
 
 ROOT = Path("runs/demo")
-PARITY_SAMPLES, QUESTIONS_PER_TASK = 6, 120
+PARITY_SAMPLES = 6
 HOPS_PER_EPISODE = 8
 ANSWER_TOKENS = 28
 """A point with its depth needs about twenty."""
@@ -27,7 +27,12 @@ def main(argv: list[str]) -> int:
     """Run every step as the command a user would type, then write `runs/demo/summary.json`."""
     parser = argparse.ArgumentParser(prog="rb demo", description=__doc__)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe experiment=demo")
-    settings = ["experiment=demo", *parser.parse_args(argv).settings]
+    parser.add_argument(
+        "--questions", type=int, default=120, metavar="N", help="about points, and about depth (120 each)"
+    )
+    parser.add_argument("--episodes", type=int, metavar="N", help="that are judged for progress (all)")
+    args = parser.parse_args(argv)
+    settings, asked = ["experiment=demo", *args.settings], Asked(args.questions, args.episodes)
     config, started = load_config(settings), time.monotonic()
     if config.run_dir != str(ROOT):
         raise ValueError(
@@ -41,7 +46,7 @@ def main(argv: list[str]) -> int:
     _rb("demo-model", "--texts", ROOT / "data/train.jsonl", "--out", ROOT / "hf")
     _rb("convert", "import", "--hf", ROOT / "hf", "--out", ROOT / "imported")
     _rb("launch", *settings)
-    write_demo_questions(ROOT / "data", QUESTIONS_PER_TASK, ROOT / "data/questions.jsonl")
+    write_demo_questions(ROOT / "data", asked, ROOT / "data/questions.jsonl")
     _rb(
         "eval", "--ckpt", ROOT, "--data", ROOT / "data/questions.jsonl", "--out", ROOT / "eval", "--processes", 2,
         "--batch", 40, "--max-new-tokens", ANSWER_TOKENS,
@@ -54,20 +59,20 @@ def main(argv: list[str]) -> int:
         "parity", "--hf", ROOT / "export", "--weights", newest, "--samples", few, "--json", ROOT / "parity.json",
         "--tp", config.parallel.tp_size, "--layout", config.parallel.layout,
     )  # fmt: skip
-    summary = _summarise(config, started)
+    summary = _summarise(config, asked, started)
     (ROOT / "summary.json").write_text(json.dumps(summary, indent=2))
     print(json.dumps(summary, indent=2))
     return 0
 
 
-def _summarise(config, started: float) -> dict:
+def _summarise(config, asked: Asked, started: float) -> dict:
     from megatron_rb.evaluation.heldout import constant_loss
 
     records = [json.loads(line) for line in (ROOT / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "step"]
     evaluations = [record["values"] for record in records if record["kind"] == "eval"]
     logits = next(row for row in json.loads((ROOT / "parity.json").read_text()) if row["name"] == "logits")
-    scores = evaluate_demo(ROOT / "data", QUESTIONS_PER_TASK, read_answers(ROOT / "eval/answers.jsonl"))
+    scores = evaluate_demo(ROOT / "data", asked, read_answers(ROOT / "eval/answers.jsonl"))
     return {
         "layout": config.parallel.layout,
         "world_size": config.parallel.tp_size * config.parallel.pp_size,

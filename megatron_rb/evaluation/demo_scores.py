@@ -22,6 +22,21 @@ VIEW = "side"
 
 
 @dataclass(frozen=True)
+class Asked:
+    """How much is asked."""
+
+    questions: int
+    """Of pointing, and of uvd."""
+    episodes: int | None = None
+    """Held-out episodes of which all pairs of neighbouring frames are asked; None = all."""
+
+    def __post_init__(self) -> None:
+        for name, count in (("questions", self.questions), ("episodes", self.episodes)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} is {count}; it must be at least 1")
+
+
+@dataclass(frozen=True)
 class DemoScores:
     pointing_hit_rate: float
     depth_error_cm: float | None
@@ -46,11 +61,11 @@ class DemoQuestions:
     """One row per ordered pair of neighbouring frames."""
 
 
-def demo_questions(data: Path, limit: int) -> DemoQuestions:
-    """What is asked: the first `limit` pointing and uvd rows of `data`/heldout.jsonl, all pairs of its episodes."""
+def demo_questions(data: Path, asked: Asked) -> DemoQuestions:
+    """What is asked: the first pointing and uvd rows of `data`/heldout.jsonl, all pairs of its first episodes."""
     rows = _rows(data / "heldout.jsonl")
-    chosen = [row for task in ("pointing", "uvd") for row in [r for r in rows if r["task"] == task][:limit]]
-    episodes = read_episodes(data / "media/heldout/episodes")
+    chosen = [row for task in ("pointing", "uvd") for row in [r for r in rows if r["task"] == task][: asked.questions]]
+    episodes = read_episodes(data / "media/heldout/episodes")[: asked.episodes]
     return DemoQuestions(chosen, episodes, [row for episode in episodes for row in _pair_rows(episode, data)])
 
 
@@ -94,16 +109,16 @@ def constant_answers(questions: DemoQuestions, data: Path) -> dict[str, str]:
     return {row["id"]: texts[row["task"]] for row in [*questions.rows, *questions.pairs]}
 
 
-def write_demo_questions(data: Path, limit: int, file: Path) -> None:
+def write_demo_questions(data: Path, asked: Asked, file: Path) -> None:
     """All that is asked as rows of a training file, beside the held-out file, for `rb eval`."""
-    questions = demo_questions(data, limit)
+    questions = demo_questions(data, asked)
     lines = (json.dumps(row) + "\n" for row in [*questions.rows, *questions.pairs])
     file.write_text("".join(lines), encoding="utf-8")
 
 
-def evaluate_demo(data: Path, limit: int, answers: Mapping[str, str]) -> dict[str, Any]:
+def evaluate_demo(data: Path, asked: Asked, answers: Mapping[str, str]) -> dict[str, Any]:
     """Scores of the answers by row id, and of the constant answer."""
-    questions = demo_questions(data, limit)
+    questions = demo_questions(data, asked)
     return {
         "model": score_demo(questions, answers, data).as_json(),
         "constant": score_demo(questions, constant_answers(questions, data), data).as_json(),
