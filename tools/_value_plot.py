@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from megatron_rb.data.hop_file import path_from, store_frames
 from megatron_rb.evaluation.value_scores import plot_curves
 from megatron_rb.value.episodes import KeyFramedEpisode, read_key_framed
 from megatron_rb.value.label import CAMERAS
@@ -17,16 +18,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", required=True, help="the episodes")
     parser.add_argument("--out", required=True, help="folder for <episode>.png")
     options = parser.parse_args(argv)
-    data = Path(options.data)
-    root = data.parent if data.is_file() else Path()
+    data, out = Path(options.data), Path(options.out)
     episodes = {item.name: item for item, _ in read_key_framed(data) if isinstance(item, KeyFramedEpisode)}
     for line in Path(options.curves).read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         if entry["episode"] not in episodes:
             raise ValueError(f"{options.curves} names {entry['episode']}, which {data} does not hold")
-        images = episodes[entry["episode"]].images
-        front = images[next(camera for camera in (*CAMERAS[0], *images) if camera in images)]
-        target = Path(options.out) / f"{entry['episode']}.png"
-        plot_curves(entry, [root / front[frame] for frame in entry["frames"]], target)
-        print(target)
+        episode = episodes[entry["episode"]]
+        camera = next(camera for camera in (*CAMERAS[0], *episode.images) if camera in episode.images)
+        store_frames(episode, [camera], set(entry["frames"]), out)
+        pictures = [out / path_from(episode.images[camera][frame], data, out) for frame in entry["frames"]]
+        plot_curves(entry, pictures, out / f"{entry['episode']}.png")
+        print(out / f"{entry['episode']}.png")
     return 0

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from megatron_rb.data.hop_file import path_from, store_frames
+from megatron_rb.data.problems import BadSample
 from megatron_rb.evaluation.value_metrics import evaluation_frames, spearman, voc_minus, voc_plus
 from megatron_rb.value.answers import parse_score
 from megatron_rb.value.episodes import BadEpisode, KeyFramedEpisode, read_key_framed
-from megatron_rb.value.label import question_rows
+from megatron_rb.value.label import cameras_of, question_rows
 from megatron_rb.value.reconstruct import METHODS, Consistency, completion, reconstruct
 
 
@@ -49,18 +51,47 @@ def asked_pairs(frames: Sequence[int]) -> dict[str, list[tuple[int, int]]]:
     }
 
 
-def score_questions(data: Path, interval: int) -> Iterator[tuple[KeyFramedEpisode, list[int], list[dict]] | BadEpisode]:
-    """Every episode with the frames that are scored and one question per distinct pair."""
+def score_questions(
+    data: Path, interval: int, folder: Path | None = None
+) -> Iterator[tuple[KeyFramedEpisode, list[int], list[dict]] | BadEpisode]:
+    """Every episode with the frames that are scored and one question per distinct pair.
+
+    Args:
+        interval: frames between two scored frames.
+        folder: where paths of pictures start; frames of videos are written below it. None = the questions will not be
+            asked, so no video is opened.
+    """
+    if interval < 1:
+        raise ValueError(f"an interval of {interval} frames leads nowhere; give 1 or more")
+    names: set[str] = set()
     for episode, _ in read_key_framed(data):
         if isinstance(episode, BadEpisode):
             yield episode
             continue
+        if episode.name in names:
+            reason = f"{data} has two episodes {episode.name}; their answers could not be told apart"
+            yield BadEpisode(episode.name, "repeated episode", reason, str(data))
+            continue
+        names.add(episode.name)
         first = episode.key_frames[0]
         length = episode.key_frames[-1] - first + 1
         frames = [first + offset for offset in evaluation_frames(length, interval)]
         pairs = list(dict.fromkeys(pair for group in asked_pairs(frames).values() for pair in group))
         rows = question_rows(episode, pairs)
+        if not isinstance(rows, BadEpisode) and folder is not None:
+            rows = _with_pictures(episode, frames, rows, data, folder)
         yield rows if isinstance(rows, BadEpisode) else (episode, frames, rows)
+
+
+def _with_pictures(
+    episode: KeyFramedEpisode, frames: Sequence[int], rows: list[dict], data: Path, folder: Path
+) -> list[dict] | BadEpisode:
+    """The rows with paths that start at `folder`, where the frames of videos then lie."""
+    try:
+        store_frames(episode, cameras_of(episode) or (), {*frames, *episode.key_frames}, folder)
+    except (BadSample, OSError) as error:
+        return BadEpisode(episode.name, "unreadable video", str(error), str(data))
+    return [row | {"image": [path_from(path, data, folder) for path in row["image"]]} for row in rows]
 
 
 def curves_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ def read_key_framed(path: str | Path) -> Iterator[tuple[KeyFramedEpisode | BadEp
                     reason = f"line {number} is not a frame of an episode; see the fields of an episode file"
                     yield BadEpisode(f"line {number}", "not an episode frame", reason, f"{path}:{number}"), read
                 else:
-                    yield _raw(path.parent / str(row["episode_dir"])), read
+                    listed = str(row["episode_dir"])
+                    yield _raw(path.parent / listed, _label(Path(listed))), read
                 continue
             if group and _identity(group[0][1]) != _identity(row):
                 yield _framed(path, group), read
@@ -101,7 +103,12 @@ def _read_folder(folder: Path) -> Iterator[tuple[KeyFramedEpisode | BadEpisode, 
     if not found:
         raise ValueError(f"{folder} holds no {KEY_FRAMES}; name a jsonl file or a folder of raw episodes")
     for number, episode in enumerate(found, start=1):
-        yield _raw(episode), number
+        yield _raw(episode, _label(episode.relative_to(folder)) or episode.name), number
+
+
+def _label(place: Path) -> str:
+    """Name of a raw episode: its whole path below the data, since every task numbers its episodes anew."""
+    return "/".join(part for part in place.parts if part not in ("..", "/"))
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -142,8 +149,7 @@ def _image(row: Mapping[str, Any], camera: str) -> str:
     return str(view.get("image", "")) if isinstance(view, dict) else ""
 
 
-def _raw(folder: Path) -> KeyFramedEpisode | BadEpisode:
-    name = folder.name
+def _raw(folder: Path, name: str) -> KeyFramedEpisode | BadEpisode:
     try:
         keys = _raw_keys(json.loads((folder / KEY_FRAMES).read_text(encoding="utf-8")))
         own = folder / INSTRUCTIONS
@@ -156,7 +162,7 @@ def _raw(folder: Path) -> KeyFramedEpisode | BadEpisode:
         return BadEpisode(
             name, "unusable annotation", f"the annotation of {folder} cannot be used: {error}", str(folder)
         )
-    images = {camera: found for camera in RAW_CAMERAS if (found := _raw_images(folder, camera, keys[-1] + 1))}
+    images = {camera: found for camera in RAW_CAMERAS if (found := _raw_images(folder, name, camera, keys[-1] + 1))}
     if not images:
         return BadEpisode(name, "no pictures", f"{folder} has none of {', '.join(RAW_CAMERAS)}", str(folder))
     return KeyFramedEpisode(name, name, instructions, keys, images)
@@ -180,10 +186,21 @@ def _instructions(given: Any) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def _raw_images(folder: Path, camera: str, count: int) -> Sequence[str]:
+def _raw_images(folder: Path, name: str, camera: str, count: int) -> Sequence[str]:
     video, frames = folder / f"{camera}.mp4", folder / camera
     if video.is_file():
-        return VideoFrames(video, f"frames/{folder.name}/{camera}_{{frame:06d}}.jpg", count)
+        return VideoFrames(video, f"frames/{_escaped(name)}/{camera}_{{frame:06d}}.jpg", count)
     if frames.is_dir():
-        return [str(file) for file in sorted(frames.iterdir()) if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
+        found = [str(file) for file in frames.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
+        return sorted(found, key=_natural)
     return []
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """`frame2` before `frame10`."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _escaped(name: str) -> str:
+    """For `str.format`."""
+    return name.replace("{", "{{").replace("}", "}}")

@@ -171,6 +171,17 @@ def test_the_instructions_of_a_task_may_lie_above_its_episodes(tmp_path):
     assert [episode.instructions for episode in found] == [("stack the cups", "pile up the cups")] * 2
 
 
+def test_frames_that_lie_there_as_pictures_are_in_the_order_of_their_numbers(tmp_path):
+    folder = raw_episode(tmp_path / "ep_1", ((0, 5), (5, 11)))
+    for camera in ("cam_high", "cam_left_wrist", "cam_right_wrist"):
+        (folder / f"{camera}.mp4").unlink()
+    (folder / "cam_high").mkdir()
+    for number in range(12):
+        (folder / "cam_high" / f"frame{number}.png").touch()
+    ((episode, _),) = read_key_framed(tmp_path)
+    assert [Path(path).stem for path in episode.images["cam_high"]] == [f"frame{n}" for n in range(12)]
+
+
 @pytest.mark.parametrize("keys", [((30, 40), (0, 20)), ((5, 5),), ()])
 def test_raw_folders_with_key_frames_that_do_not_rise_are_refused(tmp_path, keys):
     raw_episode(tmp_path / "ep", keys)
