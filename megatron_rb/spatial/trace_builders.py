@@ -11,17 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_rb.spatial import prompts
-from megatron_rb.spatial.depth import DepthReading, check_trace, read_at
-from megatron_rb.spatial.episodes import Episode, View, read_depth
-from megatron_rb.spatial.points import inside
+from megatron_rb.spatial.depth import DepthProblem, DepthReading, check_trace, read_at
+from megatron_rb.spatial.episodes import Episode, View
 from megatron_rb.spatial.rows import (
     Build,
     Row,
     RowKey,
     as_listed,
     build_row,
+    measured_depth,
     pixel_truth,
     relative_path,
+    seen_pixels,
     to_answer,
     to_pixels,
     views_of,
@@ -82,34 +83,46 @@ def _ways(episode: Episode, build: Build, task: str) -> Iterator[_Way]:
     for index in episode.key_frames()[:-1]:
         positions = np.array([frame.eef_position for frame in episode.frames[index:]])
         for name, view in views_of(episode.frames[index], build.mix.views):
-            kept = key_points(positions)
-            points = view.camera.project(positions)
-            if not inside(points[:, :2], view.camera.size).all():
-                build.report.skipped[f"{task}: outside the image"] += 1
+            points, reason = seen_pixels(view.camera, positions)
+            if points is None:
+                build.report.skipped[f"{task}: {reason}"] += 1
                 continue
-            if not _confirmed(episode, index, name, points, build, task):
+            if not _confirmed(episode, index, name, build, task):
                 continue
             image = relative_path(view.image, build.media_root)
+            kept = key_points(positions)
             yield _Way(f"{episode.name}_{index:02d}_{name}", view, image, points[kept], episode)
 
 
-def _confirmed(episode: Episode, first: int, name: str, points: np.ndarray, build: Build, task: str) -> bool:
+def _confirmed(episode: Episode, first: int, name: str, build: Build, task: str) -> bool:
     """Whether the depth pictures of the frames show the gripper where the trace says; without any, nothing speaks
     against it."""
-    readings: list[DepthReading] = []
-    seen = []
-    for frame, point in zip(episode.frames[first:], points, strict=True):
-        view = frame.views.get(name)
-        if view is not None and view.depth is not None:
-            readings.append(read_at(read_depth(view.depth), point[:2], view.camera.size))
-            seen.append(point)
-    if not readings:
+    measured = [
+        _reading(frame.views[name], frame.eef_position)
+        for frame in episode.frames[first:]
+        if name in frame.views and frame.views[name].depth is not None
+    ]
+    if not measured:
         build.report.unchecked[task] += 1
         return True
-    result = check_trace(np.array(seen), readings, build.mix.gate)
+    points, readings = zip(*measured, strict=True)
+    result = check_trace(np.array(points), list(readings), build.mix.gate)
     if not result.passed:
-        build.report.skipped[f"{task}: {'hidden' if result.hidden > build.mix.gate.most_hidden else 'depth'} gate"] += 1
+        why = "hidden gate" if result.hidden > build.mix.gate.most_hidden else "depth gate"
+        build.report.skipped[f"{task}: {result.reason if not result.readable else why}"] += 1
     return result.passed
+
+
+def _reading(view: View, position: np.ndarray) -> tuple[np.ndarray, DepthReading]:
+    """Where the frame's own camera, which may have moved, sees a position, and what its depth picture says there."""
+    nowhere, nan = np.full(3, np.nan), float("nan")
+    point, _ = seen_pixels(view.camera, position)
+    if point is None:
+        return nowhere, DepthReading(nan, DepthProblem.OUTSIDE)
+    depth, problem = measured_depth(view)
+    if depth is None:
+        return point, DepthReading(nan, DepthProblem(problem))
+    return point, read_at(depth, point[:2], view.camera.size)
 
 
 TRACE_BUILDERS: Mapping[str, Callable[[Episode, Build], Iterator[Row]]] = {
