@@ -17,6 +17,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from megatron_rb.evaluation import tracespatial
+from megatron_rb.evaluation.answer_file import write_whole
 
 QUESTION_TYPES = {
     "pointing": "pointing", "uvd": "uvd", "grounding": "box", "affordance": "box", "trace_2d": "trace_2d",
@@ -77,7 +78,8 @@ def write_predictions(
         key = str(question["question_id"])
         tries = [answers[f"{key}_inference_{n}"] for n in _tries(key, answers)]
         rows.append(_prediction(question, answers.get(key, ""), tries, usage))
-    file.write_text(json.dumps(rows, indent=2, ensure_ascii=False), encoding="utf-8")
+    text = json.dumps(rows, indent=2, ensure_ascii=False)
+    write_whole(file, text.encode(errors="replace").decode())  # half a surrogate pair has no UTF-8
 
 
 def _prediction(
@@ -148,5 +150,8 @@ def _question(row: Mapping[str, Any]) -> dict[str, Any]:
         "question_id": row["id"], "img_path": list(row["image"]), "question": human, "question_type": kind,
         "answer": row["answer"], "task": row.get("task"),
     }  # fmt: skip
-    kept = {key: row[key] for key in ("hop", "metres", "steps", "order", "box", "progress") if key in row}
+    kept = {key: row[key] for key in ("hop", "metres", "unit", "steps", "order", "box", "progress") if key in row}
+    points = row.get("points")
+    if isinstance(points, dict) and "frame" in points:  # its answer is in pixels
+        kept |= {key: points[key] for key in ("frame", "size") if key in points}
     return made | kept | ({"mask_path": row["mask"]} if "mask" in row else {})

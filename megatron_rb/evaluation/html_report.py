@@ -12,14 +12,21 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from megatron_rb.evaluation import tracespatial, truth
 from megatron_rb.evaluation.benchmark_files import image_paths
-from megatron_rb.evaluation.scoring import Scored
-from megatron_rb.spatial.answers import parse_box, parse_points, parse_points_with_depth
-from megatron_rb.spatial.points import ImageSize, grid_to_pixels
+from megatron_rb.evaluation.scoring import HALF, Scored
+from megatron_rb.evaluation.truth import Parse
+from megatron_rb.spatial.answers import parse_points, parse_points_with_depth
+from megatron_rb.spatial.points import GRID
 
 TRUE, PREDICTED = "#00c853", "#ff1744"
 WIDTH = 360
 """Pixels of a picture in the page."""
+TRACES = ("trace_2d", "trace_3d", tracespatial.KIND)
+PARSERS: Mapping[str, Parse] = {
+    "pointing": parse_points, "trace_2d": parse_points,
+    **dict.fromkeys(("uvd", "trace_3d", tracespatial.KIND), parse_points_with_depth),
+}  # fmt: skip
 
 
 def write_report(
@@ -49,39 +56,67 @@ def write_report(
 
 
 def draw(question: Mapping[str, Any], answer: str, root: Path) -> Image.Image | None:
-    """The last picture of a question with its true and the predicted points or boxes; None without a picture."""
+    """The last picture of a question with the true and the predicted points or boxes; None without a picture.
+
+    Where there is a mask, its edge is drawn as true.
+    """
     paths = image_paths(question)
     try:
         with Image.open(root / paths[-1]) as opened:
             image = opened.convert("RGB")
     except (IndexError, OSError):  # none, missing, or broken: the card then says so in words
         return None
-    size = ImageSize(*image.size)
+    _draw_mask(image, question, root)
     pen = ImageDraw.Draw(image)
-    for text, colour in ((str(question.get("answer", "")), TRUE), (answer, PREDICTED)):
-        points, closed = _shapes(str(question.get("question_type")), text)
-        if points is None:
+    width = max(2, round(max(image.size) / WIDTH * 2))
+    for shape, colour in ((_true_shape(question), TRUE), (_said_shape(question, answer), PREDICTED)):
+        if shape is None:
             continue
-        pixels = [tuple(point) for point in grid_to_pixels(points, size).tolist()]
-        if closed:
-            pen.rectangle([*pixels[0], *pixels[1]], outline=colour, width=2)
+        pixels = [tuple(point) for point in (shape / GRID * np.array(image.size)).tolist()]
+        if truth.kind_of(question) == "box":
+            pen.rectangle([*pixels[0], *pixels[1]], outline=colour, width=width)
             continue
-        if len(pixels) > 1:
-            pen.line(pixels, fill=colour, width=2)
-        for x, y in pixels:
-            pen.ellipse([x - 4, y - 4, x + 4, y + 4], outline=colour, width=2)
+        if len(pixels) > 1 and truth.kind_of(question) in TRACES:
+            pen.line(pixels, fill=colour, width=width)
+        for number, (x, y) in enumerate(pixels):
+            filled = colour if number == 0 and truth.kind_of(question) in TRACES else None  # where a trace starts
+            reach = 2 * width
+            pen.ellipse([x - reach, y - reach, x + reach, y + reach], outline=colour, width=width, fill=filled)
     return image
 
 
-def _shapes(kind: str, text: str) -> tuple[np.ndarray | None, bool]:
-    """[n, 2] in 0-1000, and whether they are the corners of a box."""
+def _draw_mask(image: Image.Image, question: Mapping[str, Any], root: Path) -> None:
+    if "mask_path" not in question or truth.kind_of(question) not in ("pointing", "uvd"):
+        return
+    mask = truth.mask_of(question, root) >= HALF
+    inner = mask.copy()
+    for axis in (0, 1):
+        for step in (1, -1):
+            inner &= np.roll(mask, step, axis=axis)
+    edge = Image.fromarray(mask & ~inner).resize(image.size)
+    image.paste(TRUE, mask=edge)
+
+
+def _true_shape(question: Mapping[str, Any]) -> np.ndarray | None:
+    """`[n, 2]` in 0-1000; two corners for a box. None where only the mask says what is true."""
+    kind = truth.kind_of(question)
+    try:
+        if kind == "box":
+            return truth.true_box(question).reshape(2, 2)
+        return truth.true_points(question, PARSERS[kind])[:, :2] if kind in PARSERS else None
+    except ValueError:
+        return None
+
+
+def _said_shape(question: Mapping[str, Any], answer: str) -> np.ndarray | None:
+    kind = truth.kind_of(question)
     if kind == "box":
-        box = parse_box(text)
-        return (box.box.reshape(2, 2), True) if box.ok else (None, True)
-    if kind not in ("pointing", "uvd", "trace_2d", "trace_3d", "trace_spatial"):
-        return None, False
-    read = (parse_points if kind in ("pointing", "trace_2d") else parse_points_with_depth)(text)
-    return (read.points[:, :2], False) if read.ok else (None, False)
+        box = truth.read_box(question, answer)
+        return box.box.reshape(2, 2) if box.ok else None
+    if kind not in PARSERS:
+        return None
+    read = truth.read_points(question, answer, PARSERS[kind])
+    return read.points[:, :2] if read.ok else None
 
 
 def _choose(results: Sequence[Scored], most: int) -> list[Scored]:

@@ -125,17 +125,22 @@ def read_answers(path: Path) -> dict[str, str]:
     Raises:
         ValueError: the file holds something else.
     """
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     try:
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
         answers: dict[str, str] = {}
         for row in rows:
-            key, answer = str(row.get("question_id", row.get("id"))), row.get("answer", "")
+            key, answer = str(row.get("question_id", row.get("id"))), row.get("answer")
             tries = answer if isinstance(answer, dict) else {}
-            answers |= {f"{key}_{name}": str(said) for name, said in tries.items()} or {key: str(answer)}
+            answers |= {f"{key}_{name}": _text(said) for name, said in tries.items()} or {key: _text(answer)}
         return answers
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f'{path} is not a list of {{"question_id": ..., "answer": ...}}: {error}') from error
+
+
+def _text(answer: Any) -> str:
+    """As it was said, without halves of surrogate pairs, which no file can hold; nothing said is an empty answer."""
+    return "" if answer is None else str(answer).encode(errors="replace").decode()
 
 
 def plot_curves(entry: Mapping[str, Any], pictures: Sequence[Path], out: Path) -> None:

@@ -81,6 +81,8 @@ def test_plans_match_as_json():
         f"```json\n{json.dumps(plan)}\n```", json.dumps(plan)
     )
     assert not plan_match(json.dumps(plan | {"more": 1}), plan) and not plan_match("go there", plan)
+    assert plan_match(f"<think>[1]</think><answer>{json.dumps(plan)}</answer>", plan)
+    assert not plan_match("[" * 100_000, plan) and not plan_match("1" * 5000, plan)
 
 
 def brute_spearman(values):

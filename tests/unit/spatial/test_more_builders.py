@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from megatron_rb.data.ground_truth import check_points
-from megatron_rb.spatial.answers import parse_box, parse_length, parse_points, parse_points_with_depth
+from megatron_rb.spatial.answers import parse_box, parse_points, parse_points_with_depth
 from megatron_rb.spatial.builders import SampleMix, build_rows
 from megatron_rb.spatial.depth import DepthGate
 from megatron_rb.spatial.episodes import read_episodes, read_mask
 from megatron_rb.spatial.points import ImageSize
+from megatron_rb.spatial.text_answers import parse_length
 from megatron_rb.spatial.values import Points, Unit
 
 ROOT = Path(__file__).parents[3] / "examples" / "robosim" / "heldout"

@@ -9,6 +9,7 @@ from megatron_rb.evaluation.html_report import PREDICTED, TRUE, draw
 from megatron_rb.evaluation.scoring import score, summarise
 from megatron_rb.spatial.builders import SampleMix, build_rows
 from megatron_rb.spatial.episodes import read_episodes
+from megatron_rb.spatial.points import ImageSize
 from megatron_rb.tools import eval as eval_tool
 
 HELDOUT = Path(__file__).parents[3] / "examples" / "robosim" / "heldout"
@@ -46,9 +47,24 @@ def test_true_answers_score_full_and_the_report_shows_them(rows, tmp_path):
     assert json.loads((again / "results.json").read_text())["summary"] == summary
 
 
+def test_rows_of_version_2_0_are_scored_in_their_pixels(tmp_path):
+    mix = SampleMix(tasks=("pointing", "grounding", "trace_2d", "multi_view"), version="2.0", views=("side",),
+                    answer_size=ImageSize(448, 224))  # fmt: skip
+    rows = build_rows(read_episodes(HELDOUT)[:1], HELDOUT, mix, seed=0)[0]
+    assert {row["task"] for row in rows} == set(mix.tasks)
+    summary = evaluate(rows, {row["id"]: row["answer"] for row in rows}, tmp_path)
+    assert all(entry["score"] == 1.0 and entry["failed"] == 0 for entry in summary.values())
+    # the same answers taken for 0-1000 would lie elsewhere
+    for row in rows:
+        row["points"]["frame"] = "0-1000"
+    summary = evaluate(rows, {row["id"]: row["answer"] for row in rows}, tmp_path)
+    assert summary["pointing"]["score"] < 0.5
+
+
 BAD = [
     "I think it is on the left.", "[(12, 34), (5,", "", "(" * 5000, "1, " * 400_000, "import os\nprint(os.getcwd())",
-    "[(1e400, nan)]", "<score>", "\x00\ud7ff", "[(5000, 3, -1)]", "<answer></answer>",
+    "[(1e400, nan)]", "<score>", "\x00\ud7ff", "[(5000, 3, -1)]", "<answer></answer>", "\ud800",
+    "[" * 90_000, "(" + "9" * 90_000,
 ]  # fmt: skip
 
 
