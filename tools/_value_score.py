@@ -34,6 +34,9 @@ def main(argv: list[str]) -> int:
         print(f"{strangers} answers belong to no question: other episodes, or another --interval")
     curves = [curves_of(item.name, frames, answers, consistency) for item, frames, _ in usable]
     write_whole(out, "".join(json.dumps(curve.as_json()) + "\n" for curve in curves))
+    short = sum(len(frames) < 3 for _, frames, _ in usable)
+    if short:
+        print(f"{short} episodes have but two scored frames, too few for an order; lower --interval {options.interval}")
     plus, minus = (np.mean([getattr(curve, name) for curve in curves]) for name in ("voc_plus", "voc_minus"))
     unreadable, total = sum(curve.unreadable for curve in curves), sum(curve.answers for curve in curves)
     print(

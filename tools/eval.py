@@ -16,16 +16,20 @@ from megatron_rb.launch.workers import start_workers
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     out = Path(options.out)
+    missing = [str(path) for path in options.curves if not path.is_file()]
+    if missing:
+        raise ValueError(f"there is no file {', '.join(missing)} for --curves; rb value plot writes them")
     benchmark = load_benchmark(Path(options.data), out, options.coordinates)
     rows = [as_row(question) for question in benchmark.questions]
     answers = answers_of(options, rows, benchmark.root, out / "answers.jsonl", start_workers)
     usage = {} if options.answers else usage_in(out / "answers.jsonl")
     table, strangers = publish(benchmark, answers, usage, out, options.pictures, options.curves)
     for kind, entry in table.items():
-        shown = (
-            f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in entry.items()
-        )
-        print(f"{kind:<16}{', '.join(shown)}")
+        figures = {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in entry.items()}
+        why = ", ".join(f"{count} {problem}" for problem, count in entry.get("problems", {}).items())
+        figures |= {"failed": f"{entry['failed']} ({why})"} if why else {}
+        print(f"{kind:<16}" + ", ".join(f"{name} {text}" for name, text in figures.items() if name != "problems"))
+    print(f"report: {out / 'report.html'}")
     if strangers:
         print(f"{strangers} answers belong to no question of {options.data}")
     return 0

@@ -42,7 +42,10 @@ def read_questions(folder: Path) -> list[dict[str, Any]]:
     file = folder / "data.json" if folder.is_dir() else folder
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}; rb eval reads FlagEvalMM's data.json")
-    rows = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(rows, list) or not all(
         isinstance(r, dict) and {"question_id", "question"} <= r.keys() for r in rows
     ):

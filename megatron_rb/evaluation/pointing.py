@@ -29,7 +29,7 @@ def point_in_mask(points: np.ndarray, mask: np.ndarray) -> float:
         return 0.0
     size = ImageSize(mask.shape[1], mask.shape[0])
     points = np.asarray(points, dtype=np.float64)
-    within = ((points >= 0) & (points <= GRID)).all(axis=-1)
+    within = np.asarray(((points >= 0) & (points <= GRID)).all(axis=-1))
     hits = mask[pixel_index(np.where(within[:, None], points, 0.0) / GRID * size.extent, size)]
     return float(np.where(within, hits, 0.0).mean())
 

@@ -123,7 +123,7 @@ def _pointing(question: Question, answer: str, root: Path) -> Scored:
     mask, key = truth.mask_of(question, root), str(question["question_id"])
     if truth.coordinates_of_answers(question) is Coordinates.FLAGEVALMM:
         share, named = flagevalmm_in_mask(answer, mask)
-        wrong = ("", "") if named else ("found no (x, y) in the last line", AnswerProblem.NOT_FOUND)
+        wrong = ("", "") if named else ("found no (x, y) in the last line", str(AnswerProblem.NOT_FOUND))
         return Scored(key, "pointing", share, {}, *wrong)
     read = truth.read_points(question, answer, partial(parse_points, anywhere=True))
     if read.ok:
@@ -191,12 +191,12 @@ def _plan(question: Question, answer: str, root: Path) -> Scored:
     """Equal as JSON where the truth is JSON, else equal as text."""
     key, true = str(question["question_id"]), str(question.get("answer", ""))
     if not answer.strip():
-        return Scored(key, "plan", 0.0, {}, "the answer is empty", AnswerProblem.EMPTY)
+        return Scored(key, "plan", 0.0, {}, "the answer is empty", str(AnswerProblem.EMPTY))
     _, wrong = read_plan(true)
     if wrong:
         return Scored(key, "plan", float(answer.strip() == true.strip()))
     _, wrong = read_plan(answer)
-    problem = AnswerProblem.NOT_FOUND if wrong else ""
+    problem = str(AnswerProblem.NOT_FOUND) if wrong else ""
     return Scored(key, "plan", float(not wrong and plan_match(answer, true)), {}, wrong, problem)
 
 
@@ -214,7 +214,7 @@ def _yes_no(question: Question, answer: str, root: Path) -> Scored:
     last = (answer.strip().splitlines() or [""])[-1].strip(" *\"'").lower()
     read = last.startswith(("yes", "no"))
     reason = "" if read else "the last line begins with neither yes nor no"
-    return Scored(key, "yes-no", float(last.startswith(true)), {}, reason, "" if read else AnswerProblem.NOT_FOUND)
+    return Scored(key, "yes-no", float(last.startswith(true)), {}, reason, "" if read else str(AnswerProblem.NOT_FOUND))
 
 
 def _hop(question: Question, answer: str, root: Path) -> Scored:

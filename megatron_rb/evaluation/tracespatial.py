@@ -48,7 +48,10 @@ def read_questions(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a question lacks a field.
     """
-    rows = json.loads((folder / QUESTIONS).read_text(encoding="utf-8"))
+    try:
+        rows = json.loads((folder / QUESTIONS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / QUESTIONS} is not JSON: {error}") from error
     return [_question(row, folder) for row in rows]
 
 

@@ -91,7 +91,10 @@ def write_split(folder: Path, out: Path, split: str, mix: SampleMix, seed: int) 
         raise ValueError(f"{folder} gives no row of {', '.join(mix.tasks)} with views {', '.join(mix.views)}{why}")
     lines = (json.dumps(_below(row, f"media/{split}")) + "\n" for row in rows)
     (out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    (out / f"{split}.refused.jsonl").write_text("".join(json.dumps(vars(episode)) + "\n" for episode in refused))
+    listed = out / f"{split}.refused.jsonl"
+    listed.unlink(missing_ok=True)
+    if refused:
+        listed.write_text("".join(json.dumps(vars(episode)) + "\n" for episode in refused))
     return report
 
 

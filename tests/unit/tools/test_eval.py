@@ -70,7 +70,9 @@ BAD = [
 
 @pytest.mark.parametrize("text", BAD, ids=range(len(BAD)))
 def test_no_answer_crashes_and_failures_are_counted_as_wrong(rows, text, tmp_path):
+    rows = [row for task in TASKS for row in [row for row in rows if row["task"] == task][:2]]
     summary = evaluate(rows, {row["id"]: text for row in rows}, tmp_path)
+    assert sum(entry["questions"] for entry in summary.values()) == 2 * len(TASKS)
     for kind, entry in summary.items():
         assert entry["score"] == 0.0, kind
         assert kind == "plan" or entry["failed"] == entry["questions"], kind
@@ -127,5 +129,10 @@ def test_wrong_files_are_one_sentence(tmp_path):
     (tmp_path / "data.json").write_text('[{"question_id": 1, "question": "?"}, {"question_id": 1, "question": "?"}]')
     with pytest.raises(ValueError, match="'1' more than once"):
         eval_tool.main(["--data", str(tmp_path), "--answers", "x", "--out", str(tmp_path / "out")])
+    (tmp_path / "data.json").write_text("[1, 2")
+    with pytest.raises(ValueError, match="data.json is not JSON"):
+        eval_tool.main(["--data", str(tmp_path), "--answers", "x", "--out", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match="no file gone.png"):
+        eval_tool.main(["--data", "x", "--answers", "x", "--out", str(tmp_path / "out"), "--curves", "gone.png"])
     with pytest.raises(ValueError, match="question_type 'poem'"):
         score({"question_id": "q", "question_type": "poem"}, "", tmp_path)

@@ -78,9 +78,11 @@ def test_recorded_answers_become_curves_and_pictures(tmp_path, capsys):
         assert curve["curves"]["backward"][1:] == pytest.approx(expected[1:], abs=0.006)
     assert "2 of " in capsys.readouterr().out
 
-    assert value.main(["plot", "--curves", str(tmp_path / "curves.jsonl"), *data, "--out", str(tmp_path)]) == 0
-    with Image.open(tmp_path / "lift_003.png") as image:
-        assert image.width > 400
+    (tmp_path / "curves.jsonl").write_text("".join(json.dumps(curve) + "\n" for curve in curves[:2]))
+    assert value.main(["plot", "--curves", str(tmp_path / "curves.jsonl"), *data, "--out", str(tmp_path / "png")]) == 0
+    with Image.open(tmp_path / "png/lift_003.png") as image:
+        below = np.asarray(image.convert("RGB"))[image.height * 3 // 4 :]
+        assert (below != 255).any(axis=-1).mean() > 0.5  # the frames, on a white page
 
 
 def test_missing_answers_count_as_unreadable(tmp_path, capsys):
@@ -204,3 +206,10 @@ def test_wrong_input_is_one_sentence(tmp_path):
         value.main(["score", *data, "--alpha", "-1"])
     with pytest.raises(ValueError, match="part 3 of 3 does not exist"):
         label(tmp_path / "x.jsonl", "--part", "3/3")
+    with pytest.raises(ValueError, match="--part one is not K/N"):
+        label(tmp_path / "x.jsonl", "--part", "one")
+    data, curves = ["--data", str(HELDOUT / "lift.jsonl")], tmp_path / "c.jsonl"
+    for text, message in (("no json", "c.jsonl:1 is no line"), ('{"episode": "lift_003"}', "c.jsonl:1 lacks answers")):
+        curves.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            value.main(["plot", *data, "--curves", str(curves), "--out", str(tmp_path / "png")])
