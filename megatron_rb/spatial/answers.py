@@ -34,6 +34,7 @@ _NAMED = re.compile(
 )
 _BARE = re.compile(rf"\s*({_NUMBER}(?:\s*,\s*{_NUMBER})+)\s*\.?\s*")
 _CODE = re.compile(r"^\s*(?:def |import |from \w+ import |print\(|for \w+ in |class )", re.MULTILINE)
+_NO_NUMBER = re.compile(r"[(\[][-+\d.,\s]{0,100}\b(?:nan|inf(?:inity)?|null|none)\b", re.IGNORECASE)
 _WIDE = str.maketrans("（），［］；：−–", "(),[];:--")
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 
@@ -123,8 +124,8 @@ def parse_box(text: str, size: ImageSize | None = None) -> BoxAnswer:
     wrong = _check(rows, 4, size)
     if wrong is not None:
         return BoxAnswer(nothing, wrong.reason, wrong.problem)
-    corners = np.array(rows[0], dtype=np.float64).reshape(2, 2)
-    return BoxAnswer(np.concatenate([corners.min(axis=0), corners.max(axis=0)]))
+    x1, y1, x2, y2 = rows[0]
+    return BoxAnswer(np.array([min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)], dtype=np.float64))
 
 
 def _parse_tuples(text: str, length: int, size: ImageSize | None, anywhere: bool) -> PointsAnswer:
@@ -192,6 +193,8 @@ def _other_spellings(text: str) -> list[str]:
 def _nothing_found(text: str) -> _Failure:
     if not text.strip():
         return _Failure(AnswerProblem.EMPTY, "the answer is empty")
+    if _NO_NUMBER.search(text):
+        return _Failure(AnswerProblem.NOT_A_NUMBER, "a tuple holds nan, inf, null or none in place of a number")
     if _CODE.search(text):
         return _Failure(AnswerProblem.CODE, "found no tuple of numbers; the answer is program code")
     return _Failure(AnswerProblem.NOT_FOUND, "found no tuple of numbers")

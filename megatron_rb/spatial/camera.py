@@ -92,7 +92,11 @@ class Camera:
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """[..., 3] world -> [..., 3] (u pixels, v pixels, z-depth metres); a point behind the camera is an error."""
-        seen = self.world_to_camera(points)
+        return self.project_seen(self.world_to_camera(points))
+
+    def project_seen(self, points: np.ndarray) -> np.ndarray:
+        """`project` for points [..., 3] in the camera's frame; the inverse of `back_project`."""
+        seen = np.asarray(points, dtype=np.float64)
         depth = seen[..., 2:]
         if (depth <= 0).any():
             raise ValueError(f"points at z-depth {depth.ravel().tolist()} m lie behind the camera and have no pixel")

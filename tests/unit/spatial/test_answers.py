@@ -40,6 +40,17 @@ def test_unreadable_points_say_why(text, reason):
     assert not answer.ok and len(answer.points) == 0 and reason in answer.reason
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("[(1, 2, nan)]", AnswerProblem.NOT_A_NUMBER), ("(1, 2, -inf)", AnswerProblem.NOT_A_NUMBER),
+     ("[1, 2, null]", AnswerProblem.NOT_A_NUMBER), ("(1, 2, None)", AnswerProblem.NOT_A_NUMBER),
+     ("(1, 2, 0)", AnswerProblem.BAD_DEPTH), ("(1, 2, -0.5)", AnswerProblem.BAD_DEPTH),
+     ("(1, 2, 1e999)", AnswerProblem.BAD_DEPTH), ("(1, 2)", AnswerProblem.WRONG_LENGTH)],
+)  # fmt: skip
+def test_depth_that_is_none_has_a_kind(text, problem):
+    assert parse_points_with_depth(text).problem is problem
+
+
 def test_depth_must_be_positive_metres():
     assert "positive" in parse_points_with_depth("(1, 2, 0)").reason
     assert "positive" in parse_points_with_depth("(1, 2, 1e999)").reason
@@ -83,7 +94,8 @@ def test_failures_have_a_kind(text, problem):
 @pytest.mark.parametrize(
     "text", ["(" * 99_999, "(1," * 30_000, "1 " * 49_000, " " * 99_999, "(1" + " " * 90_000, "<think>" * 10_000,
              "<answer>" * 12_000, "(" + "1," * 45_000, "<point " * 12_000, '"x": 1, ' * 12_000, "answer: " * 12_000,
-             "answer: " + "(" * 90_000, "\\scalar{1" * 9000]
+             "answer: " + "(" * 90_000, "\\scalar{1" * 9000,
+             "(1 " * 30_000 + "nan"]
 )  # fmt: skip
 def test_hostile_answers_take_no_time(text):
     for parse in (parse_points, parse_points_with_depth, parse_box, parse_length, parse_choice):
