@@ -37,6 +37,7 @@ from megatron_rb.spatial.rows import (
 )
 from megatron_rb.spatial.scene_builders import SCENE_BUILDERS
 from megatron_rb.spatial.trace_builders import TRACE_BUILDERS
+from megatron_rb.spatial.traces import key_points
 from megatron_rb.spatial.windows import cut, window_around
 from megatron_rb.value.answers import format_score
 from megatron_rb.value.episodes import BadEpisode
@@ -126,10 +127,13 @@ def _uvd(episode: Episode, build: Build) -> Iterator[Row]:
 
 
 def _waypoints(episode: Episode, build: Build) -> Iterator[Row]:
-    """From each key frame but the last: the gripper now and at the key frames still to come."""
+    """From each key frame but the last: the gripper now and at the key frames still to come; of more than eight those
+    that say most about the way."""
     keys = episode.key_frames()
     for start, index in enumerate(keys[:-1]):
-        ahead = np.array([episode.frames[k].eef_position for k in keys[start:]])[:MOST_WAYPOINTS]
+        ahead = np.array([episode.frames[k].eef_position for k in keys[start:]])
+        if len(ahead) > MOST_WAYPOINTS:
+            ahead = ahead[key_points(ahead, MOST_WAYPOINTS)]
         for name, view in views_of(episode.frames[index], build.mix.views):
             points, reason = seen_pixels(view.camera, ahead)
             if points is None:

@@ -82,6 +82,14 @@ def test_a_truth_in_pixels_is_compared_with_answers_in_either_unit(root):
         run(root, [nowhere], {})
 
 
+def test_boxes_are_counted_at_three_thresholds(root):
+    grid = {"question_id": "b", "question_type": "box", "answer": "[0, 0, 100, 100]"}
+    texts = ["[0, 0, 92, 100]", "[0, 0, 80, 100]", "[0, 0, 60, 100]", "[0, 0, 40, 100]", "nowhere"]
+    table = summarise([score(grid, text, root) for text in texts])["box"]
+    assert [table[f"iou@{t}"] for t in ("0.5", "0.75", "0.9")] == pytest.approx([0.6, 0.4, 0.2])
+    assert table["score"] == pytest.approx((0.92 + 0.8 + 0.6 + 0.4) / 5)
+
+
 def test_failed_traces_count_as_the_point_at_the_origin(root):
     trace = {"question_id": "t", "question_type": "trace_2d", "answer": "[(300, 400), (600, 800)]"}
     results = [score(trace, text, root) for text in ("[(300, 400), (600, 800)]", "up")]

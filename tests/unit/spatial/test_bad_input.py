@@ -160,6 +160,19 @@ def test_depth_that_cannot_be_used_is_counted(folder, change, reason):
     assert any(key.startswith("trace_3d: no point has a usable depth") for key in report.skipped)
 
 
+@pytest.mark.parametrize(("behind", "confirmed"), [(0.04, True), (0.06, False)])
+def test_an_object_is_measured_only_where_its_surface_is(folder, behind, confirmed):
+    """The surface of the object is moved away from its centre."""
+    for frame in read_episodes(folder)[0].frames:
+        for view in frame.views.values():
+            if view.depth is not None and "cube" in view.masks:
+                z = view.camera.project(frame.objects["cube"])[2] + behind
+                Image.fromarray(np.full((224, 224), round(z * 1000), dtype=np.uint16)).save(view.depth)
+    rows, report = built(folder, ("measuring",))
+    assert bool(rows) is confirmed
+    assert (report.skipped["measuring: depth does not confirm the object"] > 0) is not confirmed
+
+
 def test_an_episode_without_depth_pictures_is_built_and_counted_as_unchecked(folder):
     spoil(folder, each_view(lambda view: view.pop("depth", None)))
     rows, report = built(folder, ("measuring", "trace_3d"))

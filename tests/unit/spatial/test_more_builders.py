@@ -70,7 +70,6 @@ def test_traces_pass_near_every_position_of_the_gripper():
     for row in rows:
         points = parse_points_with_depth(row["answer"])
         assert 2 <= len(points.points) <= 8
-        assert all(len(f"{d:.3f}") >= len(str(d)) for d in points.points[:, 2])
         first = int(row["id"].split("_")[2])
         camera = episode_of(row).frames[first].views["side"].camera
         world = Points(points.points, Unit.GRID).in_world(camera)
@@ -130,6 +129,7 @@ def test_the_given_order_sorts_the_pictures():
         order = json.loads(row["answer"])
         frames = [int(Path(row["image"][number - 1]).name.split("_")[0]) for number in order]
         assert frames == sorted(frames) and sorted(order) == list(range(1, len(order) + 1))
+        assert len(order) == min(6, len(episode_of(row).key_frames()))
 
 
 def test_version_2_0_pointing_is_in_pixels():

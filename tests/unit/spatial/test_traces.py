@@ -70,6 +70,8 @@ def test_depth_readings_say_why_they_are_unusable():
         DepthProblem.MISSING, DepthProblem.NOT_FINITE, DepthProblem.TOO_FAR, None, DepthProblem.OUTSIDE,
     ]  # fmt: skip
     assert read_at(depth, np.array([3.5, 0.5]), size).metres == 1.25
+    assert read_at(np.array([[15.0]]), np.zeros(2), ImageSize(1, 1)).ok
+    assert read_at(np.array([[15.01]]), np.zeros(2), ImageSize(1, 1)).problem is DepthProblem.TOO_FAR
     assert read_at(depth, np.array([3.5, 0.5]), ImageSize(8, 2)).problem is DepthProblem.OTHER_SIZE
 
 
@@ -97,3 +99,13 @@ def test_one_measured_frame_of_many_confirms_no_trace():
 @pytest.mark.parametrize(("surface", "passed"), [(0.951, True), (0.95, False), (1.049, True), (1.051, False)])
 def test_five_centimetres_are_outside_the_tolerance(surface, passed):
     assert check_trace(np.array([[0, 0, 1.0]]), [DepthReading(surface)]).passed is passed
+
+
+def test_a_third_must_be_confirmed_and_three_tenths_may_be_hidden():
+    def gate(confirmed, hidden, missing):
+        readings = [DepthReading(1.0)] * confirmed + [DepthReading(0.5)] * hidden
+        readings += [DepthReading(float("nan"), DepthProblem.MISSING)] * missing
+        return check_trace(np.array([[0, 0, 1.0]] * len(readings)), readings).passed
+
+    assert gate(1, 0, 2) and not gate(1, 0, 3) and not gate(49, 0, 100)
+    assert gate(7, 3, 0) and not gate(11, 5, 0)  # 30 % and 31 %

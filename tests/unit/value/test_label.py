@@ -49,6 +49,13 @@ def test_labels_follow_from_the_frames():
         assert row["hop"] == pytest.approx(hop_label(*row["progress"]), abs=1e-4)
 
 
+def test_defaults_are_those_of_the_papers():
+    rules = LabelRules()
+    assert (rules.chunk_rule, rules.quantisation, rules.pairs.zero_rule) == ("paper", "percent", "paper")
+    assert (rules.chunk, rules.pairs.pairs_per_episode, rules.pairs.zero_share) == (20, 1000, 0.05)
+    assert 27.2 * (1 + rules.permuted_share) == pytest.approx(35, abs=0.01)  # millions of samples before and after
+
+
 def test_permuted_rows_keep_camera_and_name_together():
     rows = rows_of(rules=replace(RULES, permuted_share=1.0))
     assert len(rows) == 2 * 20

@@ -114,6 +114,9 @@ def test_online_and_batch_form_agree(triples, method):
 
 def test_completion_labels():
     assert completion(np.array([0, 0.5, 0.9])) == "success"
+    # the last third is .45 and .85: mean .65; and .31 and .85: mean .58
+    assert completion(np.array([0, 0, 0, 0, 0.45, 0.85])) == "success"
+    assert completion(np.array([0, 0, 0, 0, 0.31, 0.85])) == "partial"
     assert completion(np.array([0, 0.1, 0.2, 0.2, 0.5, 0.5])) == "partial"
     assert completion(np.array([0, 0.9, 0.3])) == "failure"
 

@@ -101,6 +101,12 @@ def test_shaping_telescopes_to_minus_the_first_progress():
     assert sum(0.95**t * r for t, r in enumerate(rewards)) == pytest.approx(-path[0], abs=1e-5)
 
 
+def test_shaped_reward_by_hand():
+    # .99 * .5 - .2, no gold; .99 * .95 - .5 + 1
+    assert shaped_reward(np.array([0.2, 0.5]), np.array([0.5, 0.95])) == pytest.approx([0.295, 1.4405])
+    assert naive_reward(np.array([0.2, 0.5]), np.array([0.5, 0.95])) == pytest.approx([0.3, 1.45])
+
+
 def test_gold_reward_starts_at_one_minus_delta():
     assert gold_reward(np.array([0.94, 0.95, 1.0])).tolist() == [0.0, 1.0, 1.0]
     with pytest.raises(ValueError, match="discount 0"):
