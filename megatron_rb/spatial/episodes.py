@@ -15,6 +15,9 @@ from megatron_rb.spatial.camera import Camera, resolution_problem
 from megatron_rb.spatial.points import ImageSize
 from megatron_rb.value.episodes import BadEpisode
 
+ORIENTATION = 0x0112
+"""EXIF tag."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -154,9 +157,12 @@ def _view(folder: Path, row: dict) -> View:
     try:
         with Image.open(image) as opened:
             size = ImageSize(*opened.size)
+            turned = opened.format in ("JPEG", "MPO") and opened.getexif().get(ORIENTATION, 1) != 1
     except OSError as error:
         reason = f"cannot read the image {image} ({error}); copy it beside the jsonl file"
         raise _BadFrame("unreadable picture", reason) from error
+    if turned:  # the model is shown it turned, and masks, depth and camera are not
+        raise _BadFrame("picture turned by its EXIF tag", f"{image} has an EXIF orientation; store it as it is shown")
     return View(
         image=image,
         camera=_camera(row, size),

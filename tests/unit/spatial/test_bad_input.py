@@ -87,6 +87,15 @@ def test_an_unusable_episode_is_refused_with_its_reason_and_the_next_is_built(fo
     assert json.loads(line)["problem"] == problem
 
 
+def test_a_picture_that_is_shown_turned_is_refused(folder):
+    picture = folder / "lift_003/00_side.jpg"
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    with Image.open(picture) as opened:
+        opened.save(picture, exif=tag)
+    assert [getattr(e, "problem", "") for e in scan_episodes(folder)] == ["picture turned by its EXIF tag", ""]
+
+
 def test_intrinsics_whose_resolution_is_stated_are_rescaled(folder):
     rows, _ = built(folder, GEOMETRIC)
 
