@@ -188,7 +188,7 @@ def _number(question: Question, answer: str, root: Path) -> Scored:
 
 
 def _plan(question: Question, answer: str, root: Path) -> Scored:
-    """Equal as JSON where the truth is JSON, else equal as text."""
+    """Equal as JSON where the truth is JSON (`plan_match`), else equal as text but for blanks around it."""
     key, true = str(question["question_id"]), str(question.get("answer", ""))
     if not answer.strip():
         return Scored(key, "plan", 0.0, {}, "the answer is empty", str(AnswerProblem.EMPTY))
@@ -201,6 +201,11 @@ def _plan(question: Question, answer: str, root: Path) -> Scored:
 
 
 def _choice(question: Question, answer: str, root: Path) -> Scored:
+    """Multiple choice: the one letter of the answer is the true one; the share over all questions is the score.
+
+    The text of an option counts as its letter. Several letters without a conclusion are a failure, where FlagEvalMM
+    takes the first capital that is left.
+    """
     key, true = str(question["question_id"]), truth.true_choice(question)
     letter, reason, problem = truth.choice_of(question, answer)
     return Scored(key, "multiple-choice", float(letter == true and not reason), {}, reason, problem)

@@ -42,14 +42,21 @@ def hausdorff(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def rmse_shared(a: np.ndarray, b: np.ndarray) -> float:
-    """sqrt(mean squared distance) over the first min(n, m) points, without resampling (FlagEvalMM's ShareRobot)."""
+    """sqrt(mean squared distance) over the first min(n, m) points, without resampling.
+
+    Protocol: ShareRobot-T in FlagEvalMM, on coordinates normalised to [0, 1].
+    """
     a, b = _checked(a), _checked(b)
     count = min(len(a), len(b))
     return float(np.sqrt(((a[:count] - b[:count]) ** 2).sum(axis=1).mean()))
 
 
 def rmse_resampled(a: np.ndarray, b: np.ndarray, count: int = EVEN_POINTS) -> float:
-    """sqrt(mean squared distance) after both traces are resampled to `count` points by arc length (TraceSpatial)."""
+    """sqrt(mean squared distance) after both traces are resampled to `count` points by arc length.
+
+    Protocol: TraceSpatial, in metres for 3-D traces. Its evaluation leaves out traces with a Frechet distance above 100,
+    which metres and fractions of an image do not reach.
+    """
     difference = resample(_checked(a), count) - resample(_checked(b), count)
     return float(np.sqrt((difference**2).sum(axis=1).mean()))
 
