@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from megatron_rb.evaluation.answer_file import usage_in
-from megatron_rb.evaluation.answer_source import add_arguments, answers_of
+from megatron_rb.evaluation.answer_source import add_arguments, answers_of, shown_size
 from megatron_rb.evaluation.benchmark_files import as_row
 from megatron_rb.evaluation.evaluate import load_benchmark, publish
 from megatron_rb.evaluation.truth import Coordinates
@@ -19,7 +19,8 @@ def main(argv: list[str]) -> int:
     missing = [str(path) for path in options.curves if not path.is_file()]
     if missing:
         raise ValueError(f"there is no file {', '.join(missing)} for --curves; rb value plot writes them")
-    benchmark = load_benchmark(Path(options.data), out, options.coordinates)
+    shown = shown_size(options) if options.coordinates == Coordinates.SHOWN else None
+    benchmark = load_benchmark(Path(options.data), out, options.coordinates, shown)
     rows = [as_row(question) for question in benchmark.questions]
     answers = answers_of(options, rows, benchmark.root, out / "answers.jsonl", start_workers)
     usage = {} if options.answers else usage_in(out / "answers.jsonl")

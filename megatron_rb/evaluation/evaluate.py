@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from megatron_rb.evaluation.html_report import write_report
 from megatron_rb.evaluation.scoring import check_questions, score_all, summarise
 from megatron_rb.evaluation.truth import Coordinates, coordinates_of_answers
 
+ShownSize = Callable[[int, int], tuple[int, int]]
 Table = Mapping[str, Mapping[str, Any]]
 
 
@@ -33,25 +34,28 @@ class Benchmark:
     """Where paths of pictures start."""
 
 
-def load_benchmark(data: Path, out: Path, coordinates: str = "") -> Benchmark:
+def load_benchmark(data: Path, out: Path, coordinates: str = "", shown: ShownSize | None = None) -> Benchmark:
     """The questions of a folder with data.json, of such a file, of TraceSpatial-Bench, or of rows of a training file,
     all of them looked through.
 
     Args:
         out: folder; rows of a training file are written there as data.json.
         coordinates: one of `Coordinates`, how answers are to be read; empty = as the truth of each question is given.
+        shown: (width, height) of a picture -> that of what the model is shown; needed for `shown-pixels`.
 
     Raises:
         ValueError: a question has an unknown kind, no readable truth or mask, or does not say of which picture its
             pixels are.
     """
+    if coordinates == Coordinates.SHOWN and shown is None:
+        raise ValueError(f"--coordinates {coordinates} needs the model's processor; give --ckpt or --hf")
     out.mkdir(parents=True, exist_ok=True)
     if data.suffix == ".jsonl":
         write_questions(_rows(data), out / "data.json")
         given, root = read_questions(out), data.parent
     else:
         given, root = read_questions(data), data if data.is_dir() else data.parent
-    questions = [_with_unit(question, root, coordinates) for question in given]
+    questions = [_with_unit(question, root, coordinates, shown) for question in given]
     check_questions(questions, root)
     return Benchmark(questions, root)
 
@@ -90,14 +94,16 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _with_unit(question: dict[str, Any], root: Path, coordinates: str) -> dict[str, Any]:
+def _with_unit(question: dict[str, Any], root: Path, coordinates: str, shown: ShownSize | None) -> dict[str, Any]:
     """The question with how its answers are to be read and, where they are pixels, the size of the picture."""
     made = question | ({"coordinates": coordinates} if coordinates else {})
-    pixels = coordinates_of_answers(made) in (Coordinates.PIXELS, Coordinates.FLAGEVALMM)
-    if not pixels or "size" in made or {"image_width", "image_height"} <= made.keys() or not image_paths(made):
+    unit, told = coordinates_of_answers(made), "size" in made or {"image_width", "image_height"} <= made.keys()
+    if unit in (Coordinates.GRID, Coordinates.FRACTIONS) or (told and unit is not Coordinates.SHOWN):
         return made
     try:
         with Image.open(root / image_paths(made)[-1]) as picture:
-            return made | {"size": list(picture.size)}
-    except OSError:  # then it cannot be asked either; the check says so where the size is needed
+            size = picture.size
+    except (IndexError, OSError):  # then it cannot be asked either; the check says so where the size is needed
         return made
+    seen = {"shown_size": list(shown(*size))} if unit is Coordinates.SHOWN and shown is not None else {}
+    return made | ({} if told else {"size": list(size)}) | seen

@@ -54,8 +54,7 @@ def rmse_shared(a: np.ndarray, b: np.ndarray) -> float:
 def rmse_resampled(a: np.ndarray, b: np.ndarray, count: int = EVEN_POINTS) -> float:
     """sqrt(mean squared distance) after both traces are resampled to `count` points by arc length.
 
-    Protocol: TraceSpatial, in metres for 3-D traces. Its evaluation leaves out traces with a Frechet distance above 100,
-    which metres and fractions of an image do not reach.
+    Protocol: TraceSpatial, in metres for 3-D traces; one with a Frechet distance above 100 is left out of its means.
     """
     difference = resample(_checked(a), count) - resample(_checked(b), count)
     return float(np.sqrt((difference**2).sum(axis=1).mean()))

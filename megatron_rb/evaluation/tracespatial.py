@@ -29,6 +29,8 @@ NEEDED = (
     "bbox_extent", "bbox_rotation",
 )  # fmt: skip
 MILLIMETRES = 1000.0
+LARGEST_FRECHET = 100.0
+"""Metres; a trace that is further away is left out of the mean distances, as in the released evaluation."""
 PROMPT = (
     'Point the 3D object-centric visual trace for the task "{task}". Your answer should be formatted as a list of '
     "tuples, i.e., [(x1, y1, d1), (x2, y2, d2), ...], where each tuple contains the x and y coordinates of the point, "
@@ -134,9 +136,11 @@ def score_answer(question: Mapping[str, Any], points: np.ndarray, folder: Path) 
     measures = {
         "start": float(bool(score.start)), "end": float(bool(score.end)), "no_collision": float(not score.collision),
         "start_in_mask_2d": float(_on_mask(pixels[0], mask)), "end_in_box_2d": float(end_2d),
-        "dfd_metres": discrete_frechet(even, true), "hd_metres": hausdorff(even, true),
-        "rmse_metres": rmse_resampled(trace, truth),
     }  # fmt: skip
+    frechet = discrete_frechet(even, true)
+    if frechet <= LARGEST_FRECHET:
+        further = {"hd_metres": hausdorff(even, true), "rmse_metres": rmse_resampled(trace, truth)}
+        measures |= {"dfd_metres": frechet, **further}
     return score.success, measures
 
 

@@ -1,9 +1,10 @@
 """What a question says about itself: its kind, its true answer, its pictures, the unit of coordinates.
 
-Coordinates of answers are read in one of four ways and lead to 0-1000, so that nothing is compared across units:
-`0-1000` (RoboBrain 2.5), `pixels` of the picture (RoboBrain 2.0), `fractions` (0-1), and `flagevalmm`: pointing as
-that tool's own tasks read it, all else as pixels. The truth of a question is in 0-1000 unless it says
-`"frame": "pixels"`; pixels are those of `size`, else of `image_width` and `image_height`.
+Coordinates of answers are read in one of these ways and lead to 0-1000, so that nothing is compared across units:
+`0-1000` (RoboBrain 2.5), `pixels` of the picture as it lies there, `shown-pixels` of the picture as the processor
+resizes it (RoboBrain 2.0), `fractions` (0-1), and `flagevalmm`: pointing as that tool's own tasks read it, all else as
+pixels. The truth of a question is in 0-1000 unless it says `"frame": "pixels"`; pixels are those of `size`, else of
+`image_width` and `image_height`; what the model is shown is `shown_size`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Coordinates(StrEnum):
     GRID = "0-1000"
     PIXELS = "pixels"
     FRACTIONS = "fractions"
+    SHOWN = "shown-pixels"
     FLAGEVALMM = "flagevalmm"
 
 
@@ -71,12 +73,12 @@ def picture_size(question: Question) -> ImageSize:
 
 def read_points(question: Question, text: str, parse: Parse) -> PointsAnswer:
     """An answer's points, (u, v) in 0-1000; depth stays in metres."""
-    return _points(text, _size(question, coordinates_of_answers(question)), parse)
+    return _points(text, _size_of_answers(question), parse)
 
 
 def read_box(question: Question, text: str) -> BoxAnswer:
     """An answer's box in 0-1000."""
-    return _box(text, _size(question, coordinates_of_answers(question)))
+    return _box(text, _size_of_answers(question))
 
 
 def true_points(question: Question, parse: Parse) -> np.ndarray:
@@ -154,6 +156,13 @@ def mask_of(question: Question, root: Path) -> np.ndarray:
 
 def _frame(question: Question) -> Coordinates:
     return Coordinates(question.get("frame") or Coordinates.GRID)
+
+
+def _size_of_answers(question: Question) -> ImageSize | None:
+    coordinates = coordinates_of_answers(question)
+    if coordinates is Coordinates.SHOWN:
+        return ImageSize(*question["shown_size"]) if "shown_size" in question else picture_size(question)
+    return _size(question, coordinates)
 
 
 def _size(question: Question, coordinates: Coordinates) -> ImageSize | None:

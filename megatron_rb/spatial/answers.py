@@ -19,6 +19,8 @@ from megatron_rb.spatial.points import GRID, ImageSize
 LONGEST_ANSWER = 100_000
 """Characters; a longer answer is not searched."""
 MOST_POINTS = 1000
+DEEPEST = 1000.0
+"""Metres; more is no place that a camera saw, but millimetres or nonsense."""
 FRACTIONS = ImageSize(1, 1)
 """As the size of an image: coordinates are fractions of it."""
 
@@ -223,8 +225,9 @@ def _check(
         for x, y in (row[:2], row[2:]) if length == 4 else (row[:2],):
             if not anywhere and not (0 <= x <= width and 0 <= y <= height):
                 return _Failure(AnswerProblem.OUT_OF_RANGE, f"point {(x, y)} lies outside {unit}")
-        if length == 3 and not 0 < row[2] < float("inf"):
-            return _Failure(AnswerProblem.BAD_DEPTH, f"depth {row[2]} is not a positive number of metres")
+        if length == 3 and not 0 < row[2] < DEEPEST:
+            reason = f"depth {row[2]:g} is not a positive number of metres below {DEEPEST:g}"
+            return _Failure(AnswerProblem.BAD_DEPTH, reason)
     return None
 
 

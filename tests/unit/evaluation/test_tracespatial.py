@@ -95,6 +95,15 @@ def test_the_command_scores_recorded_answers_and_counts_what_lacks_depth(bench, 
         assert ("start" in table) == (wanted[1] == 0)  # it leaves the denominators of start and end
 
 
+def test_a_trace_far_away_is_left_out_of_the_mean_distances_and_nothing_else(bench):
+    (question,) = read_questions(bench)
+    near = score(question, said((-0.3, 0, 1), (0.3, 0, 90)), bench)
+    far = score(question, said((-0.3, 0, 1), (0.3, 0, 150)), bench)
+    assert near.measures["dfd_metres"] == pytest.approx(89, abs=0.5) and "dfd_metres" not in far.measures
+    assert far.score == 0.0 and far.measures["start"] == 1.0 and not far.failure
+    assert score(question, said((-0.3, 0, 1), (0.3, 0, 1e300)), bench).problem == "unusable depth"
+
+
 def test_start_and_end_stand_beside_their_share_of_all_answers(bench):
     (question,) = read_questions(bench)
     results = [score(question, text, bench) for text in (question["answer"], "I cannot see it", "")]

@@ -45,7 +45,8 @@ def test_unreadable_points_say_why(text, reason):
     [("[(1, 2, nan)]", AnswerProblem.NOT_A_NUMBER), ("(1, 2, -inf)", AnswerProblem.NOT_A_NUMBER),
      ("[1, 2, null]", AnswerProblem.NOT_A_NUMBER), ("(1, 2, None)", AnswerProblem.NOT_A_NUMBER),
      ("(1, 2, 0)", AnswerProblem.BAD_DEPTH), ("(1, 2, -0.5)", AnswerProblem.BAD_DEPTH),
-     ("(1, 2, 1e999)", AnswerProblem.BAD_DEPTH), ("(1, 2)", AnswerProblem.WRONG_LENGTH)],
+     ("(1, 2, 1e999)", AnswerProblem.BAD_DEPTH),
+     ("(1, 2, 1050)", AnswerProblem.BAD_DEPTH), ("(1, 2)", AnswerProblem.WRONG_LENGTH)],
 )  # fmt: skip
 def test_depth_that_is_none_has_a_kind(text, problem):
     assert parse_points_with_depth(text).problem is problem
