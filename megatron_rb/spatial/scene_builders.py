@@ -19,6 +19,7 @@ from megatron_rb.spatial.rows import (
     measured_depth,
     pixel_truth,
     relative_path,
+    seen_pixels,
     to_pixels,
     views_of,
     visible_mask,
@@ -66,9 +67,14 @@ def measuring(episode: Episode, build: Build) -> Iterator[Row]:
             seen = {
                 OBJECT_NAMES.get(name, name): frame.objects[name] for name in _seen(frame, view, build, "measuring")
             }
-            if not seen:
+            gripper, reason = seen_pixels(view.camera, frame.eef_position)
+            if gripper is not None:
+                seen["gripper"] = frame.eef_position
+            if len(seen) < 2:
+                build.report.skipped[f"measuring: {f'gripper {reason}' if reason else 'nothing but the gripper'}"] += 1
                 continue
-            seen["gripper"] = frame.eef_position
+            if view.depth is None:
+                build.report.unchecked["measuring"] += 1
             names = sorted(seen)
             a, b = (names[i] for i in build.rng.choice(len(names), 2, replace=False))
             unit = UNITS[int(build.rng.integers(len(UNITS)))]
@@ -143,8 +149,6 @@ def _seen(frame: Frame, view: View, build: Build, task: str) -> Iterator[str]:
         if problem:
             build.report.skipped[f"{task}: {problem}"] += 1
             continue
-        if view.depth is None:
-            build.report.unchecked[task] += 1
         yield name
 
 
