@@ -12,6 +12,9 @@ from typing import Any
 KEY_FRAMES, INSTRUCTIONS = "annotated_keyframes.json", "task_instruction.json"
 RAW_CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 
+LAST_FRAME = 10_000_000
+"""Four days at 30 frames a second."""
+
 
 @dataclass(frozen=True)
 class VideoFrames(Sequence[str]):
@@ -129,7 +132,7 @@ def _identity(row: Mapping[str, Any]) -> tuple[str, str]:
 def _framed(file: Path, group: Sequence[tuple[int, dict]]) -> KeyFramedEpisode | BadEpisode:
     place, rows = f"{file}:{group[0][0]}", [row for _, row in group]
     task, number = _identity(rows[0])
-    name = f"{task}_{int(number):03d}" if number.isdigit() else f"{task}_{number}"
+    name = f"{task}_{int(number):03d}" if number.isdecimal() else f"{task}_{number}"
     frames = [row["frame"] for row in rows]
     if len(set(map(str, frames))) < len(frames):
         return BadEpisode(name, "duplicate frames", f"the frames {frames} of {name} name one frame twice", place)
@@ -146,7 +149,7 @@ def _framed(file: Path, group: Sequence[tuple[int, dict]]) -> KeyFramedEpisode |
 
 def _image(row: Mapping[str, Any], camera: str) -> str:
     view = row["views"].get(camera)
-    return str(view.get("image", "")) if isinstance(view, dict) else ""
+    return str(view.get("image") or "") if isinstance(view, dict) else ""
 
 
 def _raw(folder: Path, name: str) -> KeyFramedEpisode | BadEpisode:
@@ -174,6 +177,8 @@ def _raw_keys(annotation: Any) -> tuple[int, ...]:
     keys = [int(item["start_frame_id"]) for item in annotation] + [int(annotation[-1]["end_frame_id"])]
     if any(b <= a for a, b in zip(keys[:-1], keys[1:], strict=True)) or keys[0] < 0:
         raise ValueError(f"key frames {keys} do not rise")
+    if keys[-1] > LAST_FRAME:
+        raise ValueError(f"key frame {keys[-1]} is beyond any recording ({LAST_FRAME} frames)")
     return tuple(keys)
 
 

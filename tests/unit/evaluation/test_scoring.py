@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from megatron_rb.evaluation.html_report import PREDICTED, TRUE, draw
@@ -193,3 +195,28 @@ def test_a_broken_row_is_named(root):
     (root / "rows.jsonl").write_text("{}\nno json\n"[3:])
     with pytest.raises(ValueError, match="rows.jsonl:1 is not a row"):
         eval_tool.main(words)
+
+
+KINDS = [
+    POINT, POINT | {"coordinates": "pixels", "size": [20, 10]}, POINT | {"coordinates": "flagevalmm", "size": [20, 10]},
+    POINT | {"question_type": "uvd", "answer": "(750, 500, 1.0)"}, BOX,
+    {"question_type": "trace_2d", "answer": "[(0, 0), (9, 9)]"}, {"question_type": "trace_3d", "answer": "(1, 2, 0.3)"},
+    {"question_type": "length", "answer": "3 cm", "unit": "cm"}, {"question_type": "number", "answer": "3"},
+    {"question_type": "plan", "answer": "[1, 2]"}, {"question_type": "multiple-choice", "answer": "B"},
+    {"question_type": "yes-no", "answer": "yes"}, {"question_type": "hop", "answer": "<score>-5%</score>"},
+]  # fmt: skip
+PIECES = st.sampled_from([
+    "(", ")", "[", "]", "{", "}", ",", ";", ".", "-", "+", "e", "E", "%", "m", " cm", "\n", " ", '"', "x", "y=", "d",
+    "0", "1", "7", "12", "500", "1000", "1e9", "9" * 40, "0.5", "<score>", "</score>", "<answer>", "</think>", "nan",
+    "<point x=",
+    "A", "B", "answer is ", "yes", "\\scalar{", "\\distance_unit{", "point_2d", "```", "\ud800", "\x00", "−", "（",
+])  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(PIECES, max_size=30).map("".join) | st.text(max_size=60))
+def test_any_text_gets_a_score_in_range_and_a_reason_when_it_fails(root, text):
+    for question in KINDS:
+        result = score(question | {"question_id": "q"}, text, root)
+        assert 0.0 <= result.score <= 1.0 and np.isfinite([result.score, *result.measures.values()]).all()
+        assert bool(result.failure) == bool(result.problem) and not (result.failure and result.score)
