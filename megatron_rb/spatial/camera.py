@@ -58,6 +58,8 @@ class Camera:
             raise ValueError(f"intrinsics {matrix.tolist()} or pose {pose.tolist()} hold values that are not finite")
         if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
             raise ValueError(f"focal lengths {matrix[0, 0]:g} and {matrix[1, 1]:g} must be positive pixels")
+        if not np.allclose(matrix[2], (0, 0, 1)):
+            raise ValueError(f"the last row of the intrinsics is {matrix[2].tolist()}; it must be 0, 0, 1")
         turn = pose[:3, :3]
         if np.abs(turn @ turn.T - np.eye(3)).max() > ROTATION_TOLERANCE or np.linalg.det(turn) < 0:
             raise ValueError(

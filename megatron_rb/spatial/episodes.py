@@ -104,7 +104,7 @@ def _read_file(file: Path) -> Iterator[Episode | BadEpisode]:
         try:
             row = json.loads(line)
             rows.setdefault((str(row["task"]), int(row["episode"])), []).append((number, row))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             reason = f"{file}:{number} is not an episode frame: {error!r}; see the README there"
             yield BadEpisode(f"line {number}", "not an episode frame", reason, f"{file}:{number}")
     for (task, number), frames in rows.items():
@@ -123,8 +123,9 @@ def _episode(file: Path, name: str, task: str, lines: list[tuple[int, dict]]) ->
         return Episode(name, task, str(rows[0]["instruction"]), frames)
     except _BadFrame as bad:
         return BadEpisode(name, bad.problem, f"{name}: {bad}", place)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return BadEpisode(name, "not an episode frame", f"a frame of {name} lacks a field: {error!r}", place)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"a frame of {name} lacks a field or has one of another form: {error!r}"
+        return BadEpisode(name, "not an episode frame", reason, place)
 
 
 class _BadFrame(Exception):

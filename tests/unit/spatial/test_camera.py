@@ -52,7 +52,12 @@ def test_point_behind_the_camera_has_no_pixel():
 
 @pytest.mark.parametrize(
     ("intrinsics", "message"),
-    [(np.eye(2), "3 x 3 or 4 x 4"), (np.zeros((3, 3)), "positive"), (np.full((3, 3), np.nan), "not finite")],
+    [
+        (np.eye(2), "3 x 3 or 4 x 4"),
+        (np.zeros((3, 3)), "positive"),
+        (np.full((3, 3), np.nan), "not finite"),
+        (np.diag([9.0, 9, 0]), "must be 0, 0, 1"),
+    ],
 )
 def test_unusable_intrinsics_are_refused(intrinsics, message):
     with pytest.raises(ValueError, match=message):
