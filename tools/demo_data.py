@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_rb.spatial.builders import TASKS, write_split
+from megatron_rb.spatial.points import ImageSize
 from megatron_rb.spatial.rows import DEMO_TASKS, SampleMix
 
 
@@ -19,6 +20,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tasks", nargs="+", default=list(DEMO_TASKS), choices=sorted(TASKS), metavar="TASK",
                         help=", ".join(sorted(TASKS)))  # fmt: skip
     parser.add_argument("--answer-form", default="2.5", help="2.5: 0-1000 and metres; 2.0: pixels")
+    parser.add_argument("--answer-size", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"),
+                        help="2.0: size of a picture as the processor resizes it; default as it lies there")  # fmt: skip
     parser.add_argument("--views", nargs="+", default=["side"], help="side, front")
     parser.add_argument("--windows", type=int, default=4, help="random cuts per object and frame; 0 = whole pictures")
     parser.add_argument("--window-side", type=int, default=128, help="pixels")
@@ -27,7 +30,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     sizes = {"windows": args.windows, "window_side": args.window_side, "hops_per_episode": args.hops_per_episode}
     try:
-        mix = SampleMix(tasks=args.tasks, views=args.views, version=args.answer_form, **sizes)
+        size = ImageSize(*args.answer_size) if args.answer_size else None
+        mix = SampleMix(tasks=args.tasks, views=args.views, version=args.answer_form, answer_size=size, **sizes)
         mixes = {"train": mix, "heldout": replace(mix, windows=min(mix.windows, 1))}
         for split, mix_of_split in mixes.items():
             report = write_split(args.episodes / split, args.out, split, mix_of_split, args.seed)

@@ -266,11 +266,11 @@ def test_the_command_says_what_it_left_out(folder, tmp_path, capsys):
     for split in ("train", "heldout"):
         shutil.copytree(folder, tmp_path / "episodes" / split)
     words = ["--episodes", str(tmp_path / "episodes"), "--out", str(tmp_path / "out"), "--windows", "0"]
-    assert demo_data.main([*words, "--tasks", "trace_2d", "--answer-form", "2.0"]) == 0
+    assert demo_data.main([*words, "--tasks", "trace_2d", "--answer-form", "2.0", "--answer-size", "448", "224"]) == 0
     said = capsys.readouterr().out
     assert "refused episodes: 1 duplicate frames" in said and "not checked by depth: 4 trace_2d" in said
     row = json.loads((tmp_path / "out/train.jsonl").read_text().splitlines()[0])
-    assert row["points"]["frame"] == "pixels"
+    assert row["points"]["frame"] == "pixels" and row["points"]["size"] == [448, 224]
     with pytest.raises(ValueError, match="lies in"):
         write_split(folder, folder / "out", "train", SampleMix(), seed=0)
     assert demo_data.main([*words, "--tasks", "uvd", "--answer-form", "2.0"]) == 2
