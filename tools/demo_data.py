@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
                         help=", ".join(sorted(TASKS)))  # fmt: skip
     parser.add_argument("--answer-form", default="2.5", help="2.5: 0-1000 and metres; 2.0: pixels")
     parser.add_argument("--answer-size", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"),
-                        help="2.0: size of a picture as the processor resizes it; default as it lies there")  # fmt: skip
+                        help="2.0: of a picture as the processor resizes it; default as it lies there")  # fmt: skip
     parser.add_argument("--views", nargs="+", default=["side"], help="side, front")
     parser.add_argument("--windows", type=int, default=4, help="random cuts per object and frame; 0 = whole pictures")
     parser.add_argument("--window-side", type=int, default=128, help="pixels")

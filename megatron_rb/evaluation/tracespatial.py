@@ -19,7 +19,7 @@ from megatron_rb.evaluation.trace3d import OrientedBox, TraceScene, build_scene,
 from megatron_rb.evaluation.trace_metrics import EVEN_POINTS, discrete_frechet, hausdorff, rmse_resampled
 from megatron_rb.spatial.camera import resolution_problem
 from megatron_rb.spatial.points import GRID, ImageSize
-from megatron_rb.spatial.prompts import format_points_with_depth
+from megatron_rb.spatial.prompts import OBJECT_TRACE, format_points_with_depth
 from megatron_rb.spatial.traces import resample
 
 QUESTIONS, MEDIA = "trajectory_dataset.json", "raw_data"
@@ -31,12 +31,6 @@ NEEDED = (
 MILLIMETRES = 1000.0
 LARGEST_FRECHET = 100.0
 """Metres; a trace that is further away is left out of the mean distances, as in the released evaluation."""
-PROMPT = (
-    'Point the 3D object-centric visual trace for the task "{task}". Your answer should be formatted as a list of '
-    "tuples, i.e., [(x1, y1, d1), (x2, y2, d2), ...], where each tuple contains the x and y coordinates of the point, "
-    "and d is the depth of the point."
-)
-"""The question as the benchmark's authors ask their own model."""
 
 
 def is_trace_spatial(folder: Path) -> bool:
@@ -76,7 +70,7 @@ def _question(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     answer = np.column_stack([np.rint(pixels / size * GRID), truth[:, 2]])
     made = {
         "question_id": str(row["id"]), "img_path": f"{MEDIA}/{row['image_path']}", "question_type": KIND,
-        "question": PROMPT.format(task=row["prompt"]), "answer": format_points_with_depth(answer),
+        "question": OBJECT_TRACE.format(instruction=row["prompt"]), "answer": format_points_with_depth(answer),
     }  # fmt: skip
     return {**row, **made}
 

@@ -18,10 +18,12 @@ from megatron_rb.spatial.points import ImageSize, inside, pixel_index, pixels_to
 Row = dict[str, Any]
 
 OBJECT_NAMES = {"cube": "red cube", "cubeA": "red cube", "cubeB": "green cube"}
+GRASPED = {"lift": "cube", "stack": "cubeA"}
+"""Task -> the object that is moved."""
 MOST_WAYPOINTS = 8
 DEMO_TASKS = ("pointing", "uvd", "waypoints", "hop")
 
-WITH_DEPTH = ("uvd", "waypoints", "trace_3d", "trace_lift")
+WITH_DEPTH = ("uvd", "waypoints", "trace_3d", "trace_object", "trace_lift")
 """Tasks of RoboBrain 2.5 alone."""
 
 

@@ -11,6 +11,7 @@ from megatron_rb.spatial.depth import FARTHEST, DepthProblem
 from megatron_rb.spatial.episodes import Episode, Frame, View
 from megatron_rb.spatial.points import pixels_to_grid
 from megatron_rb.spatial.rows import (
+    GRASPED,
     OBJECT_NAMES,
     Build,
     Row,
@@ -30,7 +31,6 @@ from megatron_rb.spatial.values import Box
 UNITS = ("m", "cm", "inch")
 GRASPING = ("approach", "descend")
 """Phases in which the object to be grasped still lies free."""
-GRASPED = {"lift": "cube", "stack": "cubeA"}
 SURFACE_GAP = 0.05
 """Metres: how far the measured surface may lie from an object's centre before it is something else's surface."""
 

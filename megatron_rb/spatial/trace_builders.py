@@ -1,19 +1,21 @@
-"""Rows about the way of the gripper: 3-D traces, 2-D traces, and the lifting of one to the other.
+"""Rows about the way of the gripper or of what it moves: 3-D traces, 2-D traces, and the lifting of one to the other.
 
 Source: RoboTracer / RoboBrain 2.5: at most 8 key points by Ramer-Douglas-Peucker, depth in metres with three decimals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from megatron_rb.spatial import prompts
 from megatron_rb.spatial.depth import DepthProblem, DepthReading, check_trace, read_at
-from megatron_rb.spatial.episodes import Episode, View
+from megatron_rb.spatial.episodes import Episode, Frame, View
 from megatron_rb.spatial.rows import (
+    GRASPED,
+    OBJECT_NAMES,
     Build,
     Row,
     RowKey,
@@ -26,13 +28,14 @@ from megatron_rb.spatial.rows import (
     to_answer,
     to_pixels,
     views_of,
+    visible_point,
 )
 from megatron_rb.spatial.traces import key_points
 
 
 @dataclass(frozen=True)
 class _Way:
-    """The gripper's way from one key frame to the end, seen by the camera of that frame."""
+    """A way from one key frame to the end, seen by the camera of that frame."""
 
     name: str
     view: View
@@ -49,6 +52,20 @@ def trace_3d(episode: Episode, build: Build) -> Iterator[Row]:
         truth = {"points": {"end effector": [as_listed(point) for point in answer]}}
         question = prompts.waypoints(episode.instruction)
         key = RowKey("trace_3d", way.name)
+        yield build_row(key, [way.image], question, prompts.format_points_with_depth(answer), truth)
+
+
+def trace_object(episode: Episode, build: Build) -> Iterator[Row]:
+    """The task in words -> (u, v, d) key points of the object that is moved, from where it is seen."""
+    name = GRASPED.get(episode.task)
+    if name is None:
+        build.report.skipped[f"trace_object: which object the task {episode.task} moves is not known"] += 1
+        return
+    for way in _ways(episode, build, "trace_object", name):
+        answer = to_answer(way.points, way.view)
+        truth = {"points": {OBJECT_NAMES.get(name, name): [as_listed(point) for point in answer]}}
+        question = f"{prompts.IMAGE}\n{prompts.OBJECT_TRACE.format(instruction=episode.instruction)}"
+        key = RowKey("trace_object", way.name)
         yield build_row(key, [way.image], question, prompts.format_points_with_depth(answer), truth)
 
 
@@ -79,27 +96,34 @@ def trace_lift(episode: Episode, build: Build) -> Iterator[Row]:
         yield build_row(key, [way.image], question, prompts.format_points_with_depth(answer), truth)
 
 
-def _ways(episode: Episode, build: Build, task: str) -> Iterator[_Way]:
+def _ways(episode: Episode, build: Build, task: str, moved: str = "") -> Iterator[_Way]:
+    """Ways of the gripper, or of the object `moved`."""
     for index in episode.key_frames()[:-1]:
-        positions = np.array([frame.eef_position for frame in episode.frames[index:]])
+        frames = episode.frames[index:]
+        if any(moved and moved not in frame.objects for frame in frames):
+            build.report.skipped[f"{task}: the object's place is not known"] += 1
+            continue
+        positions = np.array([frame.objects[moved] if moved else frame.eef_position for frame in frames])
         for name, view in views_of(episode.frames[index], build.mix.views):
             points, reason = seen_pixels(view.camera, positions)
-            if points is None:
+            if points is not None and moved:
+                _, reason = visible_point(view, moved, positions[0])
+            if points is None or reason:
                 build.report.skipped[f"{task}: {reason}"] += 1
                 continue
-            if not _confirmed(episode, index, name, build, task):
+            if not _confirmed(frames, positions, name, build, task):
                 continue
             image = relative_path(view.image, build.media_root)
             kept = key_points(positions)
             yield _Way(f"{episode.name}_{index:02d}_{name}", view, image, points[kept], episode)
 
 
-def _confirmed(episode: Episode, first: int, name: str, build: Build, task: str) -> bool:
-    """Whether the depth pictures of the frames show the gripper where the trace says; without any, nothing speaks
+def _confirmed(frames: Sequence[Frame], positions: np.ndarray, name: str, build: Build, task: str) -> bool:
+    """Whether the depth pictures of the frames show something where the trace says; without any, nothing speaks
     against it."""
     measured = [
-        _reading(frame.views[name], frame.eef_position)
-        for frame in episode.frames[first:]
+        _reading(frame.views[name], position)
+        for frame, position in zip(frames, positions, strict=True)
         if name in frame.views and frame.views[name].depth is not None
     ]
     if not measured:
@@ -127,6 +151,7 @@ def _reading(view: View, position: np.ndarray) -> tuple[np.ndarray, DepthReading
 
 TRACE_BUILDERS: Mapping[str, Callable[[Episode, Build], Iterator[Row]]] = {
     "trace_3d": trace_3d,
+    "trace_object": trace_object,
     "trace_2d": trace_2d,
     "trace_lift": trace_lift,
 }

@@ -14,7 +14,7 @@ from megatron_rb.tools import demo_data
 from megatron_rb.value.episodes import BadEpisode
 
 HELDOUT = Path(__file__).parents[3] / "examples" / "robosim" / "heldout"
-TRACES = ("trace_3d", "trace_2d", "trace_lift")
+TRACES = ("trace_3d", "trace_2d", "trace_object", "trace_lift")
 GEOMETRIC = ("pointing", "uvd", "waypoints", "grounding", "affordance", "measuring", "multi_view", *TRACES)
 EVERY = (*GEOMETRIC, "planning", "temporal_order", "hop")
 
@@ -173,7 +173,7 @@ def test_depth_that_cannot_be_used_is_counted(folder, change, reason):
         in_every(folder, "depth", change)
     rows, report = built(folder)
     kinds = {row["task"] for row in before} - {row["task"] for row in rows}
-    assert kinds == {"measuring", "trace_3d", "trace_2d", "trace_lift"}
+    assert kinds == {"measuring", *TRACES}
     assert report.skipped[f"measuring: {reason}"] > 0
     assert any(key.startswith("trace_3d: no point has a usable depth") for key in report.skipped)
 

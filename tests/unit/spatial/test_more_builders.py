@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,24 @@ def test_traces_pass_near_every_position_of_the_gripper():
         frames = episode_of(row).frames
         np.testing.assert_allclose(world[0], frames[first].eef_position, atol=3e-3)
         np.testing.assert_allclose(world[-1], frames[-1].eef_position, atol=3e-3)
+
+
+def test_the_trace_of_the_object_follows_it_from_where_it_is_seen():
+    rows, report = build("trace_object")
+    assert {row["id"][:5] for row in rows} == {"lift_", "stack"}
+    for row in rows:
+        points = parse_points_with_depth(row["answer"]).points
+        assert 2 <= len(points) <= 8 and "object-centric visual trace" in row["conversations"][0]["value"]
+        episode, first = episode_of(row), int(row["id"].split("_")[2])
+        name = "cube" if episode.task == "lift" else "cubeA"
+        view = episode.frames[first].views["side"]
+        world = Points(points, Unit.GRID).in_world(view.camera)
+        np.testing.assert_allclose(world[0], episode.frames[first].objects[name], atol=3e-3)
+        np.testing.assert_allclose(world[-1], episode.frames[-1].objects[name], atol=3e-3)
+        u, v = Points(points[:1], Unit.GRID).in_pixels(ImageSize(224, 224)).values[0, :2]
+        assert view.mask(name)[int(v), int(u)]
+    refused, report = build_rows([replace(EPISODES[0], task="fold")], ROOT, SampleMix(tasks=("trace_object",)), seed=0)
+    assert not refused and report.skipped["trace_object: which object the task fold moves is not known"] == 1
 
 
 def test_three_kinds_of_trace_rows_tell_the_same_way():
