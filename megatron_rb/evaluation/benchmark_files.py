@@ -21,8 +21,8 @@ from megatron_rb.evaluation.answer_file import write_whole
 
 QUESTION_TYPES = {
     "pointing": "pointing", "uvd": "uvd", "grounding": "box", "affordance": "box", "trace_2d": "trace_2d",
-    "trace_3d": "trace_3d", "waypoints": "trace_3d", "trace_lift": "trace_3d", "trace_object": "trace_3d", "measuring": "length",
-    "multi_view": "pointing", "planning": "plan", "temporal_order": "plan", "hop": "hop",
+    "trace_3d": "trace_3d", "waypoints": "trace_3d", "trace_lift": "trace_3d", "trace_object": "trace_3d",
+    "measuring": "length", "multi_view": "pointing", "planning": "plan", "temporal_order": "plan", "hop": "hop",
 }  # fmt: skip
 """Task of a training row -> how its answer is scored."""
 NUMBERED = re.compile(r"<image (\d+)>")
