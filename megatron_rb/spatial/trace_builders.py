@@ -32,6 +32,9 @@ from megatron_rb.spatial.rows import (
 )
 from megatron_rb.spatial.traces import key_points
 
+LEAST_WAY = 0.02
+"""Metres that an object has to move for its way to be asked for."""
+
 
 @dataclass(frozen=True)
 class _Way:
@@ -104,6 +107,9 @@ def _ways(episode: Episode, build: Build, task: str, moved: str = "") -> Iterato
             build.report.skipped[f"{task}: the object's place is not known"] += 1
             continue
         positions = np.array([frame.objects[moved] if moved else frame.eef_position for frame in frames])
+        if moved and np.linalg.norm(positions - positions[0], axis=1).max() < LEAST_WAY:
+            build.report.skipped[f"{task}: the object does not move any more"] += 1
+            continue
         for name, view in views_of(episode.frames[index], build.mix.views):
             points, reason = seen_pixels(view.camera, positions)
             if points is not None and moved:

@@ -89,10 +89,12 @@ def test_the_trace_of_the_object_follows_it_from_where_it_is_seen():
         name = "cube" if episode.task == "lift" else "cubeA"
         view = episode.frames[first].views["side"]
         world = Points(points, Unit.GRID).in_world(view.camera)
+        assert np.linalg.norm(world - world[0], axis=1).max() > 0.015
         np.testing.assert_allclose(world[0], episode.frames[first].objects[name], atol=3e-3)
         np.testing.assert_allclose(world[-1], episode.frames[-1].objects[name], atol=3e-3)
         u, v = Points(points[:1], Unit.GRID).in_pixels(ImageSize(224, 224)).values[0, :2]
         assert view.mask(name)[int(v), int(u)]
+    assert report.skipped["trace_object: the object does not move any more"] > 0  # it has been put down
     refused, report = build_rows([replace(EPISODES[0], task="fold")], ROOT, SampleMix(tasks=("trace_object",)), seed=0)
     assert not refused and report.skipped["trace_object: which object the task fold moves is not known"] == 1
 
