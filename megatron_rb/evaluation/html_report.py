@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from megatron_rb.evaluation import tracespatial, truth
 from megatron_rb.evaluation.answer_file import write_whole
@@ -76,7 +76,7 @@ def draw(question: Mapping[str, Any], answer: str, root: Path) -> Image.Image | 
     paths = image_paths(question)
     try:
         with Image.open(root / paths[-1]) as opened:
-            image = opened.convert("RGB")
+            image = ImageOps.exif_transpose(opened).convert("RGB")  # as the model was shown it
     except (IndexError, OSError):  # none, missing, or broken: the card then says so in words
         return None
     _draw_mask(image, question, root)
