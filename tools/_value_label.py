@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -20,9 +21,12 @@ def main(argv: list[str]) -> int:
         options.chunk, options.chunk_rule, pairs, options.quantisation,
         options.permuted_share, options.view_dropout, options.context_dropout, options.reference_swap,
     )  # fmt: skip
-    part, total = (int(number) for number in options.part.split("/"))
+    part = re.fullmatch(r"(\d+)/(\d+)", options.part)
+    if part is None:
+        raise ValueError(f"--part {options.part} is not K/N, e.g. 0/4 for the first of four")
+    mine = int(part[1]), int(part[2])
     report = write_hop_samples(
-        Path(options.data), Path(options.out), rules, options.seed, part=(part, total), progress=sys.stderr.isatty()
+        Path(options.data), Path(options.out), rules, options.seed, part=mine, progress=sys.stderr.isatty()
     )
     refused = ", ".join(f"{count} {problem}" for problem, count in report.refused.items())
     print(f"{options.out}: {report.samples} samples of {report.episodes} episodes; refused: {refused or 'none'}")

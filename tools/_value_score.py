@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_rb.evaluation.answer_file import write_whole
 from megatron_rb.evaluation.answer_source import add_arguments, answers_of
 from megatron_rb.evaluation.value_scores import curves_of, score_questions
 from megatron_rb.launch.workers import start_workers
@@ -17,23 +18,31 @@ from megatron_rb.value.reconstruct import Consistency
 
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
-    scored = list(score_questions(Path(options.data), options.interval))
+    consistency, out = Consistency(options.alpha), Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scored = list(score_questions(Path(options.data), options.interval, None if options.answers else out.parent))
     usable = [item for item in scored if not isinstance(item, BadEpisode)]
-    for bad in (item for item in scored if isinstance(item, BadEpisode)):
-        print(f"not scored: {bad.reason} ({bad.place})")
+    bad = [item for item in scored if isinstance(item, BadEpisode)]
+    for episode in bad:
+        print(f"not scored: {episode.reason} ({episode.place})")
     if not usable:
         raise ValueError(f"{options.data} holds no episode that can be scored")
-    root = Path(options.data).parent if Path(options.data).is_file() else Path()
     questions = [row for _, _, rows in usable for row in rows]
-    said = Path(options.out).with_suffix(".answers.jsonl")
-    answers = answers_of(options, questions, root, said, start_workers)
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    curves = [curves_of(episode.name, frames, answers, Consistency(options.alpha)) for episode, frames, _ in usable]
-    out.write_text("".join(json.dumps(curve.as_json()) + "\n" for curve in curves))
+    answers = answers_of(options, questions, out.parent, out.with_suffix(".answers.jsonl"), start_workers)
+    strangers = len(answers.keys() - {row["id"] for row in questions})
+    if strangers:
+        print(f"{strangers} answers belong to no question: other episodes, or another --interval")
+    curves = [curves_of(item.name, frames, answers, consistency) for item, frames, _ in usable]
+    write_whole(out, "".join(json.dumps(curve.as_json()) + "\n" for curve in curves))
+    short = sum(len(frames) < 3 for _, frames, _ in usable)
+    if short:
+        print(f"{short} episodes have but two scored frames, too few for an order; lower --interval {options.interval}")
     plus, minus = (np.mean([getattr(curve, name) for curve in curves]) for name in ("voc_plus", "voc_minus"))
     unreadable, total = sum(curve.unreadable for curve in curves), sum(curve.answers for curve in curves)
-    print(f"{out}: {len(curves)} episodes, VOC+ {plus:.4f}, VOC- {minus:.4f}, {unreadable} of {total} unreadable")
+    print(
+        f"{out}: {len(curves)} episodes ({len(bad)} not scored), VOC+ {plus:.4f}, VOC- {minus:.4f}, {unreadable} of "
+        f"{total} unreadable"
+    )
     return 0
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_rb.spatial.builders import write_split
+from megatron_rb.spatial.builders import TASKS, write_split
+from megatron_rb.spatial.points import ImageSize
 from megatron_rb.spatial.rows import DEMO_TASKS, SampleMix
 
 
@@ -15,7 +17,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="rb demo-data", description=__doc__)
     parser.add_argument("--episodes", type=Path, default=Path("examples/robosim"), help="holds train/ and heldout/")
     parser.add_argument("--out", type=Path, required=True, help="folder for train.jsonl, heldout.jsonl and media/")
-    parser.add_argument("--tasks", nargs="+", default=list(DEMO_TASKS), help="pointing, uvd, waypoints, hop")
+    parser.add_argument("--tasks", nargs="+", default=list(DEMO_TASKS), choices=sorted(TASKS), metavar="TASK",
+                        help=", ".join(sorted(TASKS)))  # fmt: skip
+    parser.add_argument("--answer-form", default="2.5", help="2.5: 0-1000 and metres; 2.0: pixels")
+    parser.add_argument("--answer-size", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"),
+                        help="2.0: of a picture as the processor resizes it; default as it lies there")  # fmt: skip
     parser.add_argument("--views", nargs="+", default=["side"], help="side, front")
     parser.add_argument("--windows", type=int, default=4, help="random cuts per object and frame; 0 = whole pictures")
     parser.add_argument("--window-side", type=int, default=128, help="pixels")
@@ -23,14 +29,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     sizes = {"windows": args.windows, "window_side": args.window_side, "hops_per_episode": args.hops_per_episode}
-    mix = SampleMix(tasks=args.tasks, views=args.views, **sizes)
     try:
+        size = ImageSize(*args.answer_size) if args.answer_size else None
+        mix = SampleMix(tasks=args.tasks, views=args.views, version=args.answer_form, answer_size=size, **sizes)
         mixes = {"train": mix, "heldout": replace(mix, windows=min(mix.windows, 1))}
         for split, mix_of_split in mixes.items():
             report = write_split(args.episodes / split, args.out, split, mix_of_split, args.seed)
-            rows, skipped = (", ".join(f"{n} {name}" for name, n in c.items()) for c in (report.rows, report.skipped))
-            print(f"{args.out / split}.jsonl: {rows}; not built: {skipped or 'none'}")
+            print(f"{args.out / split}.jsonl: {_counts(report.rows)}")
+            for what, counts in (("not built", report.skipped), ("not checked by depth", report.unchecked),
+                                 ("refused episodes", report.refused)):  # fmt: skip
+                print(f"  {what}: {_counts(counts)}")
     except ValueError as error:
         print(f"rb demo-data: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"

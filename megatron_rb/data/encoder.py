@@ -99,6 +99,7 @@ class SampleEncoder:
 
     def _assemble(self, conversation: Conversation, infos: Sequence[MediaInfo], pieces: list[Piece]) -> EncodedSample:
         shown = [self._show(ref, info) for ref, info in zip(conversation.media, infos, strict=True)]
+        self._check_pixels(conversation.pixels_of, shown)
         waiting = iter(shown)
         encoded = [self._encode(piece, waiting) for piece in pieces]
         if next(waiting, None) is not None:
@@ -128,6 +129,19 @@ class SampleEncoder:
         counts[pads] = repeats
         labels = np.where(pads | (not piece.learned), NO_LOSS, ids).astype(np.int32)
         return np.repeat(ids, counts), np.repeat(labels, counts)
+
+    def _check_pixels(self, named: tuple[int, int] | None, shown: Sequence[_Shown]) -> None:
+        """An answer in pixels means those of the last picture as the model sees it; resizing has moved all others."""
+        if named is None or not shown:
+            return
+        side = self.processor.patch_size
+        seen = shown[-1].grid.w * side, shown[-1].grid.h * side
+        if named != seen:
+            raise BadSample(
+                "pixels of another size",
+                f"the answer names pixels of {named[0]} x {named[1]}, the model is shown {seen[0]} x {seen[1]}; write "
+                f"the row for that size, or in 0-1000",
+            )
 
     def _show(self, ref: MediaRef, info: MediaInfo) -> _Shown:
         try:

@@ -32,6 +32,14 @@ def check_points(row: Mapping[str, Any]) -> None:
             raise BadSample("point outside", f"the point ({u:g}, {v:g}) lies outside {width:g} x {height:g}")
 
 
+def pixel_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(width, height) of the picture whose pixels the points of a checked row are; None for 0-1000, or no points."""
+    given = row.get("points")
+    if not isinstance(given, Mapping) or "points" not in given or given.get("frame", GRID) != PIXELS:
+        return None
+    return int(given["size"][0]), int(given["size"][1])
+
+
 def _extent(given: Mapping[str, Any]) -> tuple[float, float]:
     frame = given.get("frame", GRID)
     if frame == GRID:

@@ -22,6 +22,9 @@ from megatron_rb.value.label import BLANK, LabelledEpisode, LabelRules, Referenc
 VIDEO_FPS = 30.0
 """For containers that do not tell their rate; frames are picked by number, so it decides nothing."""
 
+DECODED = 256
+"""Frames of a video in memory at a time."""
+
 
 @dataclass
 class HopFileReport:
@@ -35,6 +38,8 @@ def write_hop_samples(
     data: Path, out: Path, rules: LabelRules, seed: int, *, part: tuple[int, int] = (0, 1), progress: bool = False
 ) -> HopFileReport:
     """Label every episode of `data` and write `out`, beside it the ledger `<out>.ledger.jsonl`.
+
+    `out` appears when it is complete; until then the samples are in `<out>.partial`.
 
     Paths are written relative to the folder of `out`. Frames of videos are stored below it. A sample depends
     on the seed and its episode alone (with `reference_swap` on earlier episodes of the file too), so the parts of
@@ -50,7 +55,9 @@ def write_hop_samples(
         raise ValueError(f"part {part[0]} of {part[1]} does not exist; count from 0")
     out.parent.mkdir(parents=True, exist_ok=True)
     report, pool = HopFileReport(), ReferencePool()
-    with Ledger(out.with_suffix(".ledger.jsonl")) as ledger, open(out, "w", encoding="utf-8") as lines:
+    refusals, partial = out.with_suffix(".ledger.jsonl"), out.with_name(out.name + ".partial")
+    refusals.unlink(missing_ok=True)
+    with Ledger(refusals) as ledger, open(partial, "w", encoding="utf-8") as lines:
         for number, episode in enumerate(_shown(data, progress)):
             mine = number % part[1] == part[0]
             others = pool.of_task(episode) if rules.reference_swap and isinstance(episode, KeyFramedEpisode) else []
@@ -65,11 +72,13 @@ def write_hop_samples(
                 continue
             report.episodes += 1
             for row in hop_rows(labelled, rules, seed, others):
-                row["image"] = [_path(path, data, out.parent) for path in row["image"]]
+                row["image"] = [path_from(path, data, out.parent) for path in row["image"]]
                 lines.write(json.dumps(row) + "\n")
                 report.samples += 1
     if not report.samples:
+        partial.unlink()
         raise ValueError(f"no episode of {data} gives a sample ({dict(report.refused)}); see {ledger.path}")
+    partial.replace(out)
     Image.new("RGB", (64, 64)).save(out.parent / BLANK)
     return report
 
@@ -82,7 +91,7 @@ def _labelled(
         return labelled
     shown = {*labelled.pairs.before.tolist(), *labelled.pairs.after.tolist(), labelled.states[0], labelled.states[-1]}
     try:
-        _store_frames(labelled.episode, labelled.cameras, shown, folder)
+        store_frames(labelled.episode, labelled.cameras, shown, folder)
     except (BadSample, OSError) as error:
         return BadEpisode(labelled.episode.name, "unreadable video", str(error), str(data))
     return labelled
@@ -93,7 +102,7 @@ def _remember(pool: ReferencePool, episode: KeyFramedEpisode | BadEpisode, folde
     if isinstance(episode, BadEpisode):
         return
     with contextlib.suppress(BadSample, OSError):  # refused, with its line in the ledger, by the part that labels it
-        _store_frames(episode, list(episode.images)[:1], {episode.key_frames[0], episode.key_frames[-1]}, folder)
+        store_frames(episode, list(episode.images)[:1], {episode.key_frames[0], episode.key_frames[-1]}, folder)
         pool.add(episode)
 
 
@@ -109,23 +118,34 @@ def _shown(data: Path, progress: bool):  # type: ignore[no-untyped-def]
             yield episode
 
 
-def _store_frames(episode: KeyFramedEpisode, cameras: Iterable[str], numbers: Set[int], folder: Path) -> None:
-    """Write frames of videos as pictures; those that lie there already are kept."""
+def store_frames(episode: KeyFramedEpisode, cameras: Iterable[str], numbers: Set[int], folder: Path) -> None:
+    """Write frames of videos as pictures below `folder`; those that are newer than their video are kept.
+
+    Raises:
+        BadSample: the video is missing, does not decode, or has too few frames.
+    """
     for camera in set(cameras):
         frames = episode.images[camera]
         if not isinstance(frames, VideoFrames):
             continue
-        missing = sorted(number for number in numbers if not (folder / frames[number]).is_file())
+        missing = sorted(number for number in numbers if not _is_newer(folder / frames[number], frames.video))
         if not missing:
             continue
         ref = MediaRef("video", str(frames.video))
-        for number, image in zip(missing, load_frames(ref, inspect_media(ref, VIDEO_FPS), missing), strict=True):
-            target = folder / frames[number]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            image.save(target, quality=95)
+        info = inspect_media(ref, VIDEO_FPS)
+        for start in range(0, len(missing), DECODED):
+            part = missing[start : start + DECODED]
+            for number, image in zip(part, load_frames(ref, info, part), strict=True):
+                target = folder / frames[number]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                image.save(target, quality=95)
 
 
-def _path(path: str, data: Path, folder: Path) -> str:
+def _is_newer(picture: Path, video: Path) -> bool:
+    return picture.is_file() and video.is_file() and picture.stat().st_mtime >= video.stat().st_mtime
+
+
+def path_from(path: str, data: Path, folder: Path) -> str:
     """A path as it is to be read from `folder`: frames and the blank picture lie there, others by the data."""
     if path == BLANK or path.startswith("frames/"):
         return path

@@ -39,7 +39,7 @@ class Ledger:
             "reason": reason,
             **fields,
         }
-        os.write(self._file, (json.dumps(entry, ensure_ascii=False) + "\n").encode())
+        os.write(self._file, (json.dumps(entry, ensure_ascii=False) + "\n").encode(errors="replace"))
 
     def close(self) -> None:
         if self._file >= 0:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_rb.data.ground_truth import check_points
+from megatron_rb.data.ground_truth import check_points, pixel_size
 from megatron_rb.data.problems import BadSample
 
 ROLES = {
@@ -46,6 +46,8 @@ class Turn:
 class Conversation:
     sample_id: str
     turns: tuple[Turn, ...]
+    pixels_of: tuple[int, int] | None = None
+    """(width, height) of the picture whose pixels the answer names; None when it names none, or places in 0-1000."""
 
     @property
     def media(self) -> tuple[MediaRef, ...]:
@@ -81,7 +83,7 @@ def parse_row(row: Mapping[str, Any], default_id: str, media_root: Path) -> Conv
         items.check_used_up()
     if not any(turn.role == "assistant" for turn in turns):
         raise BadSample("no assistant turn", "the conversation has no assistant turn, so there is nothing to learn")
-    return Conversation(str(row.get("id", default_id)), turns)
+    return Conversation(str(row.get("id", default_id)), turns, pixel_size(row))
 
 
 class _Stock:

@@ -8,12 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from megatron_rb.spatial.answers import final_answer
+
 IOU_THRESHOLDS = (0.5, 0.75, 0.9)
 MRA_THRESHOLDS = np.arange(0.5, 0.951, 0.05)
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes [4] (x1, y1, x2, y2) in one unit; 0 where both are empty."""
+    """Intersection over union of two boxes `[4]` (x1, y1, x2, y2) in one unit; 0 where both are empty.
+
+    Protocol (affordance, ShareRobot): one box per answer. The mean over all questions, which FlagEvalMM calls average
+    precision, is the score of the kind; an answer without a box is 0, where that tool leaves it out.
+    """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
     common = float(np.prod(np.maximum(sides, 0.0)))
@@ -22,19 +28,27 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def iou_at(ious: Sequence[float], threshold: float) -> float:
-    """Share of boxes with an IoU of at least the threshold; a failed answer counts as 0."""
+    """Share of all questions with an IoU of at least the threshold (.5, .75, .9); a failed answer counts as 0."""
     return float((np.asarray(ious, dtype=np.float64) >= threshold).mean())
 
 
 def ratio_success(predicted: float, truth: float, factor: float = 2.0) -> bool:
-    """MSMU and Q-Spatial: right when 1 / factor <= predicted / truth <= factor; both in one unit, truth positive."""
+    """MSMU and Q-Spatial: right when 1 / factor <= predicted / truth <= factor; both in one unit, truth positive.
+
+    Protocol: the share of right answers over all questions; one without a length, or with several that contradict each
+    other, is wrong.
+    """
     if not truth > 0:
         raise ValueError(f"the true length {truth} must be positive")
     return 1.0 / factor <= predicted / truth <= factor
 
 
 def mean_relative_accuracy(predicted: float, truth: float) -> float:
-    """VSI-Bench: share of thresholds t in .50, .55, ..., .95 with |predicted - truth| / |truth| < 1 - t."""
+    """VSI-Bench: share of thresholds t in .50, .55, ..., .95 with |predicted - truth| / |truth| < 1 - t.
+
+    Protocol as in the paper; its released code, and FlagEvalMM, count the border itself as met (<=). The mean over all
+    questions is the score; an answer without one clear number is 0, where that code takes the first number it finds.
+    """
     if truth == 0 or not np.isfinite(truth):
         raise ValueError(f"the true number {truth} must be finite and not 0")
     error = abs(predicted - truth) / abs(truth)
@@ -43,14 +57,23 @@ def mean_relative_accuracy(predicted: float, truth: float) -> float:
 
 
 def plan_match(predicted: str, truth: Any) -> bool:
-    """Multi-robot planning: the answer is JSON and equal to the truth; order of keys and blanks do not matter.
+    """Multi-robot planning (RoboBrain 2.0): the answer is JSON and equal to the truth, 0 or 1 per question.
 
-    A Markdown fence around the JSON is taken off. Text that is no JSON is wrong.
+    Order of keys and blanks do not matter; nothing is scored in part. A Markdown fence around the JSON, thoughts before
+    it and `<answer>` tags are taken off. Text that is no JSON is wrong.
     """
-    text = predicted.strip()
+    value, wrong = read_plan(predicted)
+    if wrong:
+        return False
+    return bool(value == (read_plan(truth)[0] if isinstance(truth, str) else truth))
+
+
+def read_plan(text: str) -> tuple[Any, str]:
+    """The JSON of an answer, and why there is none."""
+    text = final_answer(text).strip()
     if text.startswith("```"):
         text = text.partition("\n")[2].rpartition("```")[0]
     try:
-        return bool(json.loads(text) == (json.loads(truth) if isinstance(truth, str) else truth))
-    except ValueError:
-        return False
+        return json.loads(text), ""
+    except (ValueError, RecursionError) as error:
+        return None, f"the answer is no JSON: {error}"

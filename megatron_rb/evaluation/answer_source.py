@@ -38,6 +38,29 @@ def add_arguments(parser: argparse.ArgumentParser, max_new_tokens: int, answers_
     stack.add_argument("--sampling-seed", type=int, default=0, help="draws depend on it and the question id alone")
 
 
+def shown_size(options: argparse.Namespace) -> Callable[[int, int], tuple[int, int]] | None:
+    """(width, height) of a picture -> that of what the model's processor makes of it; None for recorded answers."""
+    if options.answers:
+        return None
+    install_mcore_shims(get_platform("auto"))
+    from megatron_rb.config.schema import DataConfig
+    from megatron_rb.data.build import build_encoder
+    from megatron_rb.evaluation.stack_answers import StackRequest, find_weights
+    from megatron_rb.models.robobrain.config import load_shape
+
+    settings, folder = DataConfig(), Path(options.hf or "")
+    if options.ckpt:
+        weights = find_weights(StackRequest(options.ckpt, options.tokenizer))
+        folder, settings = weights.hf, weights.config.data if weights.config is not None else settings
+    processor = build_encoder(settings, str(folder), load_shape(str(folder))).processor
+
+    def shown(width: int, height: int) -> tuple[int, int]:
+        grid = processor.image_grid(height, width)
+        return grid.w * processor.patch_size, grid.h * processor.patch_size
+
+    return shown
+
+
 def answers_of(
     options: argparse.Namespace, questions: Sequence[dict], media_root: Path, out: Path,
     start_workers: Callable[[str, Path, int], int],

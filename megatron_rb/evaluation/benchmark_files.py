@@ -17,11 +17,12 @@ from string import ascii_uppercase
 from typing import Any
 
 from megatron_rb.evaluation import tracespatial
+from megatron_rb.evaluation.answer_file import write_whole
 
 QUESTION_TYPES = {
     "pointing": "pointing", "uvd": "uvd", "grounding": "box", "affordance": "box", "trace_2d": "trace_2d",
-    "trace_3d": "trace_3d", "waypoints": "trace_3d", "trace_lift": "trace_3d", "measuring": "length",
-    "multi_view": "pointing", "planning": "plan", "temporal_order": "plan", "hop": "hop",
+    "trace_3d": "trace_3d", "waypoints": "trace_3d", "trace_lift": "trace_3d", "trace_object": "trace_3d",
+    "measuring": "length", "multi_view": "pointing", "planning": "plan", "temporal_order": "plan", "hop": "hop",
 }  # fmt: skip
 """Task of a training row -> how its answer is scored."""
 NUMBERED = re.compile(r"<image (\d+)>")
@@ -41,7 +42,10 @@ def read_questions(folder: Path) -> list[dict[str, Any]]:
     file = folder / "data.json" if folder.is_dir() else folder
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}; rb eval reads FlagEvalMM's data.json")
-    rows = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(rows, list) or not all(
         isinstance(r, dict) and {"question_id", "question"} <= r.keys() for r in rows
     ):
@@ -77,7 +81,8 @@ def write_predictions(
         key = str(question["question_id"])
         tries = [answers[f"{key}_inference_{n}"] for n in _tries(key, answers)]
         rows.append(_prediction(question, answers.get(key, ""), tries, usage))
-    file.write_text(json.dumps(rows, indent=2, ensure_ascii=False), encoding="utf-8")
+    text = json.dumps(rows, indent=2, ensure_ascii=False)
+    write_whole(file, text.encode(errors="replace").decode())  # half a surrogate pair has no UTF-8
 
 
 def _prediction(
@@ -148,5 +153,8 @@ def _question(row: Mapping[str, Any]) -> dict[str, Any]:
         "question_id": row["id"], "img_path": list(row["image"]), "question": human, "question_type": kind,
         "answer": row["answer"], "task": row.get("task"),
     }  # fmt: skip
-    kept = {key: row[key] for key in ("hop", "metres", "steps", "order", "box", "progress") if key in row}
+    kept = {key: row[key] for key in ("hop", "metres", "unit", "steps", "order", "box", "progress") if key in row}
+    points = row.get("points")
+    if isinstance(points, dict) and "frame" in points:  # its answer is in pixels
+        kept |= {key: points[key] for key in ("frame", "size") if key in points}
     return made | kept | ({"mask_path": row["mask"]} if "mask" in row else {})

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_rb.evaluation.trace3d import OrientedBox, build_scene, score_trace
-from megatron_rb.spatial.answers import parse_points, parse_points_with_depth
+from megatron_rb.spatial.answers import parse_box, parse_points, parse_points_with_depth
+from megatron_rb.spatial.text_answers import parse_choice, parse_length
 from megatron_rb.value.answers import parse_score
 from megatron_rb.value.reconstruct import conservative
 from megatron_rb.value.sampling import PairRules, episode_generator, sample_pairs
@@ -38,6 +39,9 @@ def measure(seconds: float) -> list[DataSpeed]:
     points = [f"[({a}, {b}), ({b}, {a})]" for a, b in rng.integers(0, 1000, (500, 2))]
     traces = [f"[({a}, {b}, {a / 500 + 0.1:.3f}), ({b}, {a}, 1.005)]" for a, b in rng.integers(0, 1000, (500, 2))]
     scores = [f"<score>{a:+d}%</score>" for a in rng.integers(-100, 101, 500)]
+    boxes = [f"[{a}, {b}, {a + 90}, {b + 90}]" for a, b in rng.integers(0, 900, (500, 2))]
+    lengths = [f"{a / 10:.1f} cm" for a in rng.integers(1, 3000, 500)]
+    choices = [f"The answer is {'ABCD'[a]}." for a in rng.integers(0, 4, 500)]
     room = _Room.drawn(rng)
     jobs: list[tuple[str, str, float, Callable[[int], int]]] = [
         ("hop pairs", "pairs", 100_000, lambda i: _pairs(states[i % 4], i)),
@@ -45,6 +49,9 @@ def measure(seconds: float) -> list[DataSpeed]:
         ("parsing points", "answers", 100_000, lambda i: len([parse_points(text) for text in points])),
         ("parsing traces", "answers", 100_000, lambda i: len([parse_points_with_depth(text) for text in traces])),
         ("parsing scores", "answers", 100_000, lambda i: len([parse_score(text) for text in scores])),
+        ("parsing boxes", "answers", 100_000, lambda i: len([parse_box(text) for text in boxes])),
+        ("parsing lengths", "answers", 100_000, lambda i: len([parse_length(text) for text in lengths])),
+        ("parsing choices", "answers", 100_000, lambda i: len([parse_choice(text) for text in choices])),
         ("3-D trace scenes", "scenes", 100 / 60, lambda i: room.score()),
     ]
     return [_timed(name, unit, target, job, seconds) for name, unit, target, job in jobs]

@@ -88,7 +88,7 @@ def build_scene(
 
 
 def score_trace(points: np.ndarray | None, scene: TraceScene) -> TraceScore:
-    """Judge one answer.
+    """Judge one answer by the protocol above.
 
     Args:
         points: [n, 3] camera XYZ metres; None or empty = the answer could not be read, which fails everything.

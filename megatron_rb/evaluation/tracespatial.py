@@ -16,9 +16,11 @@ import numpy as np
 from PIL import Image
 
 from megatron_rb.evaluation.trace3d import OrientedBox, TraceScene, build_scene, last_points, score_trace
-from megatron_rb.evaluation.trace_metrics import discrete_frechet, rmse_resampled
-from megatron_rb.spatial.points import GRID
-from megatron_rb.spatial.prompts import format_points_with_depth
+from megatron_rb.evaluation.trace_metrics import EVEN_POINTS, discrete_frechet, hausdorff, rmse_resampled
+from megatron_rb.spatial.camera import resolution_problem
+from megatron_rb.spatial.points import GRID, ImageSize
+from megatron_rb.spatial.prompts import OBJECT_TRACE, format_points_with_depth
+from megatron_rb.spatial.traces import resample
 
 QUESTIONS, MEDIA = "trajectory_dataset.json", "raw_data"
 KIND = "trace_spatial"
@@ -27,12 +29,8 @@ NEEDED = (
     "bbox_extent", "bbox_rotation",
 )  # fmt: skip
 MILLIMETRES = 1000.0
-PROMPT = (
-    'Point the 3D object-centric visual trace for the task "{task}". Your answer should be formatted as a list of '
-    "tuples, i.e., [(x1, y1, d1), (x2, y2, d2), ...], where each tuple contains the x and y coordinates of the point, "
-    "and d is the depth of the point."
-)
-"""The question as the benchmark's authors ask their own model."""
+LARGEST_FRECHET = 100.0
+"""Metres; a trace that is further away is left out of the mean distances, as in the released evaluation."""
 
 
 def is_trace_spatial(folder: Path) -> bool:
@@ -46,7 +44,10 @@ def read_questions(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a question lacks a field.
     """
-    rows = json.loads((folder / QUESTIONS).read_text(encoding="utf-8"))
+    try:
+        rows = json.loads((folder / QUESTIONS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / QUESTIONS} is not JSON: {error}") from error
     return [_question(row, folder) for row in rows]
 
 
@@ -56,12 +57,20 @@ def _question(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         raise ValueError(f"question {row.get('id')} of {folder / QUESTIONS} lacks {', '.join(missing)}")
     with Image.open(folder / MEDIA / row["gt_depth_path"]) as picture:
         size = np.array(picture.size)
+    problem = resolution_problem(_intrinsics(row), ImageSize(*map(int, size)))
+    if problem:
+        raise ValueError(f"question {row['id']} of {folder / QUESTIONS}: in {row['gt_depth_path']}, {problem}")
     truth = np.asarray(row["trajectory"], dtype=np.float64)
+    if truth.ndim != 2 or truth.shape[1] != 3 or not len(truth) or not (truth[:, 2] > 0).all():
+        raise ValueError(
+            f"question {row['id']} of {folder / QUESTIONS} has a trajectory of shape {truth.shape}; give camera XYZ in "
+            f"front of the camera"
+        )
     pixels = project(truth, _intrinsics(row))
     answer = np.column_stack([np.rint(pixels / size * GRID), truth[:, 2]])
     made = {
         "question_id": str(row["id"]), "img_path": f"{MEDIA}/{row['image_path']}", "question_type": KIND,
-        "question": PROMPT.format(task=row["prompt"]), "answer": format_points_with_depth(answer),
+        "question": OBJECT_TRACE.format(instruction=row["prompt"]), "answer": format_points_with_depth(answer),
     }  # fmt: skip
     return {**row, **made}
 
@@ -86,8 +95,24 @@ def load_scene(question: Mapping[str, Any], folder: Path) -> tuple[TraceScene, n
     return scene, mask, (depth.shape[1], depth.shape[0])
 
 
+def check(question: Mapping[str, Any], folder: Path) -> None:
+    """Whether the question's pictures are there.
+
+    Raises:
+        ValueError: one cannot be read.
+    """
+    for name in ("gt_depth_path", "mask_path"):
+        try:
+            with Image.open(folder / MEDIA / str(question[name])) as picture:
+                picture.verify()
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"question {question['question_id']} has no readable {name}: {error}") from error
+
+
 def score_answer(question: Mapping[str, Any], points: np.ndarray, folder: Path) -> tuple[bool, dict[str, float]]:
     """Success, and the benchmark's further figures, of an answer that could be read.
+
+    Distances of the two traces are in metres, after both are resampled to 100 points by arc length.
 
     Args:
         points: `[n, 3]`, (u, v) in 0-1000 and z-depth in metres.
@@ -101,11 +126,15 @@ def score_answer(question: Mapping[str, Any], points: np.ndarray, folder: Path) 
     corners = project(scene.destination.corners(), intrinsics)
     ends = last_points(pixels)
     end_2d = ((ends >= corners.min(axis=0)) & (ends <= corners.max(axis=0))).all(axis=1).any()
+    even, true = resample(trace, EVEN_POINTS), resample(truth, EVEN_POINTS)
     measures = {
         "start": float(bool(score.start)), "end": float(bool(score.end)), "no_collision": float(not score.collision),
         "start_in_mask_2d": float(_on_mask(pixels[0], mask)), "end_in_box_2d": float(end_2d),
-        "dfd_metres": discrete_frechet(trace, truth), "rmse_metres": rmse_resampled(trace, truth),
     }  # fmt: skip
+    frechet = discrete_frechet(even, true)
+    if frechet <= LARGEST_FRECHET:
+        further = {"hd_metres": hausdorff(even, true), "rmse_metres": rmse_resampled(trace, truth)}
+        measures |= {"dfd_metres": frechet, **further}
     return score.success, measures
 
 

@@ -38,6 +38,10 @@ def spearman(values: Sequence[float] | np.ndarray) -> float:
 def voc_plus(hops: Sequence[float]) -> float:
     """VOC+ of one episode.
 
+    Protocol: frames as `evaluation_frames` picks them, the model asked about each neighbouring pair in the order of
+    time, progress rebuilt from 0 by the incremental rule; its rank correlation with time. A benchmark's figure is the
+    mean over its episodes, in which one that is not defined counts as 0.
+
     Args:
         hops: H(frame t, frame t + 1) in the order of time; NaN = an answer that could not be read, which moves nothing.
     """
@@ -46,6 +50,9 @@ def voc_plus(hops: Sequence[float]) -> float:
 
 def voc_minus(hops: Sequence[float]) -> float:
     """VOC- of one episode.
+
+    Protocol: the pairs of VOC+ with BEFORE and AFTER swapped, so that a true answer is a loss: it tells models that see
+    progress in everything from those that look. Correlation and mean as for VOC+.
 
     Args:
         hops: H(frame t + 1, frame t): BEFORE and AFTER swapped, in the order of time of t. They are walked from the

@@ -11,11 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from megatron_rb.data.hop_file import path_from, store_frames
+from megatron_rb.data.problems import BadSample
 from megatron_rb.evaluation.value_metrics import evaluation_frames, spearman, voc_minus, voc_plus
 from megatron_rb.value.answers import parse_score
 from megatron_rb.value.episodes import BadEpisode, KeyFramedEpisode, read_key_framed
-from megatron_rb.value.label import question_rows
+from megatron_rb.value.label import cameras_of, question_rows
 from megatron_rb.value.reconstruct import METHODS, Consistency, completion, reconstruct
+
+MOST_PICTURES = 16
+"""Frames shown below the curves of an episode."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +54,47 @@ def asked_pairs(frames: Sequence[int]) -> dict[str, list[tuple[int, int]]]:
     }
 
 
-def score_questions(data: Path, interval: int) -> Iterator[tuple[KeyFramedEpisode, list[int], list[dict]] | BadEpisode]:
-    """Every episode with the frames that are scored and one question per distinct pair."""
+def score_questions(
+    data: Path, interval: int, folder: Path | None = None
+) -> Iterator[tuple[KeyFramedEpisode, list[int], list[dict]] | BadEpisode]:
+    """Every episode with the frames that are scored and one question per distinct pair.
+
+    Args:
+        interval: frames between two scored frames.
+        folder: where paths of pictures start; frames of videos are written below it. None = the questions will not be
+            asked, so no video is opened.
+    """
+    if interval < 1:
+        raise ValueError(f"an interval of {interval} frames leads nowhere; give 1 or more")
+    names: set[str] = set()
     for episode, _ in read_key_framed(data):
         if isinstance(episode, BadEpisode):
             yield episode
             continue
+        if episode.name in names:
+            reason = f"{data} has two episodes {episode.name}; their answers could not be told apart"
+            yield BadEpisode(episode.name, "repeated episode", reason, str(data))
+            continue
+        names.add(episode.name)
         first = episode.key_frames[0]
         length = episode.key_frames[-1] - first + 1
         frames = [first + offset for offset in evaluation_frames(length, interval)]
         pairs = list(dict.fromkeys(pair for group in asked_pairs(frames).values() for pair in group))
         rows = question_rows(episode, pairs)
+        if not isinstance(rows, BadEpisode) and folder is not None:
+            rows = _with_pictures(episode, frames, rows, data, folder)
         yield rows if isinstance(rows, BadEpisode) else (episode, frames, rows)
+
+
+def _with_pictures(
+    episode: KeyFramedEpisode, frames: Sequence[int], rows: list[dict], data: Path, folder: Path
+) -> list[dict] | BadEpisode:
+    """The rows with paths that start at `folder`, where the frames of videos then lie."""
+    try:
+        store_frames(episode, cameras_of(episode) or (), {*frames, *episode.key_frames}, folder)
+    except (BadSample, OSError) as error:
+        return BadEpisode(episode.name, "unreadable video", str(error), str(data))
+    return [row | {"image": [path_from(path, data, folder) for path in row["image"]]} for row in rows]
 
 
 def curves_of(
@@ -94,46 +128,79 @@ def read_answers(path: Path) -> dict[str, str]:
     Raises:
         ValueError: the file holds something else.
     """
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     try:
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
         answers: dict[str, str] = {}
         for row in rows:
-            key, answer = str(row.get("question_id", row.get("id"))), row.get("answer", "")
+            key, answer = str(row.get("question_id", row.get("id"))), row.get("answer")
             tries = answer if isinstance(answer, dict) else {}
-            answers |= {f"{key}_{name}": str(said) for name, said in tries.items()} or {key: str(answer)}
+            answers |= {f"{key}_{name}": _text(said) for name, said in tries.items()} or {key: _text(answer)}
         return answers
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f'{path} is not a list of {{"question_id": ..., "answer": ...}}: {error}') from error
 
 
+def read_curves(file: Path) -> list[dict[str, Any]]:
+    """Lines that `rb value score` wrote.
+
+    Raises:
+        ValueError: a line is something else.
+    """
+    fields = EpisodeCurves.__dataclass_fields__.keys()
+    curves = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            missing = sorted(fields - entry.keys())
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{file}:{number} is no line of rb value score: {error}") from error
+        if missing:
+            raise ValueError(f"{file}:{number} lacks {', '.join(missing)}; rb value score writes such files")
+        curves.append(entry)
+    return curves
+
+
+def _text(answer: Any) -> str:
+    """As it was said, without halves of surrogate pairs, which no file can hold; nothing said is an empty answer."""
+    return "" if answer is None else str(answer).encode(errors="replace").decode()
+
+
 def plot_curves(entry: Mapping[str, Any], pictures: Sequence[Path], out: Path) -> None:
-    """Draw the curves of one episode with its frames below, as PNG.
+    """Draw the curves of one episode with its frames below, each under its place in time, as PNG.
 
     Args:
         entry: `EpisodeCurves.as_json()`.
-        pictures: the front picture of each of `entry["frames"]`; a missing file leaves a gap.
+        pictures: the front picture of each of `entry["frames"]`; a missing file leaves a gap, and of more than
+            `MOST_PICTURES` evenly spaced ones are shown.
     """
     from matplotlib.figure import Figure
     from PIL import Image
 
     frames = entry["frames"]
-    figure = Figure(figsize=(max(6.0, 1.3 * len(frames)), 5), dpi=100, layout="constrained")
-    grid = figure.add_gridspec(2, len(frames), height_ratios=[3, 1])
+    shown = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), MOST_PICTURES)).round().astype(int))
+    figure = Figure(figsize=(max(7.0, 1.2 * len(shown) + 1), 5.4), dpi=100)
+    grid = figure.add_gridspec(
+        2, len(shown), height_ratios=[3, 1], wspace=0.05, hspace=0.28, left=0.07, right=0.98, top=0.9, bottom=0.02
+    )
     axis = figure.add_subplot(grid[0, :])
     for method, values in entry["curves"].items():
-        axis.plot(frames, values, marker="o", label=f"{method} ({entry['voc'][method]:+.2f})", linewidth=1.5)
-    axis.set(ylim=(-0.03, 1.03), ylabel="progress", xlabel="frame")
+        width = 3.0 if method == METHODS[0] else 1.2
+        axis.plot(frames, values, marker=".", linewidth=width, label=f"{method} ({entry['voc'][method]:+.2f})")
+    half = (frames[-1] - frames[0]) / (len(shown) - 1) / 2
+    axis.set(ylim=(-0.03, 1.03), xlim=(frames[0] - half, frames[-1] + half), ylabel="progress", xlabel="frame")
+    axis.set_xticks([frames[number] for number in shown])
+    axis.grid(alpha=0.3)
     axis.set_title(
-        f"{entry['episode']}: VOC+ {entry['voc_plus']:+.3f}, VOC- {entry['voc_minus']:+.3f}, "
-        f"{entry['unreadable']} of {entry['answers']} answers unreadable"
-    )
-    axis.legend(fontsize=8, title="method (rank correlation)", title_fontsize=8)
-    for column, picture in enumerate(pictures):
+        f"{entry['episode']}: {entry['completion']}, VOC+ {entry['voc_plus']:+.2f}, VOC- {entry['voc_minus']:+.2f}, "
+        f"{entry['unreadable']} of {entry['answers']} answers unreadable", fontsize=10,
+    )  # fmt: skip
+    axis.legend(fontsize=8, title="method (rank correlation with time)", title_fontsize=8, loc="upper left")
+    for column, number in enumerate(shown):
         below = figure.add_subplot(grid[1, column])
         below.axis("off")
-        if picture.is_file():
-            with Image.open(picture) as image:
+        if pictures[number].is_file():
+            with Image.open(pictures[number]) as image:
                 below.imshow(np.asarray(image.convert("RGB")))
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)

@@ -1,4 +1,4 @@
-"""What a model wrote, read back: points, points with depth, boxes, lengths, choices; a failure says why.
+"""What a model wrote, read back: points, points with depth, boxes; a failure says why.
 
 Models wrap their answers in many ways: tuples, lists, JSON with `point_2d` or `bbox_2d`, `<point x= y=>` tags, code
 fences, `<answer>` tags, words before and after, full-width punctuation. All of these are read. What is not one clear
@@ -19,6 +19,10 @@ from megatron_rb.spatial.points import GRID, ImageSize
 LONGEST_ANSWER = 100_000
 """Characters; a longer answer is not searched."""
 MOST_POINTS = 1000
+DEEPEST = 1000.0
+"""Metres; more is no place that a camera saw, but millimetres or nonsense."""
+FRACTIONS = ImageSize(1, 1)
+"""As the size of an image: coordinates are fractions of it."""
 
 _NUMBER = r"[-+\d.eE]+"
 _VALUE = rf"{_NUMBER}(?:\s*m(?:eters?|etres?)?\b)?"
@@ -32,6 +36,7 @@ _NAMED = re.compile(
 )
 _BARE = re.compile(rf"\s*({_NUMBER}(?:\s*,\s*{_NUMBER})+)\s*\.?\s*")
 _CODE = re.compile(r"^\s*(?:def |import |from \w+ import |print\(|for \w+ in |class )", re.MULTILINE)
+_NO_NUMBER = re.compile(r"[(\[][-+\d.,\s]{0,100}\b(?:nan|inf(?:inity)?|null|none)\b", re.IGNORECASE)
 _WIDE = str.maketrans("（），［］；：−–", "(),[];:--")
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 
@@ -50,6 +55,7 @@ class AnswerProblem(StrEnum):
     BAD_DEPTH = "unusable depth"
     AMBIGUOUS = "several answers"
     UNKNOWN_UNIT = "unknown unit"
+    OTHER_UNIT = "coordinates of another unit"
 
 
 @dataclass(frozen=True)
@@ -79,30 +85,6 @@ class BoxAnswer:
 
 
 @dataclass(frozen=True)
-class LengthAnswer:
-    metres: float
-    """NaN on failure."""
-    reason: str = ""
-    problem: AnswerProblem | None = None
-
-    @property
-    def ok(self) -> bool:
-        return not self.reason
-
-
-@dataclass(frozen=True)
-class ChoiceAnswer:
-    letter: str
-    """A capital letter; empty on failure."""
-    reason: str = ""
-    problem: AnswerProblem | None = None
-
-    @property
-    def ok(self) -> bool:
-        return not self.reason
-
-
-@dataclass(frozen=True)
 class _Failure:
     problem: AnswerProblem
     reason: str
@@ -116,18 +98,19 @@ def final_answer(text: str) -> str:
     return tail
 
 
-def parse_points(text: str, size: ImageSize | None = None) -> PointsAnswer:
+def parse_points(text: str, size: ImageSize | None = None, *, anywhere: bool = False) -> PointsAnswer:
     """`[(x, y), ...]`.
 
     Args:
-        size: coordinates are pixels of an image of this size; None = they are 0-1000.
+        size: coordinates are pixels of an image of this size; None = they are 0-1000; `FRACTIONS` = they are 0-1.
+        anywhere: points outside the image are given back too, for metrics that count each of them as a miss.
     """
-    return _parse_tuples(text, 2, size)
+    return _parse_tuples(text, 2, size, anywhere)
 
 
 def parse_points_with_depth(text: str, size: ImageSize | None = None) -> PointsAnswer:
     """`[(x, y, d), ...]` with positive metres; `size` as for `parse_points`."""
-    return _parse_tuples(text, 3, size)
+    return _parse_tuples(text, 3, size, anywhere=False)
 
 
 def parse_box(text: str, size: ImageSize | None = None) -> BoxAnswer:
@@ -143,100 +126,15 @@ def parse_box(text: str, size: ImageSize | None = None) -> BoxAnswer:
     wrong = _check(rows, 4, size)
     if wrong is not None:
         return BoxAnswer(nothing, wrong.reason, wrong.problem)
-    corners = np.array(rows[0], dtype=np.float64).reshape(2, 2)
-    return BoxAnswer(np.concatenate([corners.min(axis=0), corners.max(axis=0)]))
+    x1, y1, x2, y2 = rows[0]
+    return BoxAnswer(np.array([min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)], dtype=np.float64))
 
 
-_METRES = {
-    "mm": 0.001, "millimeter": 0.001, "millimetre": 0.001, "cm": 0.01, "centimeter": 0.01, "centimetre": 0.01,
-    "m": 1.0, "meter": 1.0, "metre": 1.0, "inch": 0.0254, "inches": 0.0254, "in": 0.0254, '"': 0.0254, "”": 0.0254,
-    "foot": 0.3048, "feet": 0.3048, "ft": 0.3048, "'": 0.3048,
-}  # fmt: skip
-_LENGTH = re.compile(
-    r"(?<![\w.])([-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([A-Za-z]+|[\"”'])?"
-)
-
-
-def parse_length(text: str, default_unit: str = "") -> LengthAnswer:
-    """The one length of an answer such as `0.104m`, `10.4 cm`, `about 4 inches`, in metres.
-
-    Several lengths are read when they say the same (`10 cm, that is 0.1 m`, to 2 %); else the answer is a failure.
-
-    Args:
-        default_unit: unit of a number that stands alone; empty = a number without unit is a failure.
-    """
-    text = final_answer(text[: LONGEST_ANSWER + 1])
-    if len(text) > LONGEST_ANSWER:
-        return LengthAnswer(
-            float("nan"), f"the answer has more than {LONGEST_ANSWER} characters", AnswerProblem.TOO_LONG
-        )
-    found = _LENGTH.findall(text)
-    known = [(number, _METRES[name]) for number, unit in found if (name := _unit(unit)) in _METRES]
-    if not known and default_unit and len(found) == 1:
-        known = [(found[0][0], _METRES[default_unit])]
-    if not known:
-        kind = AnswerProblem.UNKNOWN_UNIT if found else AnswerProblem.NOT_FOUND
-        return LengthAnswer(float("nan"), "found no number with a unit of length (m, cm, mm, inch, foot)", kind)
-    values = [float(number.replace(",", "")) * factor for number, factor in known]
-    if max(values) - min(values) > 0.02 * max(map(abs, values)):
-        return LengthAnswer(float("nan"), f"found the lengths {values} m, expected one", AnswerProblem.AMBIGUOUS)
-    if not 0 <= values[0] < float("inf"):
-        return LengthAnswer(float("nan"), f"{values[0]} m is not a length", AnswerProblem.OUT_OF_RANGE)
-    return LengthAnswer(values[0])
-
-
-_ANY_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
-
-
-@dataclass(frozen=True)
-class NumberAnswer:
-    value: float
-    """NaN on failure."""
-    reason: str = ""
-    problem: AnswerProblem | None = None
-
-    @property
-    def ok(self) -> bool:
-        return not self.reason
-
-
-def parse_number(text: str) -> NumberAnswer:
-    """The one number of an answer; the same number said twice is read, two different ones are a failure."""
-    if len(text) > LONGEST_ANSWER:
-        return NumberAnswer(float("nan"), f"the answer has over {LONGEST_ANSWER} characters", AnswerProblem.TOO_LONG)
-    found = {float(number.replace(",", "")) for number in _ANY_NUMBER.findall(final_answer(text))}
-    if len(found) == 1:
-        return NumberAnswer(found.pop())
-    problem = AnswerProblem.AMBIGUOUS if found else AnswerProblem.NOT_FOUND
-    return NumberAnswer(float("nan"), f"found {len(found)} different numbers, expected one", problem)
-
-
-_CHOICE = re.compile(r"\(([A-Z])\)|\b([A-Z])(?=[).:]|\s*$)|(?:answer|option|choice)\s*(?:is|:)?\s*\(?([A-Z])\b")
-
-
-def parse_choice(text: str, letters: str = "ABCD") -> ChoiceAnswer:
-    """The letter of a multiple choice: `B`, `(B)`, `B. the cup`, `The answer is B`."""
-    text = final_answer(text[:LONGEST_ANSWER]).strip()
-    if not text:
-        return ChoiceAnswer("", "the answer is empty", AnswerProblem.EMPTY)
-    found = {letter for match in _CHOICE.findall(text) for letter in match if letter and letter in letters}
-    if len(found) == 1:
-        return ChoiceAnswer(found.pop())
-    if len(found) > 1:
-        return ChoiceAnswer("", f"found the choices {', '.join(sorted(found))}, expected one", AnswerProblem.AMBIGUOUS)
-    return ChoiceAnswer("", f"found none of the choices {', '.join(letters)}", AnswerProblem.NOT_FOUND)
-
-
-def _unit(word: str) -> str:
-    lower = word.lower()
-    return lower if lower in _METRES else lower.removesuffix("s")
-
-
-def _parse_tuples(text: str, length: int, size: ImageSize | None) -> PointsAnswer:
+def _parse_tuples(text: str, length: int, size: ImageSize | None, anywhere: bool) -> PointsAnswer:
     rows = _find_rows(text)
     if not isinstance(rows, _Failure):
         rows = _regroup(rows, length)
-        wrong = _check(rows, length, size)
+        wrong = _check(rows, length, size, anywhere)
         if wrong is None:
             return PointsAnswer(np.array(rows, dtype=np.float64))
         rows = wrong
@@ -297,6 +195,8 @@ def _other_spellings(text: str) -> list[str]:
 def _nothing_found(text: str) -> _Failure:
     if not text.strip():
         return _Failure(AnswerProblem.EMPTY, "the answer is empty")
+    if _NO_NUMBER.search(text):
+        return _Failure(AnswerProblem.NOT_A_NUMBER, "a tuple holds nan, inf, null or none in place of a number")
     if _CODE.search(text):
         return _Failure(AnswerProblem.CODE, "found no tuple of numbers; the answer is program code")
     return _Failure(AnswerProblem.NOT_FOUND, "found no tuple of numbers")
@@ -311,15 +211,27 @@ def _regroup(rows: list[list[float]], length: int) -> list[list[float]]:
     return rows
 
 
-def _check(rows: Sequence[Sequence[float]], length: int, size: ImageSize | None) -> _Failure | None:
+def _check(
+    rows: Sequence[Sequence[float]], length: int, size: ImageSize | None, anywhere: bool = False
+) -> _Failure | None:
     width, height, unit = (GRID, GRID, f"0-{GRID}") if size is None else (size.width, size.height, f"{size}")
+    if rows[0][0] <= 1 and size != FRACTIONS and _are_fractions(rows, length):
+        reason = f"{tuple(rows[0])} are fractions of the image; {'0-1000' if size is None else 'pixels'} was asked for"
+        return _Failure(AnswerProblem.OTHER_UNIT, reason)
     for row in rows:
         if len(row) != length:
             reason = f"tuple {tuple(row)} has {len(row)} numbers, expected {length}"
             return _Failure(AnswerProblem.WRONG_LENGTH, reason)
         for x, y in (row[:2], row[2:]) if length == 4 else (row[:2],):
-            if not (0 <= x <= width and 0 <= y <= height):
+            if not anywhere and not (0 <= x <= width and 0 <= y <= height):
                 return _Failure(AnswerProblem.OUT_OF_RANGE, f"point {(x, y)} lies outside {unit}")
-        if length == 3 and not 0 < row[2] < float("inf"):
-            return _Failure(AnswerProblem.BAD_DEPTH, f"depth {row[2]} is not a positive number of metres")
+        if length == 3 and not 0 < row[2] < DEEPEST:
+            reason = f"depth {row[2]:g} is not a positive number of metres below {DEEPEST:g}"
+            return _Failure(AnswerProblem.BAD_DEPTH, reason)
     return None
+
+
+def _are_fractions(rows: Sequence[Sequence[float]], length: int) -> bool:
+    """Whether all coordinates lie in [0, 1] and not all are 0 or 1."""
+    places = [value for row in rows for value in row[: 2 if length == 3 else length]]
+    return all(0 <= value <= 1 for value in places) and any(value not in (0, 1) for value in places)

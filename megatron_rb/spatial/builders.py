@@ -16,8 +16,7 @@ import numpy as np
 
 from megatron_rb.spatial import prompts
 from megatron_rb.spatial.episode_builders import EPISODE_BUILDERS
-from megatron_rb.spatial.episodes import Episode, View, read_episodes
-from megatron_rb.spatial.points import inside
+from megatron_rb.spatial.episodes import Episode, View, scan_episodes
 from megatron_rb.spatial.rows import (
     MOST_WAYPOINTS,
     OBJECT_NAMES,
@@ -30,6 +29,7 @@ from megatron_rb.spatial.rows import (
     build_row,
     pixel_truth,
     relative_path,
+    seen_pixels,
     to_answer,
     to_pixels,
     views_of,
@@ -37,10 +37,15 @@ from megatron_rb.spatial.rows import (
 )
 from megatron_rb.spatial.scene_builders import SCENE_BUILDERS
 from megatron_rb.spatial.trace_builders import TRACE_BUILDERS
+from megatron_rb.spatial.traces import key_points
 from megatron_rb.spatial.windows import cut, window_around
 from megatron_rb.value.answers import format_score
+from megatron_rb.value.episodes import BadEpisode
 from megatron_rb.value.hops import progress, sample_states
 from megatron_rb.value.sampling import balanced_pairs
+
+NEED_TIME = ("waypoints", "hop", "planning", "temporal_order", *TRACE_BUILDERS)
+"""Tasks about the course of an episode, which a single picture has not."""
 
 
 def build_rows(
@@ -54,21 +59,43 @@ def build_rows(
     if unknown:
         raise ValueError(f"unknown tasks {sorted(unknown)}; choose from {sorted(_BUILDERS)}")
     build = Build(mix, Path(media_root), np.random.default_rng(seed), BuildReport())
-    rows = [row for episode in episodes for task in mix.tasks for row in _BUILDERS[task](episode, build)]
+    rows = [row for episode in episodes for task in mix.tasks for row in _rows_of(episode, task, build)]
     build.report.rows.update(str(row["task"]) for row in rows)
     return rows, build.report
 
 
+def _rows_of(episode: Episode, task: str, build: Build) -> Iterator[Row]:
+    if task in NEED_TIME and len(episode.key_frames()) < 2:
+        build.report.skipped[f"{task}: fewer than two key frames"] += 1
+        return
+    yield from _BUILDERS[task](episode, build)
+
+
 def write_split(folder: Path, out: Path, split: str, mix: SampleMix, seed: int) -> BuildReport:
-    """Write `out`/`split`.jsonl from the episodes in `folder`, with all its media below `out`, where paths start."""
-    read_episodes(folder)
+    """Write `out`/`split`.jsonl from the episodes in `folder`, with all its media below `out`, where paths start.
+
+    Episodes that cannot be used are counted in the report and are lines of `out`/`split`.refused.jsonl.
+
+    Raises:
+        ValueError: nothing gives a row.
+    """
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{out} lies in {folder}, which is copied there; choose a folder elsewhere")
+    refused = [episode for episode in scan_episodes(folder) if isinstance(episode, BadEpisode)]
     media = out / "media" / split
     shutil.copytree(folder, media / "episodes", dirs_exist_ok=True)
-    rows, report = build_rows(read_episodes(media / "episodes"), media, mix, seed)
+    usable = [episode for episode in scan_episodes(media / "episodes") if not isinstance(episode, BadEpisode)]
+    rows, report = build_rows(usable, media, mix, seed)
+    report.refused.update(episode.problem for episode in refused)
     if not rows:
-        raise ValueError(f"{folder} gives no row of {', '.join(mix.tasks)} with views {', '.join(mix.views)}")
+        why = "".join(f"; {episode.reason} ({episode.place})" for episode in refused[:1])
+        raise ValueError(f"{folder} gives no row of {', '.join(mix.tasks)} with views {', '.join(mix.views)}{why}")
     lines = (json.dumps(_below(row, f"media/{split}")) + "\n" for row in rows)
     (out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    listed = out / f"{split}.refused.jsonl"
+    listed.unlink(missing_ok=True)
+    if refused:
+        listed.write_text("".join(json.dumps(vars(episode)) + "\n" for episode in refused))
     return report
 
 
@@ -100,14 +127,17 @@ def _uvd(episode: Episode, build: Build) -> Iterator[Row]:
 
 
 def _waypoints(episode: Episode, build: Build) -> Iterator[Row]:
-    """From each key frame but the last: the gripper now and at the key frames still to come."""
+    """From each key frame but the last: the gripper now and at the key frames still to come; of more than eight those
+    that say most about the way."""
     keys = episode.key_frames()
     for start, index in enumerate(keys[:-1]):
-        ahead = np.array([episode.frames[k].eef_position for k in keys[start:]])[:MOST_WAYPOINTS]
+        ahead = np.array([episode.frames[k].eef_position for k in keys[start:]])
+        if len(ahead) > MOST_WAYPOINTS:
+            ahead = ahead[key_points(ahead, MOST_WAYPOINTS)]
         for name, view in views_of(episode.frames[index], build.mix.views):
-            points = view.camera.project(ahead)
-            if not inside(points[:, :2], view.camera.size).all():
-                build.report.skipped["waypoints: outside the image"] += 1
+            points, reason = seen_pixels(view.camera, ahead)
+            if points is None:
+                build.report.skipped[f"waypoints: {reason}"] += 1
                 continue
             answer = to_answer(points, view)
             truth = {"points": {"end effector": [as_listed(point) for point in answer]}}
@@ -203,3 +233,5 @@ _BUILDERS: Mapping[str, Callable[[Episode, Build], Iterator[Row]]] = {
     **TRACE_BUILDERS,
     **EPISODE_BUILDERS,
 }
+TASKS = frozenset(_BUILDERS)
+"""Kinds of rows that can be built."""

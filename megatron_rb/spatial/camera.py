@@ -8,6 +8,26 @@ import numpy as np
 
 from megatron_rb.spatial.points import ImageSize
 
+ROTATION_TOLERANCE = 1e-3
+"""Poses in files are rounded."""
+CENTRAL = (0.3, 0.7)
+"""Share of an image's width and height within which the principal point of a whole picture lies."""
+
+
+def resolution_problem(intrinsics: np.ndarray, size: ImageSize) -> str:
+    """Why intrinsics cannot hold for a whole picture of this size; empty = they may.
+
+    Intrinsics of a picture twice as large put the principal point into a corner of this one.
+    """
+    place = intrinsics[:2, 2] / size.extent
+    if ((place > CENTRAL[0]) & (place < CENTRAL[1])).all():
+        return ""
+    u, v = intrinsics[:2, 2]
+    return (
+        f"the principal point ({u:g}, {v:g}) is far from the middle of the {size} picture, so the intrinsics seem to "
+        f"hold for another resolution"
+    )
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -21,7 +41,12 @@ class Camera:
 
     @classmethod
     def from_matrices(cls, intrinsics: object, camera_to_world: object, size: ImageSize) -> Camera:
-        """Accepts 3 x 3 or 4 x 4 intrinsics as nested lists or arrays."""
+        """Accepts 3 x 3 or 4 x 4 intrinsics as nested lists or arrays.
+
+        Raises:
+            ValueError: a shape, a number that is not finite, a focal length that is not positive, or a pose that does
+                more than turn and move.
+        """
         matrix = np.asarray(intrinsics, dtype=np.float64)
         pose = np.asarray(camera_to_world, dtype=np.float64)
         if matrix.shape not in ((3, 3), (4, 4)):
@@ -29,8 +54,17 @@ class Camera:
         if pose.shape != (4, 4):
             raise ValueError(f"camera_to_world has shape {pose.shape}; give a 4 x 4 matrix")
         matrix = matrix[:3, :3]
+        if not (np.isfinite(matrix).all() and np.isfinite(pose).all()):
+            raise ValueError(f"intrinsics {matrix.tolist()} or pose {pose.tolist()} hold values that are not finite")
         if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
             raise ValueError(f"focal lengths {matrix[0, 0]:g} and {matrix[1, 1]:g} must be positive pixels")
+        if not np.allclose(matrix[2], (0, 0, 1)):
+            raise ValueError(f"the last row of the intrinsics is {matrix[2].tolist()}; it must be 0, 0, 1")
+        turn = pose[:3, :3]
+        if np.abs(turn @ turn.T - np.eye(3)).max() > ROTATION_TOLERANCE or np.linalg.det(turn) < 0:
+            raise ValueError(
+                f"camera_to_world {pose.tolist()} scales or mirrors; its upper left 3 x 3 must be a rotation"
+            )
         return cls(matrix, pose, size)
 
     def resized(self, size: ImageSize) -> Camera:
@@ -60,7 +94,11 @@ class Camera:
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """[..., 3] world -> [..., 3] (u pixels, v pixels, z-depth metres); a point behind the camera is an error."""
-        seen = self.world_to_camera(points)
+        return self.project_seen(self.world_to_camera(points))
+
+    def project_seen(self, points: np.ndarray) -> np.ndarray:
+        """`project` for points [..., 3] in the camera's frame; the inverse of `back_project`."""
+        seen = np.asarray(points, dtype=np.float64)
         depth = seen[..., 2:]
         if (depth <= 0).any():
             raise ValueError(f"points at z-depth {depth.ravel().tolist()} m lie behind the camera and have no pixel")

@@ -6,6 +6,7 @@ Sources: RoboTracer / RoboBrain 2.5 data quality checks (|D(u) - z| below 5 cm o
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -23,6 +24,7 @@ class DepthProblem(StrEnum):
     NOT_FINITE = "not a finite number"
     TOO_FAR = "beyond 15 m"
     OTHER_SIZE = "depth of another resolution"
+    UNREADABLE = "depth cannot be read"
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,16 @@ class DepthGate:
     tolerance: float = 0.05
     """Metres between the measured surface and the point."""
     confirmed_share: float = 1 / 3
-    """Of the points with a measurement: a third (DROID); AgiBot asks for 0.83."""
+    """Of all points, those without a measurement too: a third (DROID); AgiBot asks for 0.83."""
     most_hidden: float = 0.3
-    """Largest share of points that something nearer covers."""
+    """Largest share of the points with a measurement that something nearer covers."""
 
 
 @dataclass(frozen=True)
 class GateResult:
     passed: bool
     confirmed: float
-    """Share of the readable points within the tolerance; 0 when none is readable."""
+    """Share of all points that are measured within the tolerance."""
     hidden: float
     """Share of the readable points that lie behind the surface by more than the tolerance."""
     readable: int
@@ -91,9 +93,10 @@ def check_trace(points: np.ndarray, readings: list[DepthReading], gate: DepthGat
     gate = gate or DepthGate()
     pairs = [(r.metres, float(z)) for r, z in zip(readings, points[:, 2], strict=True) if r.ok]
     if not pairs:
-        return GateResult(False, 0.0, 0.0, 0, "no point has a usable depth")
+        usual = Counter(str(reading.problem) for reading in readings).most_common(1)
+        return GateResult(False, 0.0, 0.0, 0, f"no point has a usable depth: {usual[0][0] if usual else 'no points'}")
     surface, z = np.array(pairs).T
-    confirmed = float((np.abs(surface - z) < gate.tolerance).mean())
+    confirmed = float((np.abs(surface - z) < gate.tolerance).sum() / len(readings))
     hidden = float((surface < z - gate.tolerance).mean())
     reason = ""
     if confirmed < gate.confirmed_share:

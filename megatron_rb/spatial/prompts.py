@@ -33,6 +33,12 @@ TRACE_2D = (
     "Your answer should be formatted as a list of tuples, i.e., [(x1, y1), (x2, y2), ...], "
     "where each tuple contains the x and y coordinates of the point."
 )
+OBJECT_TRACE = (
+    'Point the 3D object-centric visual trace for the task "{instruction}". Your answer should be formatted as a list '
+    "of tuples, i.e., [(x1, y1, d1), (x2, y2, d2), ...], where each tuple contains the x and y coordinates of the "
+    "point, and d is the depth of the point."
+)
+"""As the authors of TraceSpatial-Bench ask their own model."""
 LIFTING = (
     'The 2D waypoints of the end effector for the task "{instruction}" are {trace}. Please give each its depth. '
     "Your answer should be formatted as a list of tuples, i.e., [(x1, y1, d1), (x2, y2, d2), ...], "

@@ -10,15 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from megatron_rb.spatial.depth import DepthGate
-from megatron_rb.spatial.episodes import Frame, View
+from megatron_rb.spatial.camera import Camera
+from megatron_rb.spatial.depth import DepthGate, DepthProblem
+from megatron_rb.spatial.episodes import Frame, View, read_depth
 from megatron_rb.spatial.points import ImageSize, inside, pixel_index, pixels_to_grid
 
 Row = dict[str, Any]
 
 OBJECT_NAMES = {"cube": "red cube", "cubeA": "red cube", "cubeB": "green cube"}
+GRASPED = {"lift": "cube", "stack": "cubeA"}
+"""Task -> the object that is moved."""
 MOST_WAYPOINTS = 8
 DEMO_TASKS = ("pointing", "uvd", "waypoints", "hop")
+
+WITH_DEPTH = ("uvd", "waypoints", "trace_3d", "trace_object", "trace_lift")
+"""Tasks of RoboBrain 2.5 alone."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,12 @@ class SampleMix:
     def __post_init__(self) -> None:
         if self.version not in ("2.0", "2.5"):
             raise ValueError(f"version '{self.version}' is not known; use 2.0 or 2.5")
+        solid = [task for task in self.tasks if task in WITH_DEPTH]
+        if self.version == "2.0" and solid:
+            raise ValueError(
+                f"RoboBrain 2.0 answers in pixels without depth; leave out the tasks {', '.join(solid)}, whose answers "
+                f"are 0-1000 with metres"
+            )
 
 
 @dataclass
@@ -56,6 +68,8 @@ class BuildReport:
     """Rows by task."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Candidates without a row, by `task: reason`."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Episodes without rows, by problem."""
     unchecked: Counter[str] = field(default_factory=Counter)
     """Rows by task whose points no depth picture could confirm."""
 
@@ -70,14 +84,48 @@ class Build:
     report: BuildReport
 
 
-def visible_point(view: View, name: str, centre: np.ndarray) -> tuple[np.ndarray | None, str]:
-    """(u pixels, v pixels, z-depth of the centre) of an object, or None and the reason why it has none."""
-    point = view.camera.project(centre)
-    if not inside(point[:2], view.camera.size):
-        return None, "outside the image"
+def seen_pixels(camera: Camera, world: np.ndarray) -> tuple[np.ndarray | None, str]:
+    """(u pixels, v pixels, z-depth) of world points [..., 3], or None and the reason why one of them has none."""
+    if (camera.world_to_camera(world)[..., 2] <= 0).any():
+        return None, "behind the camera"
+    points = camera.project(world)
+    return (points, "") if inside(points[..., :2], camera.size).all() else (None, "outside the image")
+
+
+def visible_mask(view: View, name: str) -> tuple[np.ndarray | None, str]:
+    """Bool [height, width] of an object's visible pixels, or None and the reason why there is none."""
     if name not in view.masks:
         return None, "hidden"
-    if not view.mask(name)[pixel_index(point[:2], view.camera.size)]:
+    try:
+        mask = view.mask(name)
+    except OSError:
+        return None, "mask cannot be read"
+    if mask.shape != (view.camera.size.height, view.camera.size.width):
+        return None, "mask of another resolution"
+    return (mask, "") if mask.any() else (None, "empty mask")
+
+
+def measured_depth(view: View) -> tuple[np.ndarray | None, str]:
+    """Metres [height, width], or None and the reason why the depth picture of a view that has one cannot be used."""
+    assert view.depth is not None
+    try:
+        depth = read_depth(view.depth)
+    except (OSError, ValueError):
+        return None, DepthProblem.UNREADABLE
+    if depth.shape != (view.camera.size.height, view.camera.size.width):
+        return None, DepthProblem.OTHER_SIZE
+    return depth, ""
+
+
+def visible_point(view: View, name: str, centre: np.ndarray) -> tuple[np.ndarray | None, str]:
+    """(u pixels, v pixels, z-depth of the centre) of an object, or None and the reason why it has none."""
+    point, reason = seen_pixels(view.camera, centre)
+    if point is None:
+        return None, reason
+    mask, reason = visible_mask(view, name)
+    if mask is None:
+        return None, reason
+    if not mask[pixel_index(point[:2], view.camera.size)]:
         return None, "centre covered by something nearer"
     return point, ""
 

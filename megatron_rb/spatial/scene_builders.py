@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from megatron_rb.spatial import prompts
-from megatron_rb.spatial.episodes import Episode, Frame, View, read_depth
-from megatron_rb.spatial.points import ImageSize, pixels_to_grid
+from megatron_rb.spatial.depth import FARTHEST, DepthProblem
+from megatron_rb.spatial.episodes import Episode, Frame, View
+from megatron_rb.spatial.points import pixels_to_grid
 from megatron_rb.spatial.rows import (
+    GRASPED,
     OBJECT_NAMES,
     Build,
     Row,
     RowKey,
     build_row,
+    measured_depth,
     pixel_truth,
     relative_path,
-    to_answer,
+    seen_pixels,
     to_pixels,
     views_of,
+    visible_mask,
     visible_point,
 )
 from megatron_rb.spatial.values import Box
@@ -27,7 +31,6 @@ from megatron_rb.spatial.values import Box
 UNITS = ("m", "cm", "inch")
 GRASPING = ("approach", "descend")
 """Phases in which the object to be grasped still lies free."""
-GRASPED = {"lift": "cube", "stack": "cubeA"}
 SURFACE_GAP = 0.05
 """Metres: how far the measured surface may lie from an object's centre before it is something else's surface."""
 
@@ -45,8 +48,11 @@ def grounding(episode: Episode, build: Build) -> Iterator[Row]:
 def affordance(episode: Episode, build: Build) -> Iterator[Row]:
     """Where to grasp: the box of the object to be picked up, while it still lies free."""
     name = GRASPED.get(episode.task)
+    if name is None:
+        build.report.skipped[f"affordance: which object the task {episode.task} grasps is not known"] += 1
+        return
     for frame in episode.frames:
-        if name is None or frame.phase not in GRASPING:
+        if frame.phase not in GRASPING:
             continue
         for view_name, view in views_of(frame, build.mix.views):
             key = RowKey("affordance", f"{episode.name}_{frame.index:02d}_{view_name}")
@@ -61,9 +67,14 @@ def measuring(episode: Episode, build: Build) -> Iterator[Row]:
             seen = {
                 OBJECT_NAMES.get(name, name): frame.objects[name] for name in _seen(frame, view, build, "measuring")
             }
-            if not seen:
+            gripper, reason = seen_pixels(view.camera, frame.eef_position)
+            if gripper is not None:
+                seen["gripper"] = frame.eef_position
+            if len(seen) < 2:
+                build.report.skipped[f"measuring: {f'gripper {reason}' if reason else 'nothing but the gripper'}"] += 1
                 continue
-            seen["gripper"] = frame.eef_position
+            if view.depth is None:
+                build.report.unchecked["measuring"] += 1
             names = sorted(seen)
             a, b = (names[i] for i in build.rng.choice(len(names), 2, replace=False))
             unit = UNITS[int(build.rng.integers(len(UNITS)))]
@@ -72,7 +83,8 @@ def measuring(episode: Episode, build: Build) -> Iterator[Row]:
             key = RowKey("measuring", f"{episode.name}_{frame.index:02d}_{view_name}")
             image = relative_path(view.image, build.media_root)
             text = prompts.format_length(metres, unit)
-            yield build_row(key, [image], f"{prompts.IMAGE}\n{question}", text, {"metres": round(metres, 6)})
+            truth = {"metres": round(metres, 6), "unit": unit}
+            yield build_row(key, [image], f"{prompts.IMAGE}\n{question}", text, truth)
 
 
 def multi_view(episode: Episode, build: Build) -> Iterator[Row]:
@@ -88,21 +100,32 @@ def multi_view(episode: Episode, build: Build) -> Iterator[Row]:
             if hidden:
                 build.report.skipped[f"multi_view: {hidden}"] += 1
                 continue
-            (u, v), (x, y) = (to_answer(view.camera.project(centre), view)[:2].astype(int) for _, view in pair)
-            target = OBJECT_NAMES.get(name, name)
-            question = f"{prompts.images(2)}\n{prompts.MULTI_VIEW.format(target=target, u=u, v=v)}"
-            key = RowKey("multi_view", f"{episode.name}_{frame.index:02d}_{name}")
-            images = [relative_path(view.image, build.media_root) for _, view in pair]
-            mask = relative_path(pair[1][1].masks[name], build.media_root)
-            truth = {"points": {target: [[int(x), int(y)]]}, "mask": mask}
-            yield build_row(key, images, question, prompts.format_points(np.array([[x, y]])), truth)
+            yield _other_view_row(episode, frame, name, [view for _, view in pair], build)
+
+
+def _other_view_row(episode: Episode, frame: Frame, name: str, views: Sequence[View], build: Build) -> Row:
+    pixels = [view.camera.project(frame.objects[name])[None, :2] for view in views]
+    target = OBJECT_NAMES.get(name, name)
+    if build.mix.version == "2.0":
+        first, second = (to_pixels(uv, view, build.mix) for uv, view in zip(pixels, views, strict=True))
+        truth: dict[str, object] = {"points": pixel_truth(second, views[1], build.mix)}
+    else:
+        first, second = (pixels_to_grid(uv, view.camera.size) for uv, view in zip(pixels, views, strict=True))
+        truth = {"points": {target: second.tolist()}}
+    (u, v) = first[0].tolist()
+    question = f"{prompts.images(2)}\n{prompts.MULTI_VIEW.format(target=target, u=u, v=v)}"
+    key = RowKey("multi_view", f"{episode.name}_{frame.index:02d}_{name}")
+    images = [relative_path(view.image, build.media_root) for view in views]
+    truth["mask"] = relative_path(views[1].masks[name], build.media_root)
+    return build_row(key, images, question, prompts.format_points(second), truth)
 
 
 def _box_row(key: RowKey, view: View, name: str, question: str, build: Build) -> Iterator[Row]:
-    if name not in view.masks:
-        build.report.skipped[f"{key.task}: hidden"] += 1
+    mask, reason = visible_mask(view, name)
+    if mask is None:
+        build.report.skipped[f"{key.task}: {reason}"] += 1
         return
-    box = Box.of_mask(view.mask(name)).corners
+    box = Box.of_mask(mask).corners
     image = relative_path(view.image, build.media_root)
     truth: dict[str, object] = {"mask": relative_path(view.masks[name], build.media_root)}
     if build.mix.version == "2.0":
@@ -122,24 +145,23 @@ def _seen(frame: Frame, view: View, build: Build, task: str) -> Iterator[str]:
         if point is None:
             build.report.skipped[f"{task}: {reason}"] += 1
             continue
-        if view.depth is None:
-            build.report.unchecked[task] += 1
-        elif abs(_surface(view, name) - point[2]) > SURFACE_GAP:
-            build.report.skipped[f"{task}: depth does not confirm the object"] += 1
+        problem = "" if view.depth is None else _depth_problem(view, name, float(point[2]))
+        if problem:
+            build.report.skipped[f"{task}: {problem}"] += 1
             continue
         yield name
 
 
-def _surface(view: View, name: str) -> float:
-    """Median measured depth of an object's visible pixels, metres; NaN, which confirms nothing, when none is usable."""
-    assert view.depth is not None
-    depth = read_depth(view.depth)
-    size = ImageSize(depth.shape[1], depth.shape[0])
-    if size != view.camera.size:
-        raise ValueError(f"{view.depth} is {size}, its picture {view.camera.size}; resize one of them with its camera")
+def _depth_problem(view: View, name: str, z: float) -> str:
+    """Why the depth picture does not confirm that an object's centre is at z-depth `z`; empty when it does."""
+    depth, problem = measured_depth(view)
+    if depth is None:
+        return problem
     values = depth[view.mask(name)]
-    values = values[np.isfinite(values) & (values > 0)]
-    return float(np.median(values)) if len(values) else float("inf")
+    values = values[np.isfinite(values) & (values > 0) & (values <= FARTHEST)]
+    if not len(values):
+        return DepthProblem.MISSING
+    return "" if abs(float(np.median(values)) - z) <= SURFACE_GAP else "depth does not confirm the object"
 
 
 SCENE_BUILDERS: Mapping[str, Callable[[Episode, Build], Iterator[Row]]] = {

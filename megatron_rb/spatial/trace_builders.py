@@ -1,37 +1,44 @@
-"""Rows about the way of the gripper: 3-D traces, 2-D traces, and the lifting of one to the other.
+"""Rows about the way of the gripper or of what it moves: 3-D traces, 2-D traces, and the lifting of one to the other.
 
 Source: RoboTracer / RoboBrain 2.5: at most 8 key points by Ramer-Douglas-Peucker, depth in metres with three decimals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from megatron_rb.spatial import prompts
-from megatron_rb.spatial.depth import DepthReading, check_trace, read_at
-from megatron_rb.spatial.episodes import Episode, View, read_depth
-from megatron_rb.spatial.points import inside
+from megatron_rb.spatial.depth import DepthProblem, DepthReading, check_trace, read_at
+from megatron_rb.spatial.episodes import Episode, Frame, View
 from megatron_rb.spatial.rows import (
+    GRASPED,
+    OBJECT_NAMES,
     Build,
     Row,
     RowKey,
     as_listed,
     build_row,
+    measured_depth,
     pixel_truth,
     relative_path,
+    seen_pixels,
     to_answer,
     to_pixels,
     views_of,
+    visible_point,
 )
 from megatron_rb.spatial.traces import key_points
+
+LEAST_WAY = 0.02
+"""Metres that an object has to move for its way to be asked for."""
 
 
 @dataclass(frozen=True)
 class _Way:
-    """The gripper's way from one key frame to the end, seen by the camera of that frame."""
+    """A way from one key frame to the end, seen by the camera of that frame."""
 
     name: str
     view: View
@@ -48,6 +55,20 @@ def trace_3d(episode: Episode, build: Build) -> Iterator[Row]:
         truth = {"points": {"end effector": [as_listed(point) for point in answer]}}
         question = prompts.waypoints(episode.instruction)
         key = RowKey("trace_3d", way.name)
+        yield build_row(key, [way.image], question, prompts.format_points_with_depth(answer), truth)
+
+
+def trace_object(episode: Episode, build: Build) -> Iterator[Row]:
+    """The task in words -> (u, v, d) key points of the object that is moved, from where it is seen."""
+    name = GRASPED.get(episode.task)
+    if name is None:
+        build.report.skipped[f"trace_object: which object the task {episode.task} moves is not known"] += 1
+        return
+    for way in _ways(episode, build, "trace_object", name):
+        answer = to_answer(way.points, way.view)
+        truth = {"points": {OBJECT_NAMES.get(name, name): [as_listed(point) for point in answer]}}
+        question = f"{prompts.IMAGE}\n{prompts.OBJECT_TRACE.format(instruction=episode.instruction)}"
+        key = RowKey("trace_object", way.name)
         yield build_row(key, [way.image], question, prompts.format_points_with_depth(answer), truth)
 
 
@@ -78,42 +99,65 @@ def trace_lift(episode: Episode, build: Build) -> Iterator[Row]:
         yield build_row(key, [way.image], question, prompts.format_points_with_depth(answer), truth)
 
 
-def _ways(episode: Episode, build: Build, task: str) -> Iterator[_Way]:
+def _ways(episode: Episode, build: Build, task: str, moved: str = "") -> Iterator[_Way]:
+    """Ways of the gripper, or of the object `moved`."""
     for index in episode.key_frames()[:-1]:
-        positions = np.array([frame.eef_position for frame in episode.frames[index:]])
+        frames = episode.frames[index:]
+        if any(moved and moved not in frame.objects for frame in frames):
+            build.report.skipped[f"{task}: the object's place is not known"] += 1
+            continue
+        positions = np.array([frame.objects[moved] if moved else frame.eef_position for frame in frames])
+        if moved and np.linalg.norm(positions - positions[0], axis=1).max() < LEAST_WAY:
+            build.report.skipped[f"{task}: the object does not move any more"] += 1
+            continue
         for name, view in views_of(episode.frames[index], build.mix.views):
-            kept = key_points(positions)
-            points = view.camera.project(positions)
-            if not inside(points[:, :2], view.camera.size).all():
-                build.report.skipped[f"{task}: outside the image"] += 1
+            points, reason = seen_pixels(view.camera, positions)
+            if points is not None and moved:
+                _, reason = visible_point(view, moved, positions[0])
+            if points is None or reason:
+                build.report.skipped[f"{task}: {reason}"] += 1
                 continue
-            if not _confirmed(episode, index, name, points, build, task):
+            if not _confirmed(frames, positions, name, build, task):
                 continue
             image = relative_path(view.image, build.media_root)
+            kept = key_points(positions)
             yield _Way(f"{episode.name}_{index:02d}_{name}", view, image, points[kept], episode)
 
 
-def _confirmed(episode: Episode, first: int, name: str, points: np.ndarray, build: Build, task: str) -> bool:
-    """Whether the depth pictures of the frames show the gripper where the trace says; without any, nothing speaks
+def _confirmed(frames: Sequence[Frame], positions: np.ndarray, name: str, build: Build, task: str) -> bool:
+    """Whether the depth pictures of the frames show something where the trace says; without any, nothing speaks
     against it."""
-    readings: list[DepthReading] = []
-    seen = []
-    for frame, point in zip(episode.frames[first:], points, strict=True):
-        view = frame.views.get(name)
-        if view is not None and view.depth is not None:
-            readings.append(read_at(read_depth(view.depth), point[:2], view.camera.size))
-            seen.append(point)
-    if not readings:
+    measured = [
+        _reading(frame.views[name], position)
+        for frame, position in zip(frames, positions, strict=True)
+        if name in frame.views and frame.views[name].depth is not None
+    ]
+    if not measured:
         build.report.unchecked[task] += 1
         return True
-    result = check_trace(np.array(seen), readings, build.mix.gate)
+    points, readings = zip(*measured, strict=True)
+    result = check_trace(np.array(points), list(readings), build.mix.gate)
     if not result.passed:
-        build.report.skipped[f"{task}: {'hidden' if result.hidden > build.mix.gate.most_hidden else 'depth'} gate"] += 1
+        why = "hidden gate" if result.hidden > build.mix.gate.most_hidden else "depth gate"
+        build.report.skipped[f"{task}: {result.reason if not result.readable else why}"] += 1
     return result.passed
+
+
+def _reading(view: View, position: np.ndarray) -> tuple[np.ndarray, DepthReading]:
+    """Where the frame's own camera, which may have moved, sees a position, and what its depth picture says there."""
+    nowhere, nan = np.full(3, np.nan), float("nan")
+    point, _ = seen_pixels(view.camera, position)
+    if point is None:
+        return nowhere, DepthReading(nan, DepthProblem.OUTSIDE)
+    depth, problem = measured_depth(view)
+    if depth is None:
+        return point, DepthReading(nan, DepthProblem(problem))
+    return point, read_at(depth, point[:2], view.camera.size)
 
 
 TRACE_BUILDERS: Mapping[str, Callable[[Episode, Build], Iterator[Row]]] = {
     "trace_3d": trace_3d,
+    "trace_object": trace_object,
     "trace_2d": trace_2d,
     "trace_lift": trace_lift,
 }

@@ -106,6 +106,11 @@ class Points:
         """
         return cls(camera.project(np.atleast_2d(xyz)), Unit.PIXELS, camera.size)
 
+    @classmethod
+    def of_camera(cls, xyz: np.ndarray, camera: Camera) -> Points:
+        """(u, v, d) in pixels of the camera's image from [n, 3] XYZ in its frame; raises as `of_world`."""
+        return cls(camera.project_seen(np.atleast_2d(xyz)), Unit.PIXELS, camera.size)
+
     def require(self, unit: Unit) -> Points:
         """These points, or an error that names both units."""
         if self.unit is not unit:

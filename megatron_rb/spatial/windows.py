@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from megatron_rb.spatial.camera import Camera
 from megatron_rb.spatial.episodes import View
 from megatron_rb.spatial.points import ImageSize
+from megatron_rb.spatial.transforms import Crop
 
 MARGIN = 0.05
 """Share of the window's side that stays free between the point and the edge."""
@@ -21,10 +21,6 @@ class Window:
     left: int
     top: int
     side: int
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        return self.left, self.top, self.left + self.side, self.top + self.side
 
 
 def window_around(pixel: np.ndarray, size: ImageSize, side: int, rng: np.random.Generator) -> Window | None:
@@ -44,9 +40,8 @@ def cut(view: View, name: str, window: Window, stem: Path) -> View:
     """Write the window's picture and the mask of one object beside each other and return the view they make."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     image, mask = stem.with_suffix(".jpg"), stem.with_suffix(".png")
+    crop = Crop(view.camera.size, window.left, window.top, ImageSize(window.side, window.side))
     with Image.open(view.image) as source:
-        source.crop(window.box).save(image, quality=90)
-    with Image.open(view.masks[name]) as source:
-        source.crop(window.box).save(mask)
-    camera: Camera = view.camera.cropped(window.left, window.top, ImageSize(window.side, window.side))
-    return View(image=image, camera=camera, masks={name: mask}, depth=None)
+        crop.image(source).save(image, quality=90)
+    Image.fromarray(crop.labels(view.mask(name))).save(mask)
+    return View(image=image, camera=crop.camera(view.camera), masks={name: mask}, depth=None)

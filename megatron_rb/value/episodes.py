@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 KEY_FRAMES, INSTRUCTIONS = "annotated_keyframes.json", "task_instruction.json"
 RAW_CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
+
+LAST_FRAME = 10_000_000
+"""Four days at 30 frames a second."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def read_key_framed(path: str | Path) -> Iterator[tuple[KeyFramedEpisode | BadEp
                     reason = f"line {number} is not a frame of an episode; see the fields of an episode file"
                     yield BadEpisode(f"line {number}", "not an episode frame", reason, f"{path}:{number}"), read
                 else:
-                    yield _raw(path.parent / str(row["episode_dir"])), read
+                    listed = str(row["episode_dir"])
+                    yield _raw(path.parent / listed, _label(Path(listed))), read
                 continue
             if group and _identity(group[0][1]) != _identity(row):
                 yield _framed(path, group), read
@@ -101,7 +106,12 @@ def _read_folder(folder: Path) -> Iterator[tuple[KeyFramedEpisode | BadEpisode, 
     if not found:
         raise ValueError(f"{folder} holds no {KEY_FRAMES}; name a jsonl file or a folder of raw episodes")
     for number, episode in enumerate(found, start=1):
-        yield _raw(episode), number
+        yield _raw(episode, _label(episode.relative_to(folder)) or episode.name), number
+
+
+def _label(place: Path) -> str:
+    """Name of a raw episode: its whole path below the data, since every task numbers its episodes anew."""
+    return "/".join(part for part in place.parts if part not in ("..", "/"))
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -122,7 +132,7 @@ def _identity(row: Mapping[str, Any]) -> tuple[str, str]:
 def _framed(file: Path, group: Sequence[tuple[int, dict]]) -> KeyFramedEpisode | BadEpisode:
     place, rows = f"{file}:{group[0][0]}", [row for _, row in group]
     task, number = _identity(rows[0])
-    name = f"{task}_{int(number):03d}" if number.isdigit() else f"{task}_{number}"
+    name = f"{task}_{int(number):03d}" if number.isdecimal() else f"{task}_{number}"
     frames = [row["frame"] for row in rows]
     if len(set(map(str, frames))) < len(frames):
         return BadEpisode(name, "duplicate frames", f"the frames {frames} of {name} name one frame twice", place)
@@ -139,11 +149,10 @@ def _framed(file: Path, group: Sequence[tuple[int, dict]]) -> KeyFramedEpisode |
 
 def _image(row: Mapping[str, Any], camera: str) -> str:
     view = row["views"].get(camera)
-    return str(view.get("image", "")) if isinstance(view, dict) else ""
+    return str(view.get("image") or "") if isinstance(view, dict) else ""
 
 
-def _raw(folder: Path) -> KeyFramedEpisode | BadEpisode:
-    name = folder.name
+def _raw(folder: Path, name: str) -> KeyFramedEpisode | BadEpisode:
     try:
         keys = _raw_keys(json.loads((folder / KEY_FRAMES).read_text(encoding="utf-8")))
         own = folder / INSTRUCTIONS
@@ -156,7 +165,7 @@ def _raw(folder: Path) -> KeyFramedEpisode | BadEpisode:
         return BadEpisode(
             name, "unusable annotation", f"the annotation of {folder} cannot be used: {error}", str(folder)
         )
-    images = {camera: found for camera in RAW_CAMERAS if (found := _raw_images(folder, camera, keys[-1] + 1))}
+    images = {camera: found for camera in RAW_CAMERAS if (found := _raw_images(folder, name, camera, keys[-1] + 1))}
     if not images:
         return BadEpisode(name, "no pictures", f"{folder} has none of {', '.join(RAW_CAMERAS)}", str(folder))
     return KeyFramedEpisode(name, name, instructions, keys, images)
@@ -168,6 +177,8 @@ def _raw_keys(annotation: Any) -> tuple[int, ...]:
     keys = [int(item["start_frame_id"]) for item in annotation] + [int(annotation[-1]["end_frame_id"])]
     if any(b <= a for a, b in zip(keys[:-1], keys[1:], strict=True)) or keys[0] < 0:
         raise ValueError(f"key frames {keys} do not rise")
+    if keys[-1] > LAST_FRAME:
+        raise ValueError(f"key frame {keys[-1]} is beyond any recording ({LAST_FRAME} frames)")
     return tuple(keys)
 
 
@@ -180,10 +191,21 @@ def _instructions(given: Any) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def _raw_images(folder: Path, camera: str, count: int) -> Sequence[str]:
+def _raw_images(folder: Path, name: str, camera: str, count: int) -> Sequence[str]:
     video, frames = folder / f"{camera}.mp4", folder / camera
     if video.is_file():
-        return VideoFrames(video, f"frames/{folder.name}/{camera}_{{frame:06d}}.jpg", count)
+        return VideoFrames(video, f"frames/{_escaped(name)}/{camera}_{{frame:06d}}.jpg", count)
     if frames.is_dir():
-        return [str(file) for file in sorted(frames.iterdir()) if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
+        found = [str(file) for file in frames.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
+        return sorted(found, key=_natural)
     return []
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """`frame2` before `frame10`."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _escaped(name: str) -> str:
+    """For `str.format`."""
+    return name.replace("{", "{{").replace("}", "}}")

@@ -74,7 +74,7 @@ def label_episode(episode: KeyFramedEpisode, rules: LabelRules, seed: int) -> La
         states = sample_states(episode.key_frames, rules.chunk, rules.chunk_rule)
     except ValueError as error:
         return BadEpisode(episode.name, "unusable key frames", f"{episode.name}: {error}", episode.name)
-    cameras = _cameras(episode)
+    cameras = cameras_of(episode)
     if cameras is None:
         reason = f"{episode.name} has no camera with a picture of every frame; there are {', '.join(episode.images)}"
         return BadEpisode(episode.name, "no complete view", reason, episode.name)
@@ -101,7 +101,7 @@ class ReferencePool:
 
     def add(self, episode: KeyFramedEpisode) -> None:
         """Remember an episode; one without a front camera gives no pair."""
-        cameras = _cameras(episode)
+        cameras = cameras_of(episode)
         if cameras is not None:
             front = episode.images[cameras[0]]
             self._latest.append((episode.instructions, (front[episode.key_frames[0]], front[episode.key_frames[-1]])))
@@ -150,7 +150,7 @@ def question_rows(episode: KeyFramedEpisode, pairs: Sequence[tuple[int, int]]) -
 
     The `id` is `<episode>_<before>_<after>`, each with six digits; the same pair gives the same id.
     """
-    cameras = _cameras(episode)
+    cameras = cameras_of(episode)
     if cameras is None:
         reason = f"{episode.name} has no camera with a picture of every frame; there are {', '.join(episode.images)}"
         return BadEpisode(episode.name, "no complete view", reason, episode.name)
@@ -189,8 +189,8 @@ def _other_order(rng: np.random.Generator) -> tuple[int, ...]:
     return others[int(rng.integers(len(others)))]
 
 
-def _cameras(episode: KeyFramedEpisode) -> tuple[str, str, str] | None:
-    """The cameras of the three places; None when no front camera has a picture of every frame."""
+def cameras_of(episode: KeyFramedEpisode) -> tuple[str, str, str] | None:
+    """The cameras of the three places (see `CAMERAS`); None when no front camera has a picture of every frame."""
     complete = {
         camera for camera, paths in episode.images.items() if len(paths) > episode.key_frames[-1] and all(_used(paths))
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, isnan
+from math import exp, isfinite, isnan
 
 import numpy as np
 
@@ -25,6 +25,13 @@ class Consistency:
     """The paper's value for LIBERO."""
     epsilon: float = 1e-6
     """Keeps the relative difference finite at a mean of zero; the paper's own number is not published."""
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.alpha) and self.alpha >= 0 and isfinite(self.epsilon) and self.epsilon > 0):
+            raise ValueError(
+                f"alpha {self.alpha:g} and epsilon {self.epsilon:g}; give an alpha of at least 0 and an epsilon above "
+                f"0, else the weight leaves (0, 1] and progress its bounds"
+            )
 
     def weight(self, forward: float, backward: float) -> float:
         """1 where both agree, towards 0 the more they differ; arguments in [0, 1]."""

@@ -178,3 +178,16 @@ def test_an_image_of_extreme_shape_is_refused(encoder, draw_image, tmp_path):
     }
     with pytest.raises(BadSample, match="strip.png: 900 x 2 pixels is longer than 200 times"):
         _encode(encoder, row, tmp_path)
+
+
+def test_an_answer_in_pixels_of_another_size_than_is_shown_is_refused(encoder, draw_image, tmp_path):
+    turns = [{"from": "human", "value": "<image>Where?"}, {"from": "gpt", "value": "[(10, 20)]"}]
+    row = {"image": [draw_image("a.png", 90, 61)], "conversations": turns}
+    sample, _, _ = _encode(encoder, row, tmp_path)
+    width, height = (sample.grids[0].w * encoder.processor.patch_size, sample.grids[0].h * encoder.processor.patch_size)
+    points = {"points": [[10, 20]], "frame": "pixels", "size": [width, height]}
+    assert _encode(encoder, row | {"points": points}, tmp_path)[0].input_ids.tolist() == sample.input_ids.tolist()
+    with pytest.raises(BadSample, match=f"pixels of 61 x 90, the model is shown {width} x {height}"):
+        _encode(encoder, row | {"points": points | {"size": [61, 90]}}, tmp_path)
+    grid = {"points": [[10, 20]], "frame": "0-1000"}
+    assert _encode(encoder, row | {"points": grid}, tmp_path)[0].input_ids.tolist() == sample.input_ids.tolist()

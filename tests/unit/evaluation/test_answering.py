@@ -1,11 +1,16 @@
+import argparse
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from megatron_rb.config.schema import DataConfig
+from megatron_rb.evaluation.answer_source import shown_size
 from megatron_rb.evaluation.answering import answer_all
+from megatron_rb.evaluation.evaluate import load_benchmark
+from megatron_rb.evaluation.scoring import score
 from megatron_rb.tools import demo_data, demo_model
 
 HELDOUT = Path(__file__).parents[3] / "examples" / "robosim" / "heldout"
@@ -71,3 +76,27 @@ def test_a_picture_that_breaks_off_gives_no_answer_and_the_others_go_on(made, tm
     torn = rows[0] | {"id": "torn", "image": [str(tmp_path / "torn.jpg")]}
     answers = answer_all([torn, rows[1]], data, str(hf), tmp_path / "a.jsonl", counting([]), DataConfig())
     assert answers.keys() == {rows[1]["id"]} and "unreadable" in (tmp_path / "a.ledger.jsonl").read_text()
+
+
+@pytest.mark.parametrize("source", ["hf", "ckpt"])
+def test_pixels_of_what_the_model_is_shown_are_known_from_its_processor(made, tmp_path, source):
+    _, hf, _ = made
+    options = argparse.Namespace(**{"answers": "", "hf": "", "ckpt": "", "tokenizer": "", source: str(hf)})
+    shown = shown_size(options)
+    assert shown is not None and shown(100, 61) == (96, 64)  # multiples of patch 16 x merge 2
+    assert shown_size(argparse.Namespace(answers="said.json")) is None
+    Image.new("RGB", (100, 61)).save(tmp_path / "picture.png")
+    Image.new("L", (100, 61), 0).save(tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as mask:
+        mask.paste(255, (50, 0, 100, 61))
+        mask.save(tmp_path / "mask.png")
+    question = {"question_id": "p", "question": "?", "question_type": "point", "img_path": "picture.png",
+                "mask_path": "mask.png"}  # fmt: skip
+    (tmp_path / "data.json").write_text(json.dumps([question]))
+    benchmark = load_benchmark(tmp_path, tmp_path / "out", "shown-pixels", shown)
+    # 49 of 96 is 51 of 100 pixels and on the mask; 49 of 100 is not
+    assert score(benchmark.questions[0], "(49, 63)", benchmark.root).score == 1.0
+    plain = load_benchmark(tmp_path, tmp_path / "out", "pixels").questions[0]
+    assert score(plain, "(49, 60)", benchmark.root).score == 0.0
+    with pytest.raises(ValueError, match="shown-pixels needs the model's processor"):
+        load_benchmark(tmp_path, tmp_path / "out", "shown-pixels")

@@ -47,6 +47,8 @@ def test_trace_distances_by_hand():
     assert rmse_shared(A, B) == pytest.approx(math.sqrt((1 + 10) / 2))
     # a line against itself moved by 3 in y
     assert rmse_resampled(A, np.array([[0, 3], [2, 3]])) == pytest.approx(3.0)
+    # 100 points by arc length, k / 99 away from the one point: sqrt(sum of squares 0..99 / 99^2 / 100)
+    assert rmse_resampled([[0, 0], [1, 0]], [[0, 0]]) == pytest.approx(math.sqrt(328350 / 980100))
     # three samples by arc length: (0,0) (1,0) (2,0) and (0,1) (1,2) (2,3)
     assert rmse_resampled(A, B, count=3) == pytest.approx(math.sqrt((1 + 4 + 9) / 3))
 
@@ -81,6 +83,8 @@ def test_plans_match_as_json():
         f"```json\n{json.dumps(plan)}\n```", json.dumps(plan)
     )
     assert not plan_match(json.dumps(plan | {"more": 1}), plan) and not plan_match("go there", plan)
+    assert plan_match(f"<think>[1]</think><answer>{json.dumps(plan)}</answer>", plan)
+    assert not plan_match("[" * 100_000, plan) and not plan_match("1" * 5000, plan)
 
 
 def brute_spearman(values):
@@ -150,6 +154,8 @@ def test_trace_scores_by_hand():
     assert score_trace(far, scene).end is False
     start = score_trace(np.array([[0.23, 0, 1.0], [1.0, 0, 1.95]]), scene)
     assert start.start is False
+    # 0.205 m from the outermost point, 0.225 m from the true start
+    assert score_trace(np.array([[0.225, 0, 1.0], [1.0, 0, 1.95]]), scene).start is False
     near_cloud = score_trace(np.array([[0.21, 0, 1.0], [1.0, 0, 1.95]]), scene)
     assert near_cloud.start is True  # 0.19 m from the object's outermost point
 
@@ -160,6 +166,7 @@ def test_collision_needs_more_than_a_fifth_of_the_points():
     trace = np.array([[0.3, 0, 1.2], [0.3, 0, 1.7]])  # half a metre on, wherever the object's centre is
     assert not collides(trace, np.array([reaching] + [apart] * 4), wall(1.5))
     assert collides(trace, np.array([reaching] * 2 + [apart] * 3), wall(1.5))
+    assert collides(trace, np.array([reaching] + [apart] * 3), wall(1.5))  # a quarter
     # where the object stands, before it is moved, counts too; nothing between two points does
     assert collides(trace[:1], np.array([[0.3, 0, 1.5]]), wall(1.5))
     assert not collides(np.array([[0, 0, 1.0], [0, 0, 2.0]]), np.array([[0.3, 0, 1.0]]), wall(1.5))

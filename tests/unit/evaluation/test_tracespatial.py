@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from megatron_rb.evaluation.benchmark_files import image_paths, read_questions
-from megatron_rb.evaluation.scoring import score
+from megatron_rb.evaluation.scoring import score, summarise
 from megatron_rb.tools import eval as eval_tool
 
 FX = 100.0
@@ -58,8 +58,14 @@ def test_scores_by_hand(bench):
     assert true.score == 1.0
     assert true.measures == pytest.approx(
         {"start": 1, "end": 1, "no_collision": 1, "start_in_mask_2d": 1, "end_in_box_2d": 0, "dfd_metres": 0.0,
-         "rmse_metres": 0.0}, abs=2e-3,
+         "hd_metres": 0.0, "rmse_metres": 0.0}, abs=2e-3,
     )  # fmt: skip
+    # both traces are resampled first, so fewer points on the same line are no distance
+    fewer = score(question, said((-0.3, 0, 1), (0.3, 0, 1)), bench).measures
+    assert fewer["dfd_metres"] == pytest.approx(0.0, abs=2e-3)
+    # 0.1 m above all along
+    above = score(question, said((-0.3, -0.1, 1), (0.3, -0.1, 1)), bench).measures
+    assert (above["dfd_metres"], above["hd_metres"], above["rmse_metres"]) == pytest.approx((0.1, 0.1, 0.1), abs=2e-3)
     # one of the last three reaches the box, whose picture spans u = 112.0 .. 127.4 (0.35 / 1.05, 0.45 / 0.95)
     past = score(question, said((-0.3, 0, 1), (0.4, 0, 1), (0.4, 0.3, 1), (0.4, 0.5, 1)), bench)
     assert past.score == 1.0 and past.measures["end_in_box_2d"] == 1.0
@@ -87,6 +93,46 @@ def test_the_command_scores_recorded_answers_and_counts_what_lacks_depth(bench, 
         table = json.loads((tmp_path / "out/results.json").read_text())["summary"]["trace_spatial"]
         assert (table["score"], table["failed"]) == wanted
         assert ("start" in table) == (wanted[1] == 0)  # it leaves the denominators of start and end
+
+
+def test_a_trace_far_away_is_left_out_of_the_mean_distances_and_nothing_else(bench):
+    (question,) = read_questions(bench)
+    near = score(question, said((-0.3, 0, 1), (0.3, 0, 90)), bench)
+    far = score(question, said((-0.3, 0, 1), (0.3, 0, 150)), bench)
+    assert near.measures["dfd_metres"] == pytest.approx(89, abs=0.5) and "dfd_metres" not in far.measures
+    assert far.score == 0.0 and far.measures["start"] == 1.0 and not far.failure
+    assert score(question, said((-0.3, 0, 1), (0.3, 0, 1e300)), bench).problem == "unusable depth"
+
+
+def test_start_and_end_stand_beside_their_share_of_all_answers(bench):
+    (question,) = read_questions(bench)
+    results = [score(question, text, bench) for text in (question["answer"], "I cannot see it", "")]
+    table = summarise(results)["trace_spatial"]
+    assert (table["start"], table["end"], table["score"]) == (1.0, 1.0, pytest.approx(1 / 3))
+    assert table["start_of_all"] == table["end_of_all"] == pytest.approx(1 / 3) and table["failed"] == 2
+
+
+def test_intrinsics_of_another_resolution_and_missing_pictures_are_told_before_anybody_is_asked(bench, tmp_path):
+    words = ["--data", str(bench), "--answers", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    depth = bench / "raw_data/0_depth.png"
+    whole = depth.read_bytes()
+    with Image.open(depth) as picture:
+        picture.resize((WIDTH // 2, HEIGHT // 2)).save(depth)
+    with pytest.raises(ValueError, match=r"question 7 .*0_depth.png, the principal point \(80, 60\).*resolution"):
+        eval_tool.main(words)
+    depth.write_bytes(whole)
+    (bench / "raw_data/0_mask.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="question 7 has no readable mask_path"):
+        eval_tool.main(words)
+
+
+@pytest.mark.parametrize("trajectory", [[], [[0, 0]], [[0, 0, -1.0]], [[0, 0, float("nan")]]])
+def test_a_true_trace_that_cannot_be_seen_is_refused(bench, trajectory):
+    rows = json.loads((bench / "trajectory_dataset.json").read_text())
+    rows[0]["trajectory"] = trajectory
+    (bench / "trajectory_dataset.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="question 7 .* has a trajectory"):
+        read_questions(bench)
 
 
 def test_a_question_without_its_fields_is_named(bench):

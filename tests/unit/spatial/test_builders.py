@@ -1,15 +1,16 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from megatron_rb.spatial import builders
 from megatron_rb.spatial.answers import parse_points, parse_points_with_depth
 from megatron_rb.spatial.builders import SampleMix, build_rows, visible_point, write_split
 from megatron_rb.spatial.episodes import read_depth, read_episodes, read_mask
 from megatron_rb.spatial.points import ImageSize, grid_to_pixels, pixel_index
+from megatron_rb.spatial.values import Points, Unit
 from megatron_rb.value.answers import parse_score
 
 ROOT = Path(__file__).parents[3] / "examples" / "robosim"
@@ -72,7 +73,24 @@ def test_points_with_depth_lead_back_to_the_object(episodes):
 def test_waypoints_run_from_now_to_the_end(built):
     row = rows_of(built, "waypoints")[0]
     assert row["points"]["end effector"] == parse_points_with_depth(row["answer"]).points.tolist()
-    assert 2 <= len(row["points"]["end effector"]) <= builders.MOST_WAYPOINTS
+    assert len(row["points"]["end effector"]) == 5  # a lift has four phases
+
+
+def test_nine_key_frames_become_eight_waypoints_that_still_reach_the_end(episodes):
+    stack = next(e for e in episodes if e.name == "stack_008")
+    assert len(stack.key_frames()) == 9
+    row = build_rows([stack], ROOT, SampleMix(tasks=("waypoints",)), seed=0)[0][0]
+    points = Points(parse_points_with_depth(row["answer"]).points, Unit.GRID)
+    assert len(points) == 8
+    world = points.in_world(stack.frames[0].views["side"].camera)
+    np.testing.assert_allclose(world[0], stack.frames[0].eef_position, atol=3e-3)
+    np.testing.assert_allclose(world[-1], stack.frames[-1].eef_position, atol=3e-3)
+
+
+def test_depth_has_three_decimals_and_places_are_whole_numbers(built):
+    answers = [row["answer"] for task in ("uvd", "waypoints") for row in rows_of(built, task)]
+    tuple_3d = r"\(\d{1,4}, \d{1,4}, \d\.\d{3}\)"
+    assert answers and all(re.fullmatch(rf"\[{tuple_3d}(, {tuple_3d})*\]", answer) for answer in answers)
 
 
 def test_hop_answers_match_their_label_and_pictures(built):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from megatron_rb.spatial.camera import Camera
+from megatron_rb.spatial.camera import Camera, resolution_problem
 from megatron_rb.spatial.points import ImageSize
 
 INTRINSICS = [[100.0, 0.0, 50.0], [0.0, 200.0, 40.0], [0.0, 0.0, 1.0]]
@@ -50,7 +50,32 @@ def test_point_behind_the_camera_has_no_pixel():
         CAMERA.project(np.array([0.0, 2.0, 3.0]))
 
 
-@pytest.mark.parametrize(("intrinsics", "message"), [(np.eye(2), "3 x 3 or 4 x 4"), (np.zeros((3, 3)), "positive")])
+@pytest.mark.parametrize(
+    ("intrinsics", "message"),
+    [
+        (np.eye(2), "3 x 3 or 4 x 4"),
+        (np.zeros((3, 3)), "positive"),
+        (np.full((3, 3), np.nan), "not finite"),
+        (np.diag([9.0, 9, 0]), "must be 0, 0, 1"),
+    ],
+)
 def test_unusable_intrinsics_are_refused(intrinsics, message):
     with pytest.raises(ValueError, match=message):
         Camera.from_matrices(intrinsics, POSE, CAMERA.size)
+
+
+@pytest.mark.parametrize(
+    ("pose", "message"),
+    [(np.eye(3), "4 x 4"), (np.diag([2.0, 2, 2, 1]), "must be a rotation"), (np.diag([-1.0, 1, 1, 1]), "mirrors"),
+     (np.full((4, 4), np.inf), "not finite")],
+)  # fmt: skip
+def test_unusable_poses_are_refused(pose, message):
+    with pytest.raises(ValueError, match=message):
+        Camera.from_matrices(INTRINSICS, pose, CAMERA.size)
+
+
+def test_intrinsics_of_another_resolution_are_known_by_their_principal_point():
+    matrix = CAMERA.intrinsics  # (50, 40) is the middle of 100 x 80
+    assert resolution_problem(matrix, CAMERA.size) == ""
+    for size in (ImageSize(200, 160), ImageSize(50, 40), ImageSize(100, 40)):
+        assert "another resolution" in resolution_problem(matrix, size)

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_rb.spatial.clouds import (
+    CloudCleaning,
     clean_cloud,
     dbscan,
     mean_neighbour_distance,
@@ -100,3 +101,8 @@ def test_empty_and_tiny_clouds():
     assert len(clean_cloud(np.array([[0, 0, 1.0]]))) <= 1
     few = np.array([[0, 0, 1.0], [0.001, 0, 1], [0, 0.001, 1], [0.001, 0.001, 1]])
     assert len(clean_cloud(few)) == pytest.approx(1, abs=3)
+
+
+def test_the_steps_are_those_of_the_released_evaluation():
+    """nb_neighbors 10, std_ratio 1.2, voxel max(.01, extent / 40), eps .02, min_points 10, at least 5 points."""
+    assert CloudCleaning() == CloudCleaning(10, 1.2, 0.01, 40.0, 0.02, 10, 5)

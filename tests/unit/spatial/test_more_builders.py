@@ -1,15 +1,17 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_rb.data.ground_truth import check_points
-from megatron_rb.spatial.answers import parse_box, parse_length, parse_points, parse_points_with_depth
+from megatron_rb.spatial.answers import parse_box, parse_points, parse_points_with_depth
 from megatron_rb.spatial.builders import SampleMix, build_rows
 from megatron_rb.spatial.depth import DepthGate
 from megatron_rb.spatial.episodes import read_episodes, read_mask
 from megatron_rb.spatial.points import ImageSize
+from megatron_rb.spatial.text_answers import parse_length
 from megatron_rb.spatial.values import Points, Unit
 
 ROOT = Path(__file__).parents[3] / "examples" / "robosim" / "heldout"
@@ -69,13 +71,32 @@ def test_traces_pass_near_every_position_of_the_gripper():
     for row in rows:
         points = parse_points_with_depth(row["answer"])
         assert 2 <= len(points.points) <= 8
-        assert all(len(f"{d:.3f}") >= len(str(d)) for d in points.points[:, 2])
         first = int(row["id"].split("_")[2])
         camera = episode_of(row).frames[first].views["side"].camera
         world = Points(points.points, Unit.GRID).in_world(camera)
         frames = episode_of(row).frames
         np.testing.assert_allclose(world[0], frames[first].eef_position, atol=3e-3)
         np.testing.assert_allclose(world[-1], frames[-1].eef_position, atol=3e-3)
+
+
+def test_the_trace_of_the_object_follows_it_from_where_it_is_seen():
+    rows, report = build("trace_object")
+    assert {row["id"][:5] for row in rows} == {"lift_", "stack"}
+    for row in rows:
+        points = parse_points_with_depth(row["answer"]).points
+        assert 2 <= len(points) <= 8 and "object-centric visual trace" in row["conversations"][0]["value"]
+        episode, first = episode_of(row), int(row["id"].split("_")[2])
+        name = "cube" if episode.task == "lift" else "cubeA"
+        view = episode.frames[first].views["side"]
+        world = Points(points, Unit.GRID).in_world(view.camera)
+        assert np.linalg.norm(world - world[0], axis=1).max() > 0.015
+        np.testing.assert_allclose(world[0], episode.frames[first].objects[name], atol=3e-3)
+        np.testing.assert_allclose(world[-1], episode.frames[-1].objects[name], atol=3e-3)
+        u, v = Points(points[:1], Unit.GRID).in_pixels(ImageSize(224, 224)).values[0, :2]
+        assert view.mask(name)[int(v), int(u)]
+    assert report.skipped["trace_object: the object does not move any more"] > 0  # it has been put down
+    refused, report = build_rows([replace(EPISODES[0], task="fold")], ROOT, SampleMix(tasks=("trace_object",)), seed=0)
+    assert not refused and report.skipped["trace_object: which object the task fold moves is not known"] == 1
 
 
 def test_three_kinds_of_trace_rows_tell_the_same_way():
@@ -129,6 +150,7 @@ def test_the_given_order_sorts_the_pictures():
         order = json.loads(row["answer"])
         frames = [int(Path(row["image"][number - 1]).name.split("_")[0]) for number in order]
         assert frames == sorted(frames) and sorted(order) == list(range(1, len(order) + 1))
+        assert len(order) == min(6, len(episode_of(row).key_frames()))
 
 
 def test_version_2_0_pointing_is_in_pixels():

@@ -70,6 +70,8 @@ def test_depth_readings_say_why_they_are_unusable():
         DepthProblem.MISSING, DepthProblem.NOT_FINITE, DepthProblem.TOO_FAR, None, DepthProblem.OUTSIDE,
     ]  # fmt: skip
     assert read_at(depth, np.array([3.5, 0.5]), size).metres == 1.25
+    assert read_at(np.array([[15.0]]), np.zeros(2), ImageSize(1, 1)).ok
+    assert read_at(np.array([[15.01]]), np.zeros(2), ImageSize(1, 1)).problem is DepthProblem.TOO_FAR
     assert read_at(depth, np.array([3.5, 0.5]), ImageSize(8, 2)).problem is DepthProblem.OTHER_SIZE
 
 
@@ -78,10 +80,32 @@ def test_gate_by_hand():
     missing = DepthReading(float("nan"), DepthProblem.MISSING)
     readings = [DepthReading(1.04), DepthReading(0.96), DepthReading(0.9), missing]
     result = check_trace(points, readings)
-    assert (result.readable, result.confirmed) == (3, pytest.approx(2 / 3))
-    assert result.hidden == pytest.approx(1 / 3) and not result.passed
-    assert "33% of the points are hidden" in result.reason
+    # two of four frames confirm; one of the three that are measured lies behind something
+    assert (result.readable, result.confirmed, result.hidden) == (3, 0.5, pytest.approx(1 / 3))
+    assert not result.passed and "33% of the points are hidden" in result.reason
     assert check_trace(points, readings, DepthGate(most_hidden=0.5)).passed
     agibot = check_trace(points, readings, DepthGate(confirmed_share=0.83, most_hidden=0.5))
-    assert not agibot.passed and "confirms 67%" in agibot.reason
-    assert "no point has" in check_trace(points[:1], readings[3:]).reason
+    assert not agibot.passed and "confirms 50%" in agibot.reason
+    assert check_trace(points[:1], readings[3:]).reason == "no point has a usable depth: no measurement (depth 0)"
+
+
+def test_one_measured_frame_of_many_confirms_no_trace():
+    points = np.array([[0, 0, 1.0]] * 10)
+    readings = [DepthReading(1.0), *[DepthReading(float("nan"), DepthProblem.MISSING)] * 9]
+    result = check_trace(points, readings)
+    assert not result.passed and result.confirmed == pytest.approx(0.1) and "confirms 10%" in result.reason
+
+
+@pytest.mark.parametrize(("surface", "passed"), [(0.951, True), (0.95, False), (1.049, True), (1.051, False)])
+def test_five_centimetres_are_outside_the_tolerance(surface, passed):
+    assert check_trace(np.array([[0, 0, 1.0]]), [DepthReading(surface)]).passed is passed
+
+
+def test_a_third_must_be_confirmed_and_three_tenths_may_be_hidden():
+    def gate(confirmed, hidden, missing):
+        readings = [DepthReading(1.0)] * confirmed + [DepthReading(0.5)] * hidden
+        readings += [DepthReading(float("nan"), DepthProblem.MISSING)] * missing
+        return check_trace(np.array([[0, 0, 1.0]] * len(readings)), readings).passed
+
+    assert gate(1, 0, 2) and not gate(1, 0, 3) and not gate(49, 0, 100)
+    assert gate(7, 3, 0) and not gate(11, 5, 0)  # 30 % and 31 %

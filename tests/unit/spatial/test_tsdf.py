@@ -1,13 +1,18 @@
 import numpy as np
 import pytest
 
-from megatron_rb.spatial.tsdf import TRUNCATION, VOXEL, occupied_voxels, surface_points
+from megatron_rb.spatial.tsdf import FARTHEST, TRUNCATION, VOXEL, occupied_voxels, surface_points
 
 INTRINSICS = np.array([[120.0, 0, 50], [0, 120.0, 40], [0, 0, 1]])
 
 
 def wall(metres: float) -> np.ndarray:
     return np.full((80, 100), metres)
+
+
+def test_the_volume_is_that_of_the_released_evaluation():
+    """voxel 0.02 m, sdf_trunc 4 voxels, depth_trunc 5 m; all else here is computed from these."""
+    assert (VOXEL, TRUNCATION, FARTHEST) == (0.02, 4, 5.0)
 
 
 def test_a_wall_is_where_it_is():

@@ -25,6 +25,19 @@ def test_grid_points_lead_to_camera_xyz_by_hand():
     np.testing.assert_allclose(Points.of_world(xyz, CAMERA).on_grid().values, [[250, 750, 2.0]])
 
 
+def test_camera_and_world_differ_by_the_pose():
+    pose = np.eye(4)
+    pose[:3, 3] = (5, 6, 7)
+    moved = Camera.from_matrices(CAMERA.intrinsics, pose, SIZE)
+    points = Points.of_camera(np.array([[-1.0, 0.5, 2.0]]), moved)
+    assert points.values.tolist() == [[50.0, 75.0, 2.0]]  # u = 100 - 100 / 2, v = 50 + 50 / 2
+    np.testing.assert_allclose(points.in_camera(moved), [[-1.0, 0.5, 2.0]])
+    np.testing.assert_allclose(points.in_world(moved), [[4.0, 6.5, 9.0]])
+    np.testing.assert_allclose(Points.of_world(np.array([[4.0, 6.5, 9.0]]), moved).values, points.values)
+    with pytest.raises(ValueError, match="behind the camera"):
+        Points.of_camera(np.array([[0, 0, -0.1]]), moved)
+
+
 def test_pixels_of_another_resolution_are_refused():
     points = Points(np.array([[10, 10, 1.0]]), Unit.PIXELS, ImageSize(400, 200))
     with pytest.raises(ValueError, match="400 x 200 image, the intrinsics hold for 200 x 100"):

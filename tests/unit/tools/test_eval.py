@@ -9,6 +9,7 @@ from megatron_rb.evaluation.html_report import PREDICTED, TRUE, draw
 from megatron_rb.evaluation.scoring import score, summarise
 from megatron_rb.spatial.builders import SampleMix, build_rows
 from megatron_rb.spatial.episodes import read_episodes
+from megatron_rb.spatial.points import ImageSize
 from megatron_rb.tools import eval as eval_tool
 
 HELDOUT = Path(__file__).parents[3] / "examples" / "robosim" / "heldout"
@@ -46,15 +47,32 @@ def test_true_answers_score_full_and_the_report_shows_them(rows, tmp_path):
     assert json.loads((again / "results.json").read_text())["summary"] == summary
 
 
+def test_rows_of_version_2_0_are_scored_in_their_pixels(tmp_path):
+    mix = SampleMix(tasks=("pointing", "grounding", "trace_2d", "multi_view"), version="2.0", views=("side",),
+                    answer_size=ImageSize(448, 224))  # fmt: skip
+    rows = build_rows(read_episodes(HELDOUT)[:1], HELDOUT, mix, seed=0)[0]
+    assert {row["task"] for row in rows} == set(mix.tasks)
+    summary = evaluate(rows, {row["id"]: row["answer"] for row in rows}, tmp_path)
+    assert all(entry["score"] == 1.0 and entry["failed"] == 0 for entry in summary.values())
+    # the same answers taken for 0-1000 would lie elsewhere
+    for row in rows:
+        row["points"]["frame"] = "0-1000"
+    summary = evaluate(rows, {row["id"]: row["answer"] for row in rows}, tmp_path)
+    assert summary["pointing"]["score"] < 0.5
+
+
 BAD = [
     "I think it is on the left.", "[(12, 34), (5,", "", "(" * 5000, "1, " * 400_000, "import os\nprint(os.getcwd())",
-    "[(1e400, nan)]", "<score>", "\x00\ud7ff", "[(5000, 3, -1)]", "<answer></answer>",
+    "[(1e400, nan)]", "<score>", "\x00\ud7ff", "[(5000, 3, -1)]", "<answer></answer>", "\ud800",
+    "[" * 90_000, "(" + "9" * 90_000,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", BAD, ids=range(len(BAD)))
 def test_no_answer_crashes_and_failures_are_counted_as_wrong(rows, text, tmp_path):
+    rows = [row for task in TASKS for row in [row for row in rows if row["task"] == task][:2]]
     summary = evaluate(rows, {row["id"]: text for row in rows}, tmp_path)
+    assert sum(entry["questions"] for entry in summary.values()) == 2 * len(TASKS)
     for kind, entry in summary.items():
         assert entry["score"] == 0.0, kind
         assert kind == "plan" or entry["failed"] == entry["questions"], kind
@@ -111,5 +129,10 @@ def test_wrong_files_are_one_sentence(tmp_path):
     (tmp_path / "data.json").write_text('[{"question_id": 1, "question": "?"}, {"question_id": 1, "question": "?"}]')
     with pytest.raises(ValueError, match="'1' more than once"):
         eval_tool.main(["--data", str(tmp_path), "--answers", "x", "--out", str(tmp_path / "out")])
+    (tmp_path / "data.json").write_text("[1, 2")
+    with pytest.raises(ValueError, match="data.json is not JSON"):
+        eval_tool.main(["--data", str(tmp_path), "--answers", "x", "--out", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match="no file gone.png"):
+        eval_tool.main(["--data", "x", "--answers", "x", "--out", str(tmp_path / "out"), "--curves", "gone.png"])
     with pytest.raises(ValueError, match="question_type 'poem'"):
         score({"question_id": "q", "question_type": "poem"}, "", tmp_path)

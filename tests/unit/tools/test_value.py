@@ -1,10 +1,13 @@
 import json
+import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from megatron_rb.evaluation.value_scores import asked_pairs
+from megatron_rb.evaluation.value_scores import asked_pairs, score_questions
 from megatron_rb.tools import value
 from megatron_rb.value.answers import format_score
 from megatron_rb.value.episodes import read_key_framed
@@ -75,9 +78,11 @@ def test_recorded_answers_become_curves_and_pictures(tmp_path, capsys):
         assert curve["curves"]["backward"][1:] == pytest.approx(expected[1:], abs=0.006)
     assert "2 of " in capsys.readouterr().out
 
-    assert value.main(["plot", "--curves", str(tmp_path / "curves.jsonl"), *data, "--out", str(tmp_path)]) == 0
-    with Image.open(tmp_path / "lift_003.png") as image:
-        assert image.width > 400
+    (tmp_path / "curves.jsonl").write_text("".join(json.dumps(curve) + "\n" for curve in curves[:2]))
+    assert value.main(["plot", "--curves", str(tmp_path / "curves.jsonl"), *data, "--out", str(tmp_path / "png")]) == 0
+    with Image.open(tmp_path / "png/lift_003.png") as image:
+        below = np.asarray(image.convert("RGB"))[image.height * 3 // 4 :]
+        assert (below != 255).any(axis=-1).mean() > 0.5  # the frames, on a white page
 
 
 def test_missing_answers_count_as_unreadable(tmp_path, capsys):
@@ -88,6 +93,123 @@ def test_missing_answers_count_as_unreadable(tmp_path, capsys):
     assert "VOC+ 0.0000, VOC- 0.0000, 20 of 20 unreadable" in capsys.readouterr().out
 
 
+def write_raw_episode(folder, shade, frames=12):
+    """The released raw form: three videos, key frames, instructions one folder above."""
+    av = pytest.importorskip("av")
+    folder.mkdir(parents=True)
+    for number, camera in enumerate(("cam_high", "cam_left_wrist", "cam_right_wrist")):
+        with av.open(str(folder / f"{camera}.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+            for frame in range(frames):
+                level = shade + 40 * number + frame
+                picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), level, np.uint8), format="rgb24")
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode())
+    keys = [{"anotation": "x", "start_frame_id": a, "end_frame_id": b} for a, b in ((0, 5), (5, frames - 1))]
+    (folder / "annotated_keyframes.json").write_text(json.dumps(keys))
+    (folder.parent / "task_instruction.json").write_text('["fold the towel"]')
+
+
+def level_of(picture):
+    with Image.open(picture) as image:
+        return float(np.asarray(image.convert("L")).mean())
+
+
+def test_videos_of_equally_named_episodes_are_not_mixed(tmp_path):
+    for task, shade in (("cups", 20), ("towel", 120)):
+        write_raw_episode(tmp_path / "raw" / task / "episode_001", shade)
+    words = ["--data", str(tmp_path / "raw"), "--chunk", "1", "--pairs", "20", "--permuted-share", "0"]
+    assert value.main(["label", *words, "--out", str(tmp_path / "out/samples.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
+    assert {row["episode"] for row in rows} == {"cups/episode_001", "towel/episode_001"}
+    assert len({row["id"] for row in rows}) == len(rows) > 20
+    for row in rows:
+        shade = {"cups": 20, "towel": 120}[row["episode"].partition("/")[0]]
+        before, after = row["frames"]
+        wanted = [shade, shade + 11, *(shade + 40 * n + frame for frame in (before, after) for n in range(3))]
+        assert [level_of(tmp_path / "out" / path) for path in row["image"]] == pytest.approx(wanted, abs=4)
+
+
+def test_a_video_that_has_changed_is_read_again(tmp_path):
+    words = ["--data", str(tmp_path / "raw"), "--out", str(tmp_path / "s.jsonl"), "--chunk", "1", "--pairs", "2"]
+    write_raw_episode(tmp_path / "raw" / "task" / "ep", 20)
+    assert value.main(["label", *words]) == 0
+    first = tmp_path / json.loads((tmp_path / "s.jsonl").read_text().splitlines()[0])["image"][0]
+    assert level_of(first) == pytest.approx(20, abs=4)
+    shutil.rmtree(tmp_path / "raw")
+    write_raw_episode(tmp_path / "raw" / "task" / "ep", 150)
+    old = first.stat().st_mtime - 100
+    os.utime(first, (old, old))
+    assert value.main(["label", *words]) == 0
+    assert level_of(first) == pytest.approx(150, abs=4)
+
+
+def test_raw_videos_are_scored_and_plotted(tmp_path):
+    write_raw_episode(tmp_path / "raw" / "task" / "ep", 60)
+    (scored,) = score_questions(tmp_path / "raw", 3, tmp_path / "work")
+    _, frames, rows = scored
+    assert frames == [0, 4, 7, 11]
+    for row in rows:
+        before, after = (int(part) for part in row["id"].split("_")[-2:])
+        assert level_of(tmp_path / "work" / row["image"][0]) == pytest.approx(60, abs=4)
+        assert level_of(tmp_path / "work" / row["image"][2]) == pytest.approx(60 + before, abs=4)
+        assert level_of(tmp_path / "work" / row["image"][7]) == pytest.approx(60 + 80 + after, abs=4)
+    (tmp_path / "none.jsonl").write_text("")
+    data, curves = ["--data", str(tmp_path / "raw")], tmp_path / "curves.jsonl"
+    assert value.main(["score", *data, "--answers", str(tmp_path / "none.jsonl"), "--out", str(curves)]) == 0
+    assert value.main(["plot", *data, "--curves", str(curves), "--out", str(tmp_path / "png")]) == 0
+    assert (tmp_path / "png/task/ep.png").is_file()
+    assert level_of(tmp_path / "png/frames/task/ep/cam_high_000011.jpg") == pytest.approx(71, abs=4)
+
+
+def test_a_video_that_ends_early_is_a_refused_episode(tmp_path, capsys):
+    write_raw_episode(tmp_path / "raw" / "task" / "good", 60)
+    write_raw_episode(tmp_path / "raw" / "task" / "short", 60, frames=12)
+    keys = [{"start_frame_id": 0, "end_frame_id": 5}, {"start_frame_id": 5, "end_frame_id": 40}]
+    (tmp_path / "raw/task/short/annotated_keyframes.json").write_text(json.dumps(keys))
+    words = ["--data", str(tmp_path / "raw"), "--out", str(tmp_path / "s.jsonl"), "--chunk", "1", "--pairs", "4"]
+    assert value.main(["label", *words]) == 0
+    assert "of 1 episodes; refused: 1 unreadable video" in capsys.readouterr().out
+    (line,) = (tmp_path / "s.ledger.jsonl").read_text().splitlines()
+    assert "ends before frame" in line and "task/short" in line
+    found = list(score_questions(tmp_path / "raw", 3, tmp_path / "work"))
+    assert [getattr(item, "problem", "") for item in found] == ["", "unreadable video"]
+
+
+def test_nothing_half_written_is_left_when_labelling_stops(tmp_path, monkeypatch):
+    (tmp_path / "s.jsonl").write_text("earlier\n")
+    monkeypatch.setattr("megatron_rb.data.hop_file.path_from", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        label(tmp_path / "s.jsonl")
+    assert (tmp_path / "s.jsonl").read_text() == "earlier\n"
+
+
+def test_two_episodes_of_one_name_are_not_scored_as_one(tmp_path, capsys):
+    lines = (HELDOUT / "lift.jsonl").read_text().splitlines(True)
+    first = [line for line in lines if '"lift_003/' in line]
+    other = [line for line in lines if '"lift_009/' in line]
+    (tmp_path / "e.jsonl").write_text("".join([*first, *other, *first]))
+    (tmp_path / "none.jsonl").write_text('{"question_id": "lift_003_000000_000099", "answer": "<score>0%</score>"}\n')
+    words = ["--data", str(tmp_path / "e.jsonl"), "--out", str(tmp_path / "c.jsonl"), "--interval", "3"]
+    assert value.main(["score", *words, "--answers", str(tmp_path / "none.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert "two episodes lift_003" in said and "2 episodes (1 not scored)" in said
+    assert "1 answers belong to no question" in said
+
+
 def test_wrong_input_is_one_sentence(tmp_path):
+    data = ["--data", str(HELDOUT / "lift.jsonl"), "--out", str(tmp_path / "c.jsonl"), "--answers", "x"]
+    with pytest.raises(ValueError, match="interval of 0 frames"):
+        value.main(["score", *data, "--interval", "0"])
+    with pytest.raises(ValueError, match="alpha of at least 0"):
+        value.main(["score", *data, "--alpha", "-1"])
     with pytest.raises(ValueError, match="part 3 of 3 does not exist"):
         label(tmp_path / "x.jsonl", "--part", "3/3")
+    with pytest.raises(ValueError, match="--part one is not K/N"):
+        label(tmp_path / "x.jsonl", "--part", "one")
+    data, curves = ["--data", str(HELDOUT / "lift.jsonl")], tmp_path / "c.jsonl"
+    for text, message in (("no json", "c.jsonl:1 is no line"), ('{"episode": "lift_003"}', "c.jsonl:1 lacks answers")):
+        curves.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            value.main(["plot", *data, "--curves", str(curves), "--out", str(tmp_path / "png")])

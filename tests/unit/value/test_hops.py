@@ -45,6 +45,11 @@ def test_released_rule_rounds_where_the_paper_floors():
     assert sample_states(keys, chunk=5, rule="released") == [0, 4, 8, 12, 16, 20, 24, 29, 35, 40]
 
 
+def test_released_rule_counts_from_the_first_to_the_last_frame():
+    # 20 frames on: round(20 / 7 / 2) = round(1.43) = 1; 21 frames would make it 2
+    assert sample_states([0, 10, 20], chunk=7, rule="released") == [0, 10, 20]
+
+
 def test_many_labels_at_once_are_those_of_one_by_one():
     pairs = [(p, q) for p in range(7) for q in range(7) if p != q]
     before, after = np.array(pairs).T

@@ -2,9 +2,12 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from megatron_rb.value.answers import parse_score
 from megatron_rb.value.episodes import BadEpisode, KeyFramedEpisode, VideoFrames, read_key_framed
@@ -47,6 +50,13 @@ def test_labels_follow_from_the_frames():
         phi = [frame / 80 if frame <= 40 else 0.5 + (frame - 40) / 120 for frame in row["frames"]]
         assert row["progress"] == pytest.approx(phi, abs=0.02)
         assert row["hop"] == pytest.approx(hop_label(*row["progress"]), abs=1e-4)
+
+
+def test_defaults_are_those_of_the_papers():
+    rules = LabelRules()
+    assert (rules.chunk_rule, rules.quantisation, rules.pairs.zero_rule) == ("paper", "percent", "paper")
+    assert (rules.chunk, rules.pairs.pairs_per_episode, rules.pairs.zero_share) == (20, 1000, 0.05)
+    assert 27.2 * (1 + rules.permuted_share) == pytest.approx(35, abs=0.01)  # millions of samples before and after
 
 
 def test_permuted_rows_keep_camera_and_name_together():
@@ -139,6 +149,35 @@ def test_bad_episodes_say_why_and_the_rest_goes_on(tmp_path):
     assert found[0].place.endswith("e.jsonl:1")
 
 
+NAMES = st.sampled_from(["side", "image", "a"])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers(-3, 3) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=6,
+)
+FRAME = {"episode": "²", "frame": 0, "phase": "a", "views": {"side": {"image": None}}}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.fixed_dictionaries(
+    {"episode": ANYTHING, "frame": st.integers(0, 2) | ANYTHING, "phase": ANYTHING, "views": ANYTHING},
+    optional={"task": ANYTHING, "instruction": ANYTHING},
+) | ANYTHING, max_size=6))  # fmt: skip
+@example([FRAME, FRAME | {"frame": 1, "phase": "b"}])
+@example([FRAME | {"episode": 1}, FRAME | {"episode": 1, "frame": 1, "phase": ["b"]}])
+def test_any_lines_are_episodes_or_have_a_reason(rows):
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "e.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for episode, _ in read_key_framed(file):
+            if isinstance(episode, KeyFramedEpisode):
+                episode = label_episode(episode, RULES, 0)
+            if isinstance(episode, BadEpisode):
+                assert episode.problem and episode.reason and episode.place
+            else:
+                assert list(hop_rows(episode, RULES, 0))
+
+
 def raw_episode(folder: Path, keys=((0, 30), (30, 70), (70, 99))) -> Path:
     folder.mkdir(parents=True)
     subtasks = [{"anotation": "x", "start_frame_id": a, "end_frame_id": b} for a, b in keys]
@@ -171,7 +210,20 @@ def test_the_instructions_of_a_task_may_lie_above_its_episodes(tmp_path):
     assert [episode.instructions for episode in found] == [("stack the cups", "pile up the cups")] * 2
 
 
-@pytest.mark.parametrize("keys", [((30, 40), (0, 20)), ((5, 5),), ()])
+def test_frames_that_lie_there_as_pictures_are_in_the_order_of_their_numbers(tmp_path):
+    folder = raw_episode(tmp_path / "ep_1", ((0, 5), (5, 11)))
+    for camera in ("cam_high", "cam_left_wrist", "cam_right_wrist"):
+        (folder / f"{camera}.mp4").unlink()
+    (folder / "cam_high").mkdir()
+    for number in range(12):
+        (folder / "cam_high" / f"frame{number}.png").touch()
+    ((episode, _),) = read_key_framed(tmp_path)
+    assert [Path(path).stem for path in episode.images["cam_high"]] == [f"frame{n}" for n in range(12)]
+
+
+@pytest.mark.parametrize(
+    "keys", [((30, 40), (0, 20)), ((5, 5),), (), ((0, 10**30),), ((-3, 9),), ((0, "x"),), ((None, 2),)]
+)
 def test_raw_folders_with_key_frames_that_do_not_rise_are_refused(tmp_path, keys):
     raw_episode(tmp_path / "ep", keys)
     ((episode, _),) = read_key_framed(tmp_path)

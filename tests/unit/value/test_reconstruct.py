@@ -52,7 +52,7 @@ def test_conservative_by_hand():
     # anchors .2 and .6: mean .4, difference 1, w = exp(-2): .45 + w/2 (.4 - .45 - .45 * .2)
     weight = math.exp(-2.0)
     expected = [0, 0.45, 0.45 + weight / 2 * (0.4 - 0.45 - 0.09)]
-    curve = conservative([0.5, -0.2], [0.4, 0.2], [-0.6, -0.4], Consistency(alpha=2.0, epsilon=0.0))
+    curve = conservative([0.5, -0.2], [0.4, 0.2], [-0.6, -0.4], Consistency(alpha=2.0, epsilon=1e-15))
     np.testing.assert_allclose(curve, expected, atol=1e-12)
 
 
@@ -114,6 +114,9 @@ def test_online_and_batch_form_agree(triples, method):
 
 def test_completion_labels():
     assert completion(np.array([0, 0.5, 0.9])) == "success"
+    # the last third is .45 and .85: mean .65; and .31 and .85: mean .58
+    assert completion(np.array([0, 0, 0, 0, 0.45, 0.85])) == "success"
+    assert completion(np.array([0, 0, 0, 0, 0.31, 0.85])) == "partial"
     assert completion(np.array([0, 0.1, 0.2, 0.2, 0.5, 0.5])) == "partial"
     assert completion(np.array([0, 0.9, 0.3])) == "failure"
 
@@ -123,3 +126,16 @@ def test_hops_of_different_length_are_refused():
         fused([0.1, 0.1], [0.1], [0.1, 0.1])
     with pytest.raises(ValueError, match="method 'mean'"):
         OnlineProgress("mean")
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": -1.0}, {"alpha": math.nan}, {"epsilon": 0.0}, {"epsilon": math.inf}])
+def test_a_weight_outside_its_range_is_refused(wrong):
+    with pytest.raises(ValueError, match="alpha of at least 0"):
+        Consistency(**wrong)
+
+
+def test_weight_by_hand():
+    # .2 and .6 differ by .4, their mean is .4: exp(-20 * 1) ; .45 and .55: .1 / .5 = .2, exp(-20 * .04) = exp(-.8)
+    assert Consistency().weight(0.2, 0.6) == pytest.approx(math.exp(-20), rel=1e-3)
+    assert Consistency().weight(0.45, 0.55) == pytest.approx(math.exp(-0.8), rel=1e-4)
+    assert Consistency().weight(0.3, 0.3) == Consistency().weight(0.0, 0.0) == 1.0

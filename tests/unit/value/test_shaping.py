@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megatron_rb.value.shaping import gold_reward, naive_reward, shaped_reward
 
@@ -41,6 +43,46 @@ def test_naive_difference_changes_what_is_optimal():
     assert best_actions(naive)[0] == {0}
 
 
+def test_naive_difference_takes_the_longer_way_where_that_costs_the_goal():
+    """From 0 one step by low progress leads to the goal; the way by high progress takes one step more. A run ends at
+    the goal, so with gamma .8 gold pays .8 and .64; the plain difference pays .8 + .8 and .94 + .64 * .06 + .64."""
+    phi, gamma = np.array([0.0, 0.0, 0.94, 0.94, 1.0]), 0.8
+    after = np.array([[1, 2], [4, 4], [3, 3], [4, 4]])
+
+    def first_values(reward):
+        q = np.zeros((5, 2))
+        for _ in range(9):
+            q[:4] = reward + gamma * q.max(axis=1)[after] * (after != 4)
+        return q[0]
+
+    before = np.repeat(phi[:4, None], 2, axis=1)
+    gold = first_values(gold_reward(phi[after]))
+    naive = first_values(naive_reward(before, phi[after]))
+    shaped = first_values(shaped_reward(before, phi[after], gamma))
+    assert gold.tolist() == pytest.approx([0.8, 0.64]) and naive.tolist() == pytest.approx([1.6, 1.6184])
+    assert gold.argmax() == shaped.argmax() == 0 and naive.argmax() == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6))
+def test_shaping_never_changes_what_is_optimal(seed):
+    """Any decision process, any progress of its states, chance included."""
+    rng = np.random.default_rng(seed)
+    phi = np.append(rng.uniform(0, 1, 5), 1.0)
+    chance = rng.dirichlet(np.full(6, 0.3), (6, 3))  # [state, action, next state]
+
+    def values(reward):
+        q = np.zeros((6, 3))
+        for _ in range(400):
+            q = (chance * (reward + GAMMA * q.max(axis=1))).sum(axis=-1)
+        return q
+
+    gold = values(np.broadcast_to(gold_reward(phi), chance.shape))
+    before, after = np.broadcast_arrays(phi[:, None, None], phi)
+    shaped = values(shaped_reward(before, after, GAMMA))
+    np.testing.assert_allclose(shaped, gold - phi[:, None], atol=1e-9)
+
+
 def test_naive_difference_makes_circling_pay():
     """A loop that climbs slowly and falls fast earns nothing undiscounted; discounted it is worth more than waiting."""
     phi = np.array([0.5, 0.9])
@@ -57,6 +99,12 @@ def test_shaping_telescopes_to_minus_the_first_progress():
     path = np.random.default_rng(0).uniform(0, 0.9, 300)
     rewards = shaped_reward(path[:-1], path[1:], gamma=0.95)
     assert sum(0.95**t * r for t, r in enumerate(rewards)) == pytest.approx(-path[0], abs=1e-5)
+
+
+def test_shaped_reward_by_hand():
+    # .99 * .5 - .2, no gold; .99 * .95 - .5 + 1
+    assert shaped_reward(np.array([0.2, 0.5]), np.array([0.5, 0.95])) == pytest.approx([0.295, 1.4405])
+    assert naive_reward(np.array([0.2, 0.5]), np.array([0.5, 0.95])) == pytest.approx([0.3, 1.45])
 
 
 def test_gold_reward_starts_at_one_minus_delta():
