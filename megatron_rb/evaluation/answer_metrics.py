@@ -43,17 +43,20 @@ def ratio_success(predicted: float, truth: float, factor: float = 2.0) -> bool:
     return 1.0 / factor <= predicted / truth <= factor
 
 
-def mean_relative_accuracy(predicted: float, truth: float) -> float:
+def mean_relative_accuracy(predicted: float, truth: float, border_met: bool = False) -> float:
     """VSI-Bench: share of thresholds t in .50, .55, ..., .95 with |predicted - truth| / |truth| < 1 - t.
 
-    Protocol as in the paper; its released code, and FlagEvalMM, count the border itself as met (<=). The mean over all
-    questions is the score; an answer without one clear number is 0, where that code takes the first number it finds.
+    Protocol as in the paper. The mean over all questions is the score; an answer without one clear number is 0, where
+    the released code takes the first number it finds.
+
+    Args:
+        border_met: count the border itself as met (<=), as the released code and FlagEvalMM do.
     """
     if truth == 0 or not np.isfinite(truth):
         raise ValueError(f"the true number {truth} must be finite and not 0")
     error = abs(predicted - truth) / abs(truth)
-    # thresholds in steps of .05 are not exact in binary: a hair's breadth is given so that the border stays outside
-    return float((error < 1.0 - MRA_THRESHOLDS - 1e-9).mean())
+    # thresholds in steps of .05 are not exact in binary: a hair's breadth says on which side the border is
+    return float((error < 1.0 - MRA_THRESHOLDS + (1e-9 if border_met else -1e-9)).mean())
 
 
 def plan_match(predicted: str, truth: Any) -> bool:

@@ -180,11 +180,12 @@ def _length(question: Question, answer: str, root: Path) -> Scored:
 
 
 def _number(question: Question, answer: str, root: Path) -> Scored:
-    """VSI-Bench: mean relative accuracy."""
+    """VSI-Bench: mean relative accuracy by the paper, and beside it as the released code counts the border."""
     true, read = truth.true_number(question), parse_number(answer)
     if not read.ok:
-        return _failed(question, "number", read)
-    return Scored(str(question["question_id"]), "number", mean_relative_accuracy(read.value, true))
+        return _failed(question, "number", read, {"border_met": 0.0})
+    measures = {"border_met": mean_relative_accuracy(read.value, true, border_met=True)}
+    return Scored(str(question["question_id"]), "number", mean_relative_accuracy(read.value, true), measures)
 
 
 def _plan(question: Question, answer: str, root: Path) -> Scored:

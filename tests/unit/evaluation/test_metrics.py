@@ -72,6 +72,8 @@ def test_ratio_and_relative_accuracy_by_hand():
     assert mean_relative_accuracy(100.0, 100.0) == 1.0 and mean_relative_accuracy(150.0, 100.0) == 0.0
     # at the border itself a threshold is not met: .10 is below .5 ... .15 only
     assert mean_relative_accuracy(90.0, 100.0) == pytest.approx(0.8)
+    assert mean_relative_accuracy(90.0, 100.0, border_met=True) == pytest.approx(0.9)
+    assert mean_relative_accuracy(150.0, 100.0, border_met=True) == pytest.approx(0.1)
     assert mean_relative_accuracy(float("nan"), 3.0) == 0.0
     with pytest.raises(ValueError, match="must be positive"):
         ratio_success(1.0, 0.0)

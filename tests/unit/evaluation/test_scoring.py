@@ -220,3 +220,10 @@ def test_any_text_gets_a_score_in_range_and_a_reason_when_it_fails(root, text):
         result = score(question | {"question_id": "q"}, text, root)
         assert 0.0 <= result.score <= 1.0 and np.isfinite([result.score, *result.measures.values()]).all()
         assert bool(result.failure) == bool(result.problem) and not (result.failure and result.score)
+
+
+def test_numbers_are_scored_by_the_paper_and_as_released(tmp_path):
+    questions = [{"question_id": str(n), "question_type": "number", "answer": "10"} for n in range(3)]
+    table = summarise(score_all(questions, {"0": "9", "1": "10", "2": "about ten"}, tmp_path))["number"]
+    assert table["score"] == pytest.approx((0.8 + 1.0 + 0.0) / 3)
+    assert table["border_met"] == pytest.approx((0.9 + 1.0 + 0.0) / 3)
