@@ -2,15 +2,16 @@
 
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 from setuptools import find_namespace_packages
+from setuptools.config.pyprojecttoml import load_file
 
 from megatron_rb.platform.registry import ENTRY_POINT_GROUP
 from tests.architecture.source_tree import sources
 from tests.distributed.world import REPOSITORY, run_world
+from tests.platform.packages import install_package
 from tests.platform.test_same_recipe import short_demo
 from tests.platform.test_simulated_musa import run_simulated
 
@@ -18,18 +19,13 @@ EXAMPLE = REPOSITORY / "examples/npu_platform"
 
 
 def installed(folder: Path, entry_points: dict[str, str]) -> str:
-    """What pip would leave for a package with these entry points, beside the example's code, as an import path."""
-    about = folder / "npu_platform-0.1.0.dist-info"
-    about.mkdir()
-    lines = [f"{name} = {value}" for name, value in entry_points.items()]
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: npu-platform\nVersion: 0.1.0\n")
-    (about / "entry_points.txt").write_text("\n".join([f"[{ENTRY_POINT_GROUP}]", *lines]) + "\n")
-    return f"{folder}:{EXAMPLE}"
+    """An import path with the example's code and these entry points."""
+    return f"{install_package(folder, 'npu_platform', ENTRY_POINT_GROUP, entry_points)}:{EXAMPLE}"
 
 
 @pytest.fixture
 def example(tmp_path, monkeypatch) -> str:
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    project = load_file(EXAMPLE / "pyproject.toml")["project"]
     path = installed(tmp_path, project["entry-points"][ENTRY_POINT_GROUP])
     monkeypatch.setenv("PYTHONPATH", path, prepend=":")
     return path

@@ -3,6 +3,7 @@
 What passes here passes on tensors that are neither on cpu nor on cuda, with a device generator, a device index, a
 collective backend and storage tags of their own. What this proves nothing about: Moore Threads' kernels and their
 rounding, MCCL, streams and the hazards of asynchronous work, memory, speed, and what torch_musa changes in torch.
+Gradients can be computed on the first device alone, since torch makes no more threads for it.
 A process that has called `install` keeps the device until it ends, so tests do it in processes of their own.
 """
 
