@@ -21,7 +21,7 @@ from tests.platform.simulated_musa.process_group import register_backend
 from tests.platform.simulated_musa.runtime import Runtime
 from tests.platform.simulated_musa.storages import teach_storages
 
-__all__ = ["install", "install_named"]
+__all__ = ["install", "install_named", "install_npu"]
 
 BACKENDS = {"musa": "mccl", "npu": "hccl"}
 """Collective backend that belongs to a device type."""
@@ -34,6 +34,11 @@ def install(devices: int = 2) -> None:
     vendor.__spec__ = ModuleSpec("torch_musa", None)
     sys.modules["torch_musa"] = vendor
     _install_device("musa", devices)
+
+
+def install_npu() -> None:
+    """As `install`, for the device of examples/npu_platform."""
+    install_named("npu")
 
 
 def install_named(name: str, devices: int = 2) -> None:
