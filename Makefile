@@ -3,7 +3,7 @@
 # make bench  set up, then the benchmarks
 # make lint   set up, then ruff and mypy
 #
-# Set-up needs Python 3.11 or newer with venv and makes .venv. PYTHON=... picks the interpreter;
+# Set-up needs Python 3.10 or newer with venv and makes .venv. PYTHON=... picks the interpreter;
 # TORCH_INDEX=URL picks another torch build (CPU only, or another CUDA) than the default one.
 
 PYTHON ?=
@@ -41,15 +41,15 @@ clean:
 
 .venv/.ready: setup.py pyproject.toml constraints.txt
 	@set -e; chosen=; without_venv=; \
-	for python in $(or $(PYTHON),python3 python3.12 python3.11 python3.13); do \
-	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+	for python in $(or $(PYTHON),python3 python3.12 python3.11 python3.13 python3.10); do \
+	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 || continue; \
 	  "$$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || { without_venv=$$python; continue; }; \
 	  chosen=$$python; break; \
 	done; \
 	if [ -z "$$chosen" ] && [ -n "$$without_venv" ]; then \
 	  echo "$$without_venv has no venv module; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; \
 	elif [ -z "$$chosen" ]; then \
-	  echo "no Python 3.11 or newer found; on Debian 12 or newer: apt-get install python3 python3-venv" >&2; exit 1; \
+	  echo "no Python 3.10 or newer found; on Debian 12 or newer: apt-get install python3 python3-venv" >&2; exit 1; \
 	fi; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$chosen" -m venv --clear .venv; \
 	echo "setting up .venv with $$($(BIN)/python -V) (minutes the first time)"

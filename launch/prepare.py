@@ -41,7 +41,7 @@ def build_job(config: Config, derived: Derived) -> JobSpec:
     job = JobSpec(
         module=WORKER, arguments=("--config", str(run_dir / "config.yaml")), processes=derived.processes_per_node,
         run_dir=run_dir, master_addr=cluster.master_addr, master_port=cluster.master_port,
-        threads_per_rank=_threads(config, derived.processes_per_node), env=_environment(config),
+        threads_per_rank=_threads(config, derived.processes_per_node), env=run_environment(config),
         name=config.name, run_id=earlier.run_id if earlier is not None else new_run_id(config.name),
         engine=cluster.name, launcher=_launcher(config), nodes=cluster.nodes, spare_nodes=cluster.spare_nodes,
         max_retries=cluster.max_retries, python=python, host_python=cluster.host_python or python,
@@ -66,7 +66,7 @@ def job_for_machines(config: Config) -> JobSpec:
     python = cluster.python or sys.executable
     job = JobSpec(
         module="", arguments=(), processes=processes, run_dir=Path(), master_addr=cluster.master_addr,
-        master_port=cluster.master_port, env=_environment(config), engine=cluster.name,
+        master_port=cluster.master_port, env=run_environment(config), engine=cluster.name,
         nodes=len(hosts) or cluster.nodes, python=python, work_dir=Path.cwd(),
         ssh=SshSpec(hosts, tuple(cluster.ssh.options), cluster.ssh.fan_out, cluster.ssh.connect_seconds),
     )  # fmt: skip
@@ -153,7 +153,12 @@ def _threads(config: Config, processes: int) -> int:
     return threads_per_rank(configured, len(os.sched_getaffinity(0)), processes)
 
 
-def _environment(config: Config) -> dict[str, str]:
+def run_environment(config: Config) -> dict[str, str]:
+    """What the platform's vendor wants in the environment of every process, and what the site adds or replaces.
+
+    Raises:
+        ValueError: a variable that the launcher sets itself, or no name of one.
+    """
     check_environment(config.platform.env, "platform.env")
     check_environment(config.cluster.env)
     # The same code on every machine as here.

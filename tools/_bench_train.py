@@ -32,9 +32,10 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     folder = Path(options.out) if options.out else default_folder(time.strftime("%Y%m%d-%H%M%S"))
     with prepared(asked, folder) as ready:
-        threads = threads_per_rank(ready.threads, len(os.sched_getaffinity(0)), ready.processes)
-        port = free_port("127.0.0.1")
-        job = JobSpec(WORKER, (str(folder),), ready.processes, folder, master_port=port, threads_per_rank=threads)
+        job = JobSpec(
+            WORKER, (str(folder),), ready.processes, folder, master_port=free_port("127.0.0.1"), env=ready.env,
+            threads_per_rank=threads_per_rank(ready.threads, len(os.sched_getaffinity(0)), ready.processes),
+        )  # fmt: skip
         code = run_job(job)
     if code:
         return code

@@ -12,7 +12,7 @@ from megatron_rb.launch.command import threads_per_rank
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.local import free_port
 from megatron_rb.launch.main import run_job
-from megatron_rb.launch.prepare import check_paths
+from megatron_rb.launch.prepare import check_paths, run_environment
 from megatron_rb.models.robobrain.config import load_shape
 from megatron_rb.train.planning import maybe_plan
 
@@ -37,8 +37,10 @@ def main(argv: list[str]) -> int:
     save_config(config, out / "run" / "config.yaml")
     arguments = (str(out / "run" / "config.yaml"), str(options.steps))
     threads = threads_per_rank(config.platform.threads_per_rank, len(os.sched_getaffinity(0)), derived.world_size)
-    port = free_port("127.0.0.1")
-    job = JobSpec(WORKER, arguments, derived.world_size, out / "run", master_port=port, threads_per_rank=threads)
+    job = JobSpec(
+        WORKER, arguments, derived.world_size, out / "run", master_port=free_port("127.0.0.1"),
+        threads_per_rank=threads, env=run_environment(config),
+    )  # fmt: skip
     code = run_job(job)
     if code == 0:
         print(f"captures: {out}; copy the folder to where the other one is, then rb compare numerics A B")

@@ -35,4 +35,4 @@ class NpuPlatform(AcceleratorPlatform):
         pass  # no TF32: fp32 products are fp32
 
     def _offers(self, capability: str) -> bool:
-        return capability in ("streams", "pinned_memory")
+        return False  # no Transformer Engine, Triton, flash-attn or fused Adam for it: torch's implementations run

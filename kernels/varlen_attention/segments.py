@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Segments:
             raise ValueError(
                 f"{name} go from {self.borders[0]} to {self.borders[-1]}; they must cover all {rows} rows, from 0 on"
             )
-        for start, stop in zip(self.borders, self.borders[1:], strict=False):
+        for start, stop in pairwise(self.borders):
             if stop < start:
                 raise ValueError(f"{name} have the border {stop} after {start}; borders must not fall")
 

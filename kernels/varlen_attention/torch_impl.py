@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ def varlen_attention(
 
 def equal_runs(borders: Sequence[int]) -> list[tuple[int, int]]:
     """Neighbouring segments of the same length, as (number of segments, length); empty segments are left out."""
-    lengths = [stop - start for start, stop in zip(borders, borders[1:], strict=False) if stop > start]
+    lengths = [stop - start for start, stop in pairwise(borders) if stop > start]
     return [(len(list(members)), length) for length, members in groupby(lengths)]
 
 

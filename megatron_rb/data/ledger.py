@@ -7,7 +7,6 @@ import os
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 
 class Ledger:
@@ -46,7 +45,7 @@ class Ledger:
             os.close(self._file)
             self._file = -1
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Ledger:
         return self
 
     def __exit__(

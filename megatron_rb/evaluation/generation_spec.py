@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from glob import escape
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +94,7 @@ class GenerationSpec:
         (folder / SPEC).write_text(json.dumps(asdict(self), indent=1))
 
     @classmethod
-    def read(cls, folder: Path) -> Self:
+    def read(cls, folder: Path) -> GenerationSpec:
         raw: dict[str, Any] = json.loads((folder / SPEC).read_text())
         kinds = {"parallel": Parallelism, "sampling": Sampling, "limits": BatchLimits, "data": DataConfig}
         return cls(**{name: kinds[name](**value) if name in kinds else value for name, value in raw.items()})

@@ -11,9 +11,10 @@ from megatron_rb.kernels.dispatch import TABLE, Call, select, why_not
 from megatron_rb.models.layer_choice import select_layers
 from megatron_rb.platform import Platform
 
-CALLS = {"window_attention": (80, 64)}
-"""`(head_dim, longest sequence)` of an operator in the published models, where it is not the language model's."""
-LANGUAGE = (128, 0)
+LANGUAGE_HEAD_DIM = 128
+"""Of the published models."""
+WINDOWS = (80, 64)
+"""`(head_dim, longest sequence)` of window attention in the published models."""
 SETTING = {"qk_norm_mrope": "mrope"}
 """The setting in `kernels` that an operator follows, where it bears another name."""
 TAKEN = "taken"
@@ -32,9 +33,10 @@ class Row:
 
 
 def kernel_report(
-    platform: Platform, dtype: torch.dtype, layers: str = "auto", requests: Mapping[str, str] | None = None
-) -> list[Row]:
-    """One row per part and implementation, for the calls of the published models in `dtype`.
+    platform: Platform, dtype: torch.dtype, layers: str = "auto", requests: Mapping[str, str] | None = None,
+    head_dim: int = LANGUAGE_HEAD_DIM, windows: tuple[int, int] = WINDOWS,
+) -> list[Row]:  # fmt: skip
+    """One row per part and implementation, for calls in `dtype`; unless other sizes are given, of the published models.
 
     Args:
         layers: `model.layers`.
@@ -45,10 +47,16 @@ def kernel_report(
     """
     rows = [*_layer_rows(platform, dtype, layers), *_optimizer_rows(platform)]
     for operator in TABLE:
-        head_dim, longest = CALLS.get(operator, LANGUAGE)
         asked = (requests or {}).get(SETTING.get(operator, operator), "auto")
-        rows += _operator_rows(platform, operator, Call(dtype, head_dim, longest), asked)
+        sizes = windows if operator == "window_attention" else (head_dim, 0)
+        rows += _operator_rows(platform, operator, Call(dtype, *sizes), asked)
     return rows
+
+
+def taken_line(rows: Sequence[Row]) -> str:
+    """What is taken for every part, in one line of a log."""
+    taken = ", ".join(f"{row.part} {row.implementation}" for row in rows if row.taken)
+    return f"kernels: {taken} (rb doctor --kernels says why)"
 
 
 def report_text(platform: Platform, dtype: torch.dtype, rows: Sequence[Row]) -> str:

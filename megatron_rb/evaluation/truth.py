@@ -10,7 +10,7 @@ pixels. The truth of a question is in 0-1000 unless it says `"frame": "pixels"`;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -37,12 +37,14 @@ ALIASES = {
 """FlagEvalMM's names (pointing tasks, EmbodiedVerse, VSI-Bench) -> kinds."""
 
 
-class Coordinates(StrEnum):
+class Coordinates(str, Enum):
     GRID = "0-1000"
     PIXELS = "pixels"
     FRACTIONS = "fractions"
     SHOWN = "shown-pixels"
     FLAGEVALMM = "flagevalmm"
+
+    __str__ = str.__str__
 
 
 def kind_of(question: Question) -> str:

@@ -27,7 +27,7 @@ def plot_curves(jsonl_path: str | Path, png_path: str | Path) -> None:
     steps, evaluations = read_metrics(jsonl_path)
     if not steps:
         raise ValueError(f"{jsonl_path} holds no steps yet; there is nothing to plot")
-    _save(_draw(steps, evaluations), Path(png_path))
+    save_figure(_draw(steps, evaluations), Path(png_path))
 
 
 def _draw(steps: Entries, evaluations: Entries):
@@ -169,7 +169,8 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 0)
 
 
-def _save(figure, path: Path) -> None:
+def save_figure(figure, path: Path) -> None:
+    """Write a PNG whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".tmp")
     figure.savefig(fresh, format="png")

@@ -56,9 +56,7 @@ class CudaPlatform(AcceleratorPlatform):
                 return module_exists("flash_attn")
             case "fused_adam":
                 return self._offers("te") or nvidia_apex_exists()
-            case "grad_accum_fusion":
-                return module_exists("fused_weight_gradient_mlp_cuda")
-        return True
+        return False
 
     def info(self) -> dict[str, Any]:
         nccl = ".".join(str(part) for part in torch.cuda.nccl.version())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 
 import numpy as np
 
@@ -41,7 +41,7 @@ _WIDE = str.maketrans("（），［］；：−–", "(),[];:--")
 _ANSWER_TAG = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 
 
-class AnswerProblem(StrEnum):
+class AnswerProblem(str, Enum):
     """Why an answer could not be read."""
 
     EMPTY = "empty"
@@ -56,6 +56,8 @@ class AnswerProblem(StrEnum):
     AMBIGUOUS = "several answers"
     UNKNOWN_UNIT = "unknown unit"
     OTHER_UNIT = "coordinates of another unit"
+
+    __str__ = str.__str__
 
 
 @dataclass(frozen=True)

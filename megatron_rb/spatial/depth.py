@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 
 import numpy as np
 
@@ -18,13 +18,15 @@ FARTHEST = 15.0
 """Metres."""
 
 
-class DepthProblem(StrEnum):
+class DepthProblem(str, Enum):
     OUTSIDE = "outside the image"
     MISSING = "no measurement (depth 0)"
     NOT_FINITE = "not a finite number"
     TOO_FAR = "beyond 15 m"
     OTHER_SIZE = "depth of another resolution"
     UNREADABLE = "depth cannot be read"
+
+    __str__ = str.__str__
 
 
 @dataclass(frozen=True)

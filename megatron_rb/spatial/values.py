@@ -7,7 +7,7 @@ RoboBrain 2.0 reads and writes pixels of the resized picture, RoboBrain 2.5 inte
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 
 import numpy as np
 
@@ -15,10 +15,12 @@ from megatron_rb.spatial.camera import Camera
 from megatron_rb.spatial.points import GRID, ImageSize, inside
 
 
-class Unit(StrEnum):
+class Unit(str, Enum):
     GRID = "0-1000"
     PIXELS = "pixels"
     NORMALISED = "normalised"
+
+    __str__ = str.__str__
 
 
 @dataclass(frozen=True)

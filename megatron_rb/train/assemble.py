@@ -17,6 +17,7 @@ from megatron_rb.config.schema import Config
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
+from megatron_rb.evaluation.kernel_report import kernel_report, taken_line
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.writers import build_writers
@@ -44,6 +45,7 @@ from megatron_rb.train.task import Task
 
 logger = logging.getLogger(__name__)
 
+
 def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: Attempt) -> Run:
     """Check everything that can be checked, then build the run and restore its newest checkpoint, if there is one.
 
@@ -60,7 +62,11 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
     start_process_group(platform, config.parallel.timeout_minutes)
     timeout = config.parallel.timeout_minutes
     place = build_groups(derived.tp_size, derived.pp_size, layout.vpp_size, timeout, config.seed)
-    _log_start(config, derived, layout, place, platform)
+    rows = kernel_report(
+        platform, DTYPES[config.model.dtype], config.model.layers, vars(config.kernels), shape.text.head_dim,
+        (shape.vision.head_dim, 0),
+    )  # fmt: skip
+    _log_start(config, derived, layout, place, platform, taken_line(rows))
     ledger = Ledger(derived.run_dir / "ledger.jsonl", place.rank)
     training, evaluation = _datasets(config, derived, shape, ledger, place)
     train_steps = derive_steps(config.schedule, config.data, len(training), int(training.sizes[:, 0].sum()))
@@ -147,11 +153,13 @@ def _resume(config: Config, checkpoints: CheckpointManager, state: TrainingState
     return checkpoints.load(state).step
 
 
-def _log_start(config: Config, derived: Derived, layout: PipelineLayout, place: Place, platform: Platform) -> None:
+def _log_start(
+    config: Config, derived: Derived, layout: PipelineLayout, place: Place, platform: Platform, kernels: str
+) -> None:
     if place.rank:
         return
     print(
         f"{config.name}: {platform.name}, {place.world_size} processes = tp {place.tp_size} x pp {place.pp_size} x dp "
-        f"{place.dp_size}, layout {layout}, run folder {Path(derived.run_dir)}",
+        f"{place.dp_size}, layout {layout}, run folder {Path(derived.run_dir)}\n{kernels}",
         flush=True,
     )

@@ -7,6 +7,8 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
+from tests.distributed.in_turn import adapted_cpu, each_layout
+
 ANSWER_WORDS = 6
 """Words of an answer that `draw_samples` puts behind each prompt."""
 
@@ -23,27 +25,15 @@ def prompts_of(shape, seed: int):
 
 def generation(cases: list[dict]) -> list[dict]:
     """Every case: `hf`, `layout`, `tp`, `pp`, `sp`, `batch`, `eos`, `tokens`, sampling. Rank 0 returns all answers."""
-    torch.set_num_threads(1)
-    from megatron_rb.platform import get_platform
-    from megatron_rb.platform.mcore_shims import install_mcore_shims
-
-    platform = get_platform("cpu")
-    install_mcore_shims(platform)
+    platform = adapted_cpu()
     from megatron_rb.evaluation.generation import AnswerLimits, Generator
     from megatron_rb.evaluation.generation_spec import Sampling
-    from megatron_rb.layout import parse_layout
     from megatron_rb.models.layers import LocalLayers
     from megatron_rb.models.robobrain.build import ModelOptions, build_stages
-    from megatron_rb.models.robobrain.config import load_shape
-    from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
     from megatron_rb.train.build import initialise
 
-    start_process_group(platform, 2.0)
     results = []
-    for case in cases:
-        shape = load_shape(case["hf"])
-        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
-        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, seed=0)
+    for case, shape, layout, place in each_layout(cases, platform):
         options = ModelOptions(sequence_parallel=case.get("sp", False))
         stages = build_stages(shape, layout, place, options, LocalLayers(), torch.device("cpu"))
         initialise(stages, shape, place, case["hf"], seed=0)
@@ -70,7 +60,6 @@ def generation(cases: list[dict]) -> list[dict]:
         agree = all(merged[key] == tokens for part, _ in parts for key, tokens in part.items())
         differences = [value for _, value in parts if value is not None]
         results.append({"answers": merged, "ranks_agree": agree, "uncached": max(differences, default=None)})
-        destroy_groups()
     return results
 
 

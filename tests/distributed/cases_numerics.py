@@ -8,52 +8,36 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tests.distributed.in_turn import adapted_cpu, detach_chunks, each_layout, micro_batches
 
 
 def capture(cases: list[dict], folder: str) -> bool:
     """Capture step 1 of every case into `folder/<name>`.
 
-    A case has `name`, `hf`, `layout`, `tp`, `pp` and may have `sp`, `dtype`, `recompute`, `seed` (of the samples),
-    `packed` (all samples in one micro-batch) and `plant` (name and arguments of a function below).
+    A case has `name`, `hf`, `layout`, `tp`, `pp` and may have `sp`, `dtype`, `recompute`, `kernels`, `seed` (of the
+    samples), `packed` (all samples in one micro-batch) and `plant` (name and arguments of a function below).
     """
-    torch.set_num_threads(1)
-    from megatron_rb.platform import get_platform
-    from megatron_rb.platform.mcore_shims import install_mcore_shims
-
-    platform = get_platform("cpu")
-    install_mcore_shims(platform)
-    from megatron_rb.config.schema import CaptureConfig, Config
-    from megatron_rb.evaluation.parity import share_packs
+    platform = adapted_cpu()
+    from megatron_rb.config.schema import CaptureConfig, Config, KernelsConfig
     from megatron_rb.evaluation.parity_samples import draw_samples
-    from megatron_rb.layout import parse_layout
-    from megatron_rb.models.robobrain.config import load_shape, model_fingerprint
-    from megatron_rb.models.robobrain.inputs import build_micro_batch
-    from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
+    from megatron_rb.models.robobrain.config import model_fingerprint
     from megatron_rb.train.build import build_trainable
     from megatron_rb.train.capture.capture import StepCapture
     from megatron_rb.train.step import Runner, train_pass
 
-    start_process_group(platform, 2.0)
-    for case in cases:
-        shape = load_shape(case["hf"])
-        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
-        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, seed=0)
+    for case, shape, layout, place in each_layout(cases, platform):
         config = Config()
         config.model.dtype = case.get("dtype", "fp32")
         config.model.recompute.vision = config.model.recompute.language = case.get("recompute", 0)
         config.parallel.sequence_parallel = case.get("sp", False)
+        config.kernels = KernelsConfig(**case.get("kernels", {}))
         trainable = build_trainable(config, shape, layout, place, platform, case["hf"])
         stages = [chunk.module for chunk in trainable.chunks]
         samples = draw_samples(shape, seed=case.get("seed", 0), scale=2)
-        share = share_packs([samples] if case.get("packed") else [[sample] for sample in samples], place)
-        batches = [
-            build_micro_batch(
-                share.samples(number), shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
-                sequence_parallel=stages[0].config.sequence_parallel,
-            )
-            for number in share.mine
-        ]  # fmt: skip
+        packs = [samples] if case.get("packed") else [[sample] for sample in samples]
+        batches = micro_batches(packs, shape, place, stages[0].config.sequence_parallel)
         for chunk in trainable.chunks:
             chunk.zero_grad_buffer()
         description = {
@@ -66,11 +50,7 @@ def capture(cases: list[dict], folder: str) -> bool:
         plant, *arguments = case.get("plant", ["nothing"])
         with PLANTS[plant](stages, *arguments), taken.of_step(1, batches):
             train_pass(Runner(trainable.chunks, shape, place, torch.device("cpu")), batches)
-        for chunk in trainable.chunks:
-            if getattr(chunk, "remove_forward_pre_hook_handles", None):
-                chunk.disable_forward_pre_hook(param_sync=False)
-        dist.barrier()
-        destroy_groups()
+        detach_chunks(trainable.chunks, param_sync=False)
     return True
 
 
@@ -137,6 +117,14 @@ def _drop(generator, _module, args):
 
 
 @contextmanager
+def wrong_input(stages, path: str) -> Iterator[None]:
+    """A module is handed something else than what the one before it gave."""
+    for module in _modules(stages, path):
+        module.register_forward_pre_hook(lambda _module, args: (args[0] * 1.001, *args[1:]))
+    yield
+
+
+@contextmanager
 def like_hf(stages) -> Iterator[None]:
     """Text rotation rounded after every operation, as transformers does it."""
     from megatron_rb.models.language import blocks
@@ -145,6 +133,13 @@ def like_hf(stages) -> Iterator[None]:
     blocks.apply_mrope, blocks.qk_norm_mrope = (partial(function, compute="like_hf") for function in kept)
     yield
     blocks.apply_mrope, blocks.qk_norm_mrope = kept
+
+
+@contextmanager
+def math_attention(stages) -> Iterator[None]:
+    """torch's attention of single operators, where a CPU would take the fused one."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @contextmanager
@@ -157,5 +152,6 @@ def backward(stages, path: str) -> Iterator[None]:
 
 PLANTS = {
     "nothing": nothing, "epsilon": epsilon, "swapped_heads": swapped_heads, "bf16_accumulation": bf16_accumulation,
-    "dropout": dropout, "like_hf": like_hf, "backward": backward,
+    "dropout": dropout, "like_hf": like_hf, "backward": backward, "wrong_input": wrong_input,
+    "math_attention": math_attention,
 }  # fmt: skip

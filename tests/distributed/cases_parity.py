@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from tests.distributed.in_turn import adapted_cpu, each_layout
+
 
 def transformer_engine_parity(cases: list[dict], folder: str) -> list[dict]:
     """As `parity`, with Transformer Engine's layers, which a stand-in computes; adds how often each of them ran."""
@@ -19,25 +21,13 @@ def transformer_engine_parity(cases: list[dict], folder: str) -> list[dict]:
 
 def parity(cases: list[dict], folder: str, layers: str = "local") -> list[dict]:
     """Every case: `hf`, `layout`, `tp`, `pp`, `sp`, `packed`. Rank 0 returns what was compared."""
-    torch.set_num_threads(1)
-    from megatron_rb.platform import get_platform
-    from megatron_rb.platform.mcore_shims import install_mcore_shims
-
-    platform = get_platform("cpu")
-    install_mcore_shims(platform)
+    platform = adapted_cpu()
     from megatron_rb.evaluation.parity import compare, default_packs, first_parting, merge_traces, run_stack
     from megatron_rb.evaluation.parity_samples import draw_samples
-    from megatron_rb.layout import parse_layout
     from megatron_rb.models.layer_choice import select_layers
-    from megatron_rb.models.robobrain.config import load_shape
-    from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
 
-    start_process_group(platform, 2.0)
     results = []
-    for case in cases:
-        shape = load_shape(case["hf"])
-        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
-        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, seed=0)
+    for case, shape, layout, place in each_layout(cases, platform):
         samples = draw_samples(shape, case["sample_seed"])
         packs = [samples] if case.get("packed") else default_packs(samples)
         part = run_stack(
@@ -63,5 +53,4 @@ def parity(cases: list[dict], folder: str, layers: str = "local") -> list[dict]:
                     "logits": next(row.max_abs for row in rows if row.name == "logits"),
                 }
             )  # fmt: skip
-        destroy_groups()
     return results

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from tests.distributed.in_turn import adapted_cpu, detach_chunks, each_layout, micro_batches
+
 
 class Position:
     """Stands in for the loader: the samples of a step are drawn from its number."""
@@ -23,34 +25,21 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
     checkpoints to continue from; `save`: folder a checkpoint goes into after the last step; `last`: that step;
     `padded`: tokens and patches that every micro-batch is padded to.
     """
-    torch.set_num_threads(1)
-    from megatron_rb.platform import get_platform
-    from megatron_rb.platform.mcore_shims import install_mcore_shims
-
-    platform = get_platform("cpu")
-    install_mcore_shims(platform)
+    platform = adapted_cpu()
     from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
     from megatron_rb.checkpoint.manager import CheckpointManager
     from megatron_rb.checkpoint.sharded import TrainingState
     from megatron_rb.config.schema import Config
     from megatron_rb.data.padding import Size
-    from megatron_rb.evaluation.parity import share_packs
     from megatron_rb.evaluation.parity_samples import draw_samples
-    from megatron_rb.layout import parse_layout
-    from megatron_rb.models.robobrain.config import load_shape, model_fingerprint
-    from megatron_rb.models.robobrain.inputs import build_micro_batch
-    from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
+    from megatron_rb.models.robobrain.config import model_fingerprint
     from megatron_rb.train.build import build_trainable
     from megatron_rb.train.schedule import LearningRateSchedule
     from megatron_rb.train.step import Runner, train_pass
     from megatron_rb.train.totals import sum_over_world
 
-    start_process_group(platform, 2.0)
     curves = []
-    for case in cases:
-        shape = load_shape(case["hf"])
-        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
-        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, seed=0)
+    for case, shape, layout, place in each_layout(cases, platform):
         config = Config()
         config.model.dtype = case.get("dtype", "fp32")
         config.model.recompute.vision = config.model.recompute.language = case.get("recompute", 0)
@@ -79,15 +68,10 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         curve = []
         for step in range(first, case.get("last", steps)):
             samples = draw_samples(shape, seed=case["sample_seed"] + step % 2)
-            share = share_packs([[sample] for sample in samples], place)
-            batches = [
-                build_micro_batch(
-                    share.samples(number), shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
-                    sequence_parallel=runner.chunks[0].config.sequence_parallel,
-                    padded=Size(*case.get("padded", (0, 0))),
-                )
-                for number in share.mine
-            ]  # fmt: skip
+            batches = micro_batches(
+                [[sample] for sample in samples], shape, place, runner.chunks[0].config.sequence_parallel,
+                padded=Size(*case.get("padded", (0, 0))),
+            )  # fmt: skip
             for chunk in trainable.chunks:
                 chunk.zero_grad_buffer()
             trainable.optimizer.zero_grad()
@@ -98,9 +82,5 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         curves.append(curve)
         if "save" in case:
             CheckpointManager(case["save"], asynchronous=False).save(case.get("last", steps), state)
-        for chunk in trainable.chunks:
-            if getattr(chunk, "remove_forward_pre_hook_handles", None):
-                chunk.disable_forward_pre_hook(param_sync=True)
-        dist.barrier()
-        destroy_groups()
+        detach_chunks(trainable.chunks, param_sync=True)
     return curves

@@ -41,6 +41,7 @@ def _demo_run(platform, settings: list[str], stop: int = 0, dropout: float = 0.0
     from megatron_rb.parallel.groups import destroy_groups
     from megatron_rb.train.assemble import assemble
     from megatron_rb.train.loop import train
+    from tests.distributed.in_turn import detach_chunks
 
     queued = len(torch.cuda._queued_calls)
     config = load_config(["experiment=demo", *settings])
@@ -54,9 +55,7 @@ def _demo_run(platform, settings: list[str], stop: int = 0, dropout: float = 0.0
             train(run)
     finally:
         run.close()
-    for chunk in run.chunks:
-        if getattr(chunk, "remove_forward_pre_hook_handles", None):
-            chunk.disable_forward_pre_hook(param_sync=True)
+    detach_chunks(run.chunks, param_sync=True)
     devices = {str(parameter.device) for chunk in run.chunks for parameter in chunk.parameters()}
     destroy_groups()
     lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines() if run.place.rank == 0 else []

@@ -1,18 +1,26 @@
 """What goes wrong on a musa device in stacks that were written for CUDA, one test each.
 
-test_simulated_musa runs this file in a process of its own, in which `musa` is the simulated device.
+test_simulated_musa runs this file in a process of its own, in which `musa` is the simulated device. Every module of the
+product is imported before the device is there: what binds to a device at its import would bind to the CPU.
 """
+
+import importlib
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from megatron_rb.platform import get_platform, registry
+from megatron_rb.platform.cpu import CpuPlatform
+from megatron_rb.platform.mcore_shims import install_mcore_shims
+from tests.architecture.source_tree import sources
 from tests.platform.simulated_musa import install
 
+on_cpu = install_mcore_shims(CpuPlatform())
+IMPORTED = [importlib.import_module(source.module) for source in sources() if not source.uses("triton", "liger_kernel")]
+on_cpu.undo()
+CHOSEN_AT_IMPORT = registry._load_platform.cache_info().currsize + registry._probe_platform.cache_info().currsize
 install()
-
-from megatron_rb.platform import get_platform  # noqa: E402
-from megatron_rb.platform.mcore_shims import install_mcore_shims  # noqa: E402
 
 HIDDEN = 8
 
@@ -52,6 +60,20 @@ def test_auto_takes_the_one_accelerator(platform):
     assert platform.name == "musa"
 
 
+def test_nothing_was_bound_to_a_device_at_its_import(platform):
+    """All other tests here would fail too, on what was."""
+    assert len(IMPORTED) > 300 and CHOSEN_AT_IMPORT == 0
+
+
+def test_mixed_precision_modules_cast_tensors_of_the_device(platform):
+    """megatron-core asks for `torch.cuda.FloatTensor` and its like, in tuples that it makes at import."""
+    from megatron.core.transformer.module import float16_to_fp32, fp32_to_float16
+
+    device = platform.current_device()
+    assert fp32_to_float16(torch.ones(1, device=device), lambda tensor: tensor.bfloat16()).dtype == torch.bfloat16
+    assert float16_to_fp32(torch.ones(1, dtype=torch.bfloat16, device=device)).dtype == torch.float32
+
+
 def test_modules_that_torch_moves_lose_identity_attributes_and_ties(platform):
     """Why there is `Platform.move_module`, which the conformance tests hold to the opposite."""
     module = torch.nn.Module()
@@ -82,6 +104,39 @@ def test_current_device_follows_the_local_rank(platform):
     try:
         assert platform.current_device() == torch.device("musa", 1)
         assert torch.ones(1, device="musa").device == torch.device("musa", 1)
+    finally:
+        platform.set_device(0)
+
+
+def test_everything_of_a_rank_lies_on_its_own_device(platform, tmp_path):
+    """On the second one, where a forgotten index means the first. Without a backward pass, since torch's autograd runs
+    on one simulated device only."""
+    from megatron_rb.config.schema import Config
+    from megatron_rb.evaluation.parity_samples import draw_samples
+    from megatron_rb.models.robobrain.balance import default_layout
+    from megatron_rb.models.robobrain.config import load_shape
+    from megatron_rb.models.robobrain.inputs import build_micro_batch
+    from megatron_rb.parallel.groups import Place
+    from megatron_rb.train.build import build_trainable
+    from megatron_rb.train.step import Runner, logits_pass
+    from tests.parity.tiny_models import write_model
+
+    hf = write_model(tmp_path / "model", "qwen3_vl", 0)
+    shape, config = load_shape(hf), Config()
+    config.model.dtype = "bf16"
+    layout = default_layout(shape, 1)
+    place = Place(rank=0, world_size=1, tp_rank=0, tp_size=1, pp_rank=0, pp_size=1, vpp_size=1, dp_rank=0, dp_size=1)
+    platform.set_device(1)
+    try:
+        trainable = build_trainable(config, shape, layout, place, platform, str(hf))
+        runner = Runner(trainable.chunks, shape, place, platform.current_device())
+        [chunk] = trainable.chunks
+        batch = build_micro_batch(draw_samples(shape, seed=0), shape, tp_rank=0, tp_size=1, sequence_parallel=False)
+        logits = logits_pass(runner, [batch])
+        held = [*chunk.parameters(), *chunk.module.buffers(), *logits]
+        held += [buffer.grad_data for buffer in chunk.buffers]
+        held += [main for group in trainable.optimizer.param_groups for main in group["params"]]
+        assert len(held) > 100 and {str(tensor.device) for tensor in held} == {"musa:1"}
     finally:
         platform.set_device(0)
 
@@ -256,27 +311,34 @@ def test_nobody_asks_torch_cuda_about_musa(platform, monkeypatch):
 
 
 def test_tensors_on_two_devices_do_not_mix(platform):
-    with pytest.raises(RuntimeError, match="same device"):
-        torch.ones(2, device=platform.current_device()) + torch.ones(2)
+    for other in ("cpu", "musa:1"):
+        with pytest.raises(RuntimeError, match=f"same device.* {other}"):
+            torch.ones(2, device=platform.current_device()) + torch.ones(2, device=other)
     with pytest.raises(TypeError, match="can't convert musa:0"):
         torch.ones(2, device=platform.current_device()).numpy()
 
 
-def test_training_in_bf16_is_refused_on_an_old_device_before_anything_starts(platform, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("arch", "backends", "dtype", "words"),
+    [
+        ((2, 1), ["gloo", "mccl"], "bf16", "bfloat16 for compute on musa: it needs mp_22"),
+        ((2, 2), ["gloo"], "fp32", "float32 for collective on musa: this torch_musa is built without MCCL"),
+    ],
+)
+def test_what_the_device_cannot_do_is_said_before_training_starts(
+    platform, monkeypatch, tmp_path, arch, backends, dtype, words
+):
     from megatron_rb.config.compose import load_config
     from megatron_rb.metrics.heartbeat import Heartbeat
     from megatron_rb.parallel.attempt import attempt_from_environment
     from megatron_rb.train.assemble import assemble
     from tests.parity.tiny_models import write_model
 
-    monkeypatch.setattr(torch.musa, "_arch", (2, 1))
+    monkeypatch.setattr(torch.musa, "_arch", arch)
+    monkeypatch.setattr(dist.Backend, "backend_list", backends)
     model = write_model(tmp_path / "model", "qwen3_vl", 0)
-    settings = [
-        f"model.hf_path={model}",
-        "model.dtype=bf16",
-        "data.train=[absent.jsonl]",
-        f"run_dir={tmp_path / 'run'}",
-    ]
-    with pytest.raises(ValueError, match="bfloat16 for compute on musa: it needs mp_22"):
+    run = tmp_path / "run"
+    settings = [f"model.hf_path={model}", f"model.dtype={dtype}", "data.train=[absent.jsonl]", f"run_dir={run}"]
+    with pytest.raises(ValueError, match=words):
         assemble(load_config(settings), platform, Heartbeat(None, None, 0), attempt_from_environment())
-    assert not (tmp_path / "run").exists()
+    assert not run.exists()

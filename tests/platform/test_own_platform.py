@@ -2,34 +2,33 @@
 
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 from setuptools import find_namespace_packages
+from setuptools.config.pyprojecttoml import load_file
 
+from megatron_rb.metrics.jsonl import read_metrics
 from megatron_rb.platform.registry import ENTRY_POINT_GROUP
 from tests.architecture.source_tree import sources
-from tests.distributed.world import REPOSITORY, run_world
+from tests.distributed.world import REPOSITORY
+from tests.platform.packages import install_package
+from tests.platform.test_commands import rb
 from tests.platform.test_same_recipe import short_demo
 from tests.platform.test_simulated_musa import run_simulated
 
 EXAMPLE = REPOSITORY / "examples/npu_platform"
+NPU = "tests.platform.simulated_musa:install_npu"
 
 
 def installed(folder: Path, entry_points: dict[str, str]) -> str:
-    """What pip would leave for a package with these entry points, beside the example's code, as an import path."""
-    about = folder / "npu_platform-0.1.0.dist-info"
-    about.mkdir()
-    lines = [f"{name} = {value}" for name, value in entry_points.items()]
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: npu-platform\nVersion: 0.1.0\n")
-    (about / "entry_points.txt").write_text("\n".join([f"[{ENTRY_POINT_GROUP}]", *lines]) + "\n")
-    return f"{folder}:{EXAMPLE}"
+    """An import path with the example's code and these entry points."""
+    return f"{install_package(folder, 'npu_platform', ENTRY_POINT_GROUP, entry_points)}:{EXAMPLE}"
 
 
 @pytest.fixture
 def example(tmp_path, monkeypatch) -> str:
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    project = load_file(EXAMPLE / "pyproject.toml")["project"]
     path = installed(tmp_path, project["entry-points"][ENTRY_POINT_GROUP])
     monkeypatch.setenv("PYTHONPATH", path, prepend=":")
     return path
@@ -40,11 +39,20 @@ def test_it_passes_the_conformance_tests(example):
 
 
 def test_the_demo_recipe_trains_on_it(example, tmp_path):
+    """With the commands of its README; nothing says which platform, the device is the only one."""
     (tmp_path / "data").mkdir()
-    one = ["parallel.tp_size=1", "parallel.pp_size=1", "parallel.layout=''", "schedule.train_steps=2"]
-    cases = [{"settings": [*short_demo(tmp_path / "data"), *one, f"run_dir={tmp_path / 'run'}"]}]
-    [[run]] = run_world("tests.platform.cases_training:demo_runs", 1, timeout=200, cases=cases, simulated="npu")
-    assert run["devices"] == ["npu:0"] and run["losses"][1] < run["losses"][0] and run["queued_cuda_calls"] == 0
+    one = ["parallel.tp_size=1", "parallel.pp_size=1", "parallel.layout=''", "world_size=1", "schedule.train_steps=2"]
+    words = [*short_demo(tmp_path / "data"), *one, f"run_dir={tmp_path / 'run'}"]
+    said = rb(tmp_path, "launch", "experiment=demo", *words, device=NPU, path=example)
+    assert "demo: npu, 1 processes" in said and "varlen_attention torch" in said
+    first, second = [entry["loss"] for entry in read_metrics(tmp_path / "run/metrics.jsonl")[0]]
+    assert second < first
+
+
+def test_what_runs_on_it_is_shown(example, tmp_path):
+    said = rb(tmp_path, "doctor", "--kernels", "platform.name=npu", device=NPU, path=example)
+    assert "npu (Example), simulated npu, " in said and "cpu:gloo,npu:hccl" in said
+    assert "it does not run on npu" in said
 
 
 def error_of(*words: str) -> str:

@@ -13,6 +13,8 @@ import torch
 
 from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
 from megatron_rb.checkpoint.hf.tiny import TinySize, conversation_texts, write_tiny_model
+from megatron_rb.evaluation.compare.captures import open_captures
+from megatron_rb.evaluation.compare.numerics import compare_captures
 from megatron_rb.spatial.builders import SampleMix, write_split
 from tests.distributed.world import REPOSITORY, run_world
 
@@ -52,7 +54,8 @@ def runs(inputs, tmp_path_factory):
     whole, moving = root / "whole", root / "moving"
 
     def short(device: str) -> dict:
-        settings = {name: [*layout, "schedule.train_steps=3"] for name, layout in LAYOUTS.items()}
+        each = ["schedule.train_steps=3", "metrics.capture.every=100"]  # step 1 alone
+        settings = {name: [*layout, *each] for name, layout in LAYOUTS.items()}
         settings["recomputed"] = [*settings["vision_on_both_stages"], *RECOMPUTE]
         cases = {n: {"settings": [*inputs, *s, f"run_dir={root / device / n}"]} for n, s in settings.items()}
         for name, dropping in (("vision_on_both_stages", "dropout"), ("recomputed", "dropout_recomputed")):
@@ -71,7 +74,7 @@ def runs(inputs, tmp_path_factory):
     on_musa = world(short("musa") | {"second": leg(moving, 2 * LEG)}, simulated="musa")
     migrate(moving, root / "home", 2 * LEG, "cpu")
     on_cpu |= world({"third": leg(root / "home")}, simulated="")
-    return {"cpu": on_cpu, "musa": on_musa, "moving": moving / "checkpoints" / name_of(2 * LEG)}
+    return {"cpu": on_cpu, "musa": on_musa, "moving": moving / "checkpoints", "root": root}
 
 
 def world(cases: dict[str, dict], simulated: str) -> dict[str, dict]:
@@ -99,6 +102,15 @@ def test_losses_and_gradient_norms_are_those_of_cpu(runs, layout):
     assert len(cpu["losses"]) == 3 and cpu["losses"][0] != cpu["losses"][-1]
     assert musa["losses"] == pytest.approx(cpu["losses"], rel=1e-6)
     assert musa["norms"] == pytest.approx(cpu["norms"], rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["tp2_pp1", "vision_on_both_stages"])
+def test_captures_of_another_platform_and_layout_show_no_defect(runs, layout):
+    sides = open_captures(runs["root"] / "cpu/tp1_pp1", runs["root"] / "musa" / layout)
+    result = compare_captures(*sides)
+    assert [str(item) for item in result.defects] == [] and result.one_sided == []
+    assert "cpu, " in result.sides[0] and "musa, simulated musa" in result.sides[1]
+    assert max(operator.excess for operator in result.operators) < 0.5
 
 
 def test_recomputed_layers_change_nothing(runs):
@@ -142,11 +154,11 @@ for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         metadata = pickle.loads(path.read_bytes())
         tensors = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in metadata.state_dict_metadata.items()
                    if isinstance(m, TensorStorageMetadata)}
-        dcp.load(tensors, checkpoint_id=folder, no_dist=True)
+        dcp.load(tensors, checkpoint_id=path.parent, no_dist=True)
         assert tensors and all(t.device.type == "cpu" and t.isfinite().all() for t in tensors.values())
         rest = {k: None for k in metadata.state_dict_metadata if k not in tensors}
-        dcp.load(rest, checkpoint_id=folder, no_dist=True)
-        kinds["tensors"], kinds["objects"] = len(tensors), len(rest)
+        dcp.load(rest, checkpoint_id=path.parent, no_dist=True)
+        kinds["tensors"], kinds["objects"] = kinds.get("tensors", 0) + len(tensors), kinds.get("objects", 0) + len(rest)
     elif kind == ".pt":
         torch.load(path, weights_only=False)
     elif kind == ".json":
@@ -165,7 +177,9 @@ def test_every_file_of_the_musa_side_checkpoint_loads_where_musa_is_unknown(runs
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     kinds = json.loads(done.stdout.splitlines()[-1])
-    assert kinds["tensors"] > 100 and kinds["objects"] == WORLD and kinds[".distcp"] >= WORLD
+    checkpoints = [path.name for path in runs["moving"].glob("step_*")]
+    assert sorted(checkpoints) == [name_of(LEG), name_of(2 * LEG)]  # what arrived there, and what was saved there
+    assert kinds["tensors"] > 200 and kinds["objects"] == WORLD and kinds[".distcp"] > WORLD
 
 
 def test_what_torch_itself_saves_on_the_device_does_not_load_there(tmp_path):

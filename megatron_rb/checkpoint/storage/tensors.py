@@ -165,10 +165,11 @@ class FilePool:
             narrow: np.ndarray = np.empty((high - low, *chunk.sizes[1:]), kind)
             skip = (low - first) * math.prod(chunk.sizes[1:]) * tensor.dtype.itemsize
             self.read_into(chunk.path, chunk.position + skip, narrow.data.cast("B"))
-            inner = tuple(
+            inner = (
                 slice(offset, offset + size) for offset, size in zip(chunk.offsets[1:], chunk.sizes[1:], strict=True)
             )
-            np.frombuffer(out, kind).reshape(shape)[(slice(low - start, high - start), *inner)] = narrow
+            place = (slice(low - start, high - start), *inner)
+            np.frombuffer(out, kind).reshape(shape)[place] = narrow
 
     def read(self, tensor: StoredTensor) -> torch.Tensor:
         """The whole tensor in memory."""

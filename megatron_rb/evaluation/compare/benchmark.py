@@ -26,7 +26,7 @@ from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, mode
 from megatron_rb.models.robobrain.inputs import MicroBatch
 from megatron_rb.parallel.groups import Place
 from megatron_rb.platform import Platform
-from megatron_rb.train.capture.capture import StepCapture
+from megatron_rb.train.capture.capture import StepCapture, kept_parts
 from megatron_rb.train.capture.files import DESCRIPTION, VERSION, RankFile, write_json
 from megatron_rb.train.capture.points import Point, Rows, block_names, points_of
 from megatron_rb.train.capture.weights import feature_ids
@@ -153,8 +153,11 @@ def write_random_capture(folder: Path, shape: RoboBrainShape, settings: CaptureC
         file.add(f"weight/{weight}", draw(len(ids), inputs), ids, None)
         file.weights[weight] = {"dtype": "torch.bfloat16", "hash": "0", "bf16_hash": "0"}
     file.finish()
-    content = {"version": VERSION, "step": 1, "samples": names, "world_size": 1, "dtype": "bf16"}
-    write_json(folder / DESCRIPTION, content | {"model": model_fingerprint(shape), "layout": {"tp_size": 1}})
+    content = {
+        "version": VERSION, "step": 1, "samples": names, "world_size": 1, "dtype": "bf16", "layout": {"tp_size": 1},
+        "settings": kept_parts(settings), "model": model_fingerprint(shape),
+    }  # fmt: skip
+    write_json(folder / DESCRIPTION, content)
 
 
 def _blocks(shape: RoboBrainShape) -> list[str]:

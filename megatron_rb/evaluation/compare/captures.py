@@ -81,7 +81,16 @@ class Capture:
     def tp_size(self) -> int:
         return self.description["layout"]["tp_size"]
 
+    @property
+    def about(self) -> str:
+        """Platform, device, type and layout, as far as the capture knows them."""
+        platform, layout = self.description.get("platform", {}), self.description["layout"]
+        degrees = [f"{axis} {layout[f'{axis}_size']}" for axis in ("tp", "pp", "dp") if f"{axis}_size" in layout]
+        known = (platform.get("platform"), platform.get("device"), self.description["dtype"], *degrees)
+        return ", ".join(str(word) for word in known if word)
+
     def names(self) -> set[str]:
+        """Names of all tensors that were kept of any sample."""
         return set(self._pieces)
 
     def read(self, name: str) -> Table | None:
@@ -156,15 +165,16 @@ def _steps_in(folder: Path) -> dict[int, Path]:
 
 
 def check_same_input(a: Capture, b: Capture) -> None:
-    """Raises ValueError when the captures are of different models, batches or weights."""
+    """Raises ValueError when the captures are of different models, batches or weights, or keep different parts."""
     left, right = a.description["model"], b.description["model"]
     if left != right:
         parts = ", ".join(part for part in left if left[part] != right.get(part))
         raise ValueError(f"the captures are of different models: {parts} differ; capture one recipe on both sides")
+    _check_settings(a, b)
     if a.sample_names != b.sample_names:
         raise ValueError(
             f"the captures are of different batches: {a.name} kept the samples {a.sample_names}, {b.name} "
-            f"{b.sample_names}; capture the same step with the same data, seed and capture settings"
+            f"{b.sample_names}; capture the same step with the same data and seed"
         )
     for name in a.sample_names:
         for part, what in (("text", "tokens or labels"), ("pixels", "pixels")):
@@ -174,6 +184,13 @@ def check_same_input(a: Capture, b: Capture) -> None:
                     f"{a.samples[name][part]} and {b.samples[name][part]}); prepare the data once and copy it"
                 )
     _check_weights(a, b)
+
+
+def _check_settings(a: Capture, b: Capture) -> None:
+    left, right = (side.description["settings"] for side in (a, b))
+    unequal = [f"metrics.capture.{name} ({left[name]} and {right[name]})" for name in left if left[name] != right[name]]
+    if unequal:
+        raise ValueError(f"the captures keep different parts: {', '.join(unequal)} differ; use the same on both sides")
 
 
 def _check_weights(a: Capture, b: Capture) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from functools import cache
 
 import numpy as np
@@ -28,10 +28,12 @@ DEFAULT_THRESHOLD = 0.62
 NVIDIA, without saying how it is defined."""
 
 
-class Verdict(StrEnum):
+class Verdict(str, Enum):
     AGREE = "agree"
     DIFFER = "differ"
     TOO_NOISY = "too noisy to tell"
+
+    __str__ = str.__str__
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from megatron_rb.evaluation.compare.numerics import (
-    EXCESS,
-    GROWTH,
-    ROW_EXCESS,
-    SYSTEMATIC,
-    ULP_LABELS,
-    NumericsComparison,
-    OperatorResult,
-    PointResult,
-)
+from megatron_rb.evaluation.compare.distance import ULP_LABELS, PointResult
+from megatron_rb.evaluation.compare.judgement import EXCESS, GROWTH, ROW_EXCESS, SYSTEMATIC, OperatorResult
+from megatron_rb.evaluation.compare.numerics import NumericsComparison
 from megatron_rb.evaluation.compare.page import Section, write_page
 from megatron_rb.evaluation.compare.run_report import finite
+from megatron_rb.metrics.report import save_figure
 
 MOST_DEFECTS = 10
+MOST_NAMED = 6
 HEAD = ("block", "output", "gradient", "largest", "1 ulp", "nearest to its limit")
 ON_CONSOLE = (0, 1, 2, 5)
 """Columns that fit into 80 characters."""
@@ -45,18 +40,27 @@ METHOD = (
 
 def show(comparison: NumericsComparison, console: Console) -> None:
     """Print one row per block and the verdict."""
-    console.print(_sides(comparison), highlight=False, soft_wrap=True)
+    for line in _sides(comparison):
+        console.print(line, highlight=False, soft_wrap=True)
     table = Table(*(HEAD[place] for place in ON_CONSOLE))
     defective = {item.block for item in comparison.defects}
     for row in block_rows(comparison):
         table.add_row(*(row[place] for place in ON_CONSOLE), style="red" if row[0] in defective else None)
     console.print(table)
-    for line in [*(f"defect: {item}" for item in comparison.defects[:MOST_DEFECTS]), comparison.verdict]:
+    found = [f"defect: {item}" for item in comparison.defects[:MOST_DEFECTS]]
+    for line in [*found, *_not_compared(comparison), comparison.verdict]:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _sides(comparison: NumericsComparison) -> str:
-    return f"A {comparison.a} ({comparison.dtypes[0]})   B {comparison.b} ({comparison.dtypes[1]})"
+def _not_compared(comparison: NumericsComparison) -> list[str]:
+    names = comparison.one_sided
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return [f"not compared, kept by one side only: {', '.join(names[:MOST_NAMED])}{more}"] if names else []
+
+
+def _sides(comparison: NumericsComparison) -> list[str]:
+    named = zip("AB", (comparison.a, comparison.b), comparison.sides, strict=True)
+    return [f"{side}: {name} ({about})" for side, name, about in named]
 
 
 def write_report(comparison: NumericsComparison, folder: Path) -> Path:
@@ -71,7 +75,7 @@ def write_report(comparison: NumericsComparison, folder: Path) -> Path:
     marked = frozenset(number for number, row in enumerate(rows) if row[0] in defective)
     listed = [(str(item),) for item in comparison.defects]
     sections = [
-        Section(lines=[_sides(comparison), comparison.verdict, METHOD]),
+        Section(lines=[*_sides(comparison), *_not_compared(comparison), METHOD]),
         Section("Defects, first one first", head=("",), rows=listed) if listed else Section("No defects"),
         Section("Growth of the difference, and operators against their limits", images=images[:1]),
         Section("Distance in units in the last place", images=images[1:]),
@@ -129,10 +133,9 @@ def _draw_growth(comparison: NumericsComparison, path: Path) -> None:
         ("outputs", [point.relative for point in outputs]),
         ("gradients of outputs", [point.grad_relative for point in outputs]),
     ):
-        above.plot(x, np.maximum(values, 1e-17), "o-", markersize=3, label=label)
-    above.set(
-        title="Relative difference of block outputs (root mean square)", yscale="log", ylabel="relative difference"
-    )
+        above.plot(x, [value or math.nan for value in values], "o-", markersize=3, label=label)
+    above.set(title="Relative difference of block outputs (root mean square); where there is none, no point is drawn")
+    above.set(yscale="log", ylabel="relative difference")
     _name_blocks(above, [point.block for point in outputs])
     place = {point.block: number for number, point in enumerate(outputs)}
     for backward, marker, label in ((False, "o", "forward"), (True, "x", "backward")):
@@ -147,7 +150,7 @@ def _draw_growth(comparison: NumericsComparison, path: Path) -> None:
     below.axhline(1, color="tab:red", linestyle="--", linewidth=1, label="limit")
     below.set(title="Operators against their limits: a defect from 1 on", yscale="log", ylabel="times the limit")
     _name_blocks(below, [point.block for point in outputs])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _last_points(comparison: NumericsComparison) -> list[PointResult]:
@@ -178,7 +181,7 @@ def _draw_ulps(comparison: NumericsComparison, path: Path) -> None:
         title="Outputs of blocks: distance of A and B in units in the last place of the coarser type", ylabel="share"
     )
     _name_blocks(axis, [point.block for point in outputs])
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _name_blocks(axis, names: Sequence[str]) -> None:
@@ -188,9 +191,3 @@ def _name_blocks(axis, names: Sequence[str]) -> None:
     )
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _save(figure, path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)

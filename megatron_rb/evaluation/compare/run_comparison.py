@@ -184,7 +184,8 @@ def _norms(a: RunRecord, b: RunRecord, rows_a: np.ndarray, rows_b: np.ndarray) -
     if not fine.any():
         return "gradient norms: no step where both are known"
     low, middle, high = np.percentile(right[fine] / left[fine], [5, 50, 95])
-    return f"gradient norms: B / A has median {middle:.4f}, 90 % of the steps lie between {low:.4f} and {high:.4f}"
+    said = f"B / A has median {middle:.4f}, 90 % of the steps lie between {low:.4f} and {high:.4f}"
+    return f"gradient norms differ: {said}" if low > 1 or high < 1 else f"gradient norms: {said}"
 
 
 def _rates(a: RunRecord, b: RunRecord, rows_a: np.ndarray, rows_b: np.ndarray) -> list[str]:

@@ -50,6 +50,8 @@ class Ready:
     processes: int
     threads: int
     """Of each process; 0 = an even share of the cores."""
+    env: dict[str, str]
+    """What platform and site want in the environment of every process."""
 
 
 @contextmanager
@@ -89,7 +91,7 @@ def prepared(asked: Asked, folder: Path) -> Iterator[Ready]:
             MockSamples(spec.mix, load_shape(config.model.hf_path))  # a mix that does not fit is said now
         save_config(config, folder / CONFIG_FILE)
         spec.write(folder)
-        yield Ready(derived.world_size, config.platform.threads_per_rank)
+        yield Ready(derived.world_size, config.platform.threads_per_rank, config.platform.env | config.cluster.env)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -29,6 +29,15 @@ from megatron_rb.train.capture.weights import keep_weights
 logger = logging.getLogger(__name__)
 
 
+PARTS = ("samples", "rows", "context", "features")
+"""Settings that say which parts of a step are kept; both sides of a comparison must have the same."""
+
+
+def kept_parts(settings: CaptureConfig) -> dict[str, int]:
+    """What the description of a capture says about its settings."""
+    return {name: getattr(settings, name) for name in PARTS}
+
+
 class StepCapture:
     """Captures step 1 and every `every`-th after it; in all other steps it costs nothing but a test.
 
@@ -83,7 +92,10 @@ class StepCapture:
         if problems and self.place.rank == 0:
             logger.warning("step %d could not be captured: %s", step, problems[0])
         elif self.place.rank == 0:
-            content = {"version": VERSION, "step": step, "samples": names, "world_size": self.place.world_size}
+            content = {
+                "version": VERSION, "step": step, "samples": names, "world_size": self.place.world_size,
+                "settings": kept_parts(self.settings),
+            }  # fmt: skip
             write_json(folder / DESCRIPTION, {**self.description, **content})
             logger.info("captured step %d in %s", step, folder)
 

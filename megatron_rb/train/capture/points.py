@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 
 
-class Rows(StrEnum):
+class Rows(str, Enum):
     """What a row of a tensor stands for."""
 
     PATCH = "patch"
@@ -16,8 +16,10 @@ class Rows(StrEnum):
     LABEL = "label"
     """A token whose next token is trained on."""
 
+    __str__ = str.__str__
 
-class Columns(StrEnum):
+
+class Columns(str, Enum):
     """How tensor-parallel ranks share the features of a row."""
 
     ALL = "all"
@@ -27,6 +29,8 @@ class Columns(StrEnum):
     """As the input features of the point's row-parallel linear."""
     HEADS = "heads"
     """Whole heads, in order of the ranks."""
+
+    __str__ = str.__str__
 
 
 @dataclass(frozen=True)

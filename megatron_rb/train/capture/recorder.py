@@ -160,7 +160,18 @@ def _hook(module: torch.nn.Module, point: Point, keep: Callable[[torch.Tensor], 
     number = point.argument
     if number is None:
         return module.register_forward_hook(lambda _m, _a, out: keep(out[0] if isinstance(out, tuple) else out))
-    return module.register_forward_pre_hook(lambda _m, args: keep(args[number]))
+    return module.register_forward_pre_hook(lambda _m, args: _keep_argument(args, number, keep))
+
+
+def _keep_argument(args: tuple[Any, ...], number: int, keep: Callable[[torch.Tensor], None]) -> tuple[Any, ...]:
+    """The arguments to go on with: the kept one as an alias, so that its gradient is what this module gives back.
+
+    What the others give back that read the same tensor (a DeepStack merger beside the next layer) reaches it on this
+    stage under one layout, and on the stage before under another.
+    """
+    alias = args[number].view_as(args[number])
+    keep(alias)
+    return *args[:number], alias, *args[number + 1 :]
 
 
 def _columns_of(point: Point, module: torch.nn.Module, place: Place) -> LocalColumns:

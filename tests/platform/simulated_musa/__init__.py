@@ -3,6 +3,7 @@
 What passes here passes on tensors that are neither on cpu nor on cuda, with a device generator, a device index, a
 collective backend and storage tags of their own. What this proves nothing about: Moore Threads' kernels and their
 rounding, MCCL, streams and the hazards of asynchronous work, memory, speed, and what torch_musa changes in torch.
+Gradients can be computed on the first device alone, since torch makes no more threads for it.
 A process that has called `install` keeps the device until it ends, so tests do it in processes of their own.
 """
 
@@ -20,7 +21,7 @@ from tests.platform.simulated_musa.process_group import register_backend
 from tests.platform.simulated_musa.runtime import Runtime
 from tests.platform.simulated_musa.storages import teach_storages
 
-__all__ = ["install", "install_named"]
+__all__ = ["install", "install_named", "install_npu"]
 
 BACKENDS = {"musa": "mccl", "npu": "hccl"}
 """Collective backend that belongs to a device type."""
@@ -33,6 +34,11 @@ def install(devices: int = 2) -> None:
     vendor.__spec__ = ModuleSpec("torch_musa", None)
     sys.modules["torch_musa"] = vendor
     _install_device("musa", devices)
+
+
+def install_npu() -> None:
+    """As `install`, for the device of examples/npu_platform."""
+    install_named("npu")
 
 
 def install_named(name: str, devices: int = 2) -> None:

@@ -47,6 +47,10 @@ class Kernels:
         for name in AUTOCAST_FP32:
             self._autocast(name, lambda: torch.float32)
 
+    def replace(self, name: str, kernel: Callable) -> None:
+        """Take another kernel for an operator; it gets the right one as its first argument."""
+        self._override(name, partial(kernel, partial(self._on_host, _operator(name))))
+
     def _override(self, name: str, kernel: Callable) -> None:
         self._aten.impl(name, kernel, "PrivateUse1")
 
@@ -170,11 +174,12 @@ def _resize(tensor: torch.Tensor, size, *, memory_format=None) -> torch.Tensor:
 
 def _refuse_mixed(operator, args: Any, kwargs: Any) -> None:
     tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
-    on_cpu = [t for t in tensors if t.device.type == "cpu" and t.dim()]
     indexing = operator.overloadpacket.__name__ in ("index", "index_put", "index_put_", "_index_put_impl_")
-    if on_cpu and not indexing and any(is_simulated(t) for t in tensors):
+    devices = {t.device for t in tensors if is_simulated(t) or (t.dim() and not indexing)}
+    if len(devices) > 1 and any(is_simulated(t) for t in tensors):
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but {operator} got tensors on {device_type()} and on cpu"
+            f"Expected all tensors to be on the same device, but {operator} got tensors on "
+            f"{' and on '.join(sorted(map(str, devices)))}"
         )
 
 

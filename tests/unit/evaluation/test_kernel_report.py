@@ -14,7 +14,7 @@ from megatron_rb.platform.mcore_shims import install_mcore_shims
 
 install_mcore_shims(CpuPlatform())
 
-from megatron_rb.evaluation.kernel_report import kernel_report, report_text  # noqa: E402
+from megatron_rb.evaluation.kernel_report import kernel_report, report_text, taken_line  # noqa: E402
 
 
 class OldMusa(CpuPlatform):
@@ -47,6 +47,14 @@ def test_what_is_asked_for_is_said_and_what_cannot_run_is_an_error():
     assert taken["mrope"] == taken["qk_norm_mrope"] == "taken: kernels.mrope=torch asks for it"
     with pytest.raises(ValueError, match="varlen_attention=flash_attn was asked for, but it does not run on cpu"):
         kernel_report(CpuPlatform(), torch.float32, requests={"varlen_attention": "flash_attn"})
+
+
+def test_line_of_a_run_names_what_is_taken_for_its_sizes(monkeypatch):
+    monkeypatch.setattr(OldMusa, "device_type", "musa")
+    line = taken_line(kernel_report(OldMusa(), torch.bfloat16, requests={"mrope": "triton"}, head_dim=64))
+    assert line.startswith("kernels: layers local, adam torch, mrope triton, qk_norm_mrope triton, window_attention ")
+    with pytest.raises(ValueError, match="mrope=triton was asked for, but head_dim 300 is above 256"):
+        kernel_report(OldMusa(), torch.bfloat16, requests={"mrope": "triton"}, head_dim=300)
 
 
 def test_text_says_where_it_holds():

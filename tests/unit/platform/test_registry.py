@@ -130,8 +130,9 @@ def test_use_platform_replaces_the_answer_inside_the_block():
 
 def test_cuda_is_not_probed_through_a_musa_build(monkeypatch):
     monkeypatch.setattr(torch.version, "musa", "4.3", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert not CudaPlatform().probe().available
+    assert CudaPlatform().probe() == ProbeResult(False, "this torch is built for musa")
 
 
 def test_unknown_capability_is_an_error_and_known_ones_answer():

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_rb.evaluation.compare.captures import Capture, open_captures
-from megatron_rb.evaluation.compare.numerics import ULP_LABELS, _excess, ulp_counts
-from megatron_rb.evaluation.compare.operators import BlockView, operators_of
+from megatron_rb.evaluation.compare.captures import Capture, check_same_input, open_captures
+from megatron_rb.evaluation.compare.definitions import BlockView
+from megatron_rb.evaluation.compare.distance import ULP_LABELS, ulp_counts
+from megatron_rb.evaluation.compare.judgement import _excess
+from megatron_rb.evaluation.compare.numerics import compare_captures
+from megatron_rb.evaluation.compare.operators import operators_of
 from megatron_rb.train.capture.files import DESCRIPTION, RankFile, write_json
 from megatron_rb.train.capture.samples import choose
 
@@ -20,7 +23,7 @@ def description(**changes) -> dict:
     text = {"num_layers": 1, "norm_eps": 1e-6, "qk_norm": False}
     model = {"vision": {"num_layers": 0, "deepstack_layers": []}, "text": text}
     return {"version": 1, "step": 1, "samples": ["s"], "world_size": 1, "model": model, "dtype": "bf16",
-            "layout": {"tp_size": 1}} | changes  # fmt: skip
+            "layout": {"tp_size": 1}, "settings": {}} | changes  # fmt: skip
 
 
 def write_linear(folder: Path, compute, tp_size: int = 1) -> Capture:
@@ -124,6 +127,61 @@ def test_unfinished_capture_is_not_taken_for_one(tmp_path):
     RankFile(tmp_path / "step_00000001", 0).finish()
     with pytest.raises(ValueError, match="has none"):
         open_captures(tmp_path, tmp_path)
+
+
+def write_empty(folder: Path, *, text="1a", pixels="2b", weights=("3c", "4d"), dtype="float32", **changes) -> Capture:
+    """A capture that keeps hashes alone."""
+    file = RankFile(folder, 0)
+    file.samples["s"] = {"text": text, "pixels": pixels, "tokens": 4, "patches": 4}
+    for number, value in enumerate(weights):
+        file.weights[f"w{number}"] = {"dtype": dtype, "hash": f"{dtype} {value}", "bf16_hash": value}
+    file.finish()
+    write_json(folder / DESCRIPTION, description(**changes))
+    return Capture(folder, folder.name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"text": "9f"},
+            r"different batches: the tokens or labels of sample 's' differ \(their hashes are 1a and",
+        ),
+        ({"pixels": "9f"}, r"different batches: the pixels of sample 's' differ .*prepare the data once and copy it"),
+        ({"samples": ["t"]}, r"different batches: a kept the samples \['s'\], b \['t'\]; capture the same step"),
+        ({"weights": ("3c", "9f")}, "different weights: 1 of 2 parameters differ, first w1; start both from one"),
+        ({"weights": ("3c",)}, "different weights: 1 of 2 parameters differ, first w1"),
+        ({"settings": {"rows": 16}}, r"keep different parts: metrics.capture.rows \(32 and 16\) differ; use the same"),
+        ({"model": {"vision": {}, "text": {}}}, "different models: vision, text differ; capture one recipe"),
+        ({"version": 0}, "a capture of form 0, this rb reads 1"),
+    ],
+)
+def test_other_input_is_told_by_its_hashes(tmp_path, changes, words):
+    a = write_empty(tmp_path / "a", **({"settings": {"rows": 32}} if "settings" in changes else {}))
+    with pytest.raises(ValueError, match=words):
+        check_same_input(a, write_empty(tmp_path / "b", **changes))
+
+
+def test_weights_of_another_type_are_compared_as_they_are_in_bf16(tmp_path):
+    """fp32 weights that a bf16 run has rounded are the same weights."""
+    a, b = write_empty(tmp_path / "a"), write_empty(tmp_path / "b", dtype="bfloat16")
+    check_same_input(a, b)
+    with pytest.raises(ValueError, match="different weights: 2 of 2"):
+        check_same_input(a, write_empty(tmp_path / "c", dtype="bfloat16", weights=("3", "4")))
+
+
+def test_what_one_side_alone_kept_is_named(tmp_path):
+    sides = []
+    for name, points in (("a", ("output", "norm")), ("b", ("output",))):
+        file = RankFile(tmp_path / name, 0)
+        for point in points:
+            file.add(f"value/0/language.head/{point}", torch.ones(2, 3), np.arange(2), None)
+        file.samples["s"] = {"text": "1", "pixels": None, "tokens": 2, "patches": 0}
+        file.finish()
+        write_json(tmp_path / name / DESCRIPTION, description())
+        sides.append(Capture(tmp_path / name, name))
+    assert compare_captures(*sides).one_sided == ["norm in language.head (only A)"]
+    assert compare_captures(*reversed(sides)).one_sided == ["norm in language.head (only B)"]
 
 
 def ulps(a, b, roundoff) -> list[int]:

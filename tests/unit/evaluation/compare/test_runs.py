@@ -138,11 +138,13 @@ def test_steps_done_twice_count_once_and_are_mentioned(capsys, tmp_path):
 def test_unequal_ends_batches_and_rates_are_mentioned(capsys, tmp_path):
     a, b = pairs(1, 400, batch=0.02, own=0.001, rho=0.3, offset=0.0, seed=5)[0]
     left = write_run(tmp_path / "a", a)
-    right = write_run(tmp_path / "b", b[:350], num_labels=99, learning_rates={"vision": 1e-6, "language": 5e-6})
+    rates = {"vision": 1e-6, "language": 5e-6}
+    right = write_run(tmp_path / "b", b[:350], num_labels=99, learning_rates=rates, grad_norm=3.0)
     _, result = compare(capsys, left, right)
     said = " ".join(result["notes"] + result["agreement"])
     assert "compared up to step 350" in said and "equal in 0 of 350 steps" in said
     assert "learning rate of language: differs in 350 steps" in said
+    assert "gradient norms differ: B / A has median 2.0000" in said
 
 
 def test_other_recipe_is_refused_with_the_settings_and_the_way_out(capsys, tmp_path):
