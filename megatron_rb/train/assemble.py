@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
 
@@ -42,8 +41,6 @@ from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import Runner
 from megatron_rb.train.task import Task
-
-logger = logging.getLogger(__name__)
 
 
 def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: Attempt) -> Run:

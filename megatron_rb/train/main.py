@@ -15,8 +15,6 @@ from megatron_rb.parallel.attempt import attempt_from_environment
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 
-logger = logging.getLogger(__name__)
-
 
 def main(argv: Sequence[str]) -> int:
     """Train as the settings say; 0 when the run has finished or was stopped and saved.
@@ -28,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError: settings, data or checkpoint do not fit; nothing has been trained then.
     """
     config = config_from_file(argv[1]) if argv[:1] == ["--config"] else load_config(list(argv))
+    show_log_lines()
     platform = get_platform(config.platform.name)
     install_mcore_shims(platform)  # before anything imports megatron-core
 
@@ -47,6 +46,20 @@ def main(argv: Sequence[str]) -> int:
         _say_goodbye(config, run.step, finished)
     torch.distributed.destroy_process_group()
     return 0
+
+
+def show_log_lines() -> None:
+    """Print what the run logs, such as complete checkpoints, to stderr, once per process."""
+    ours = logging.getLogger("megatron_rb")
+    if ours.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    # The choice of kernels is one line at the start of the run.
+    logging.getLogger("megatron_rb.kernels").setLevel(logging.WARNING)
 
 
 def _say_goodbye(config: Config, step: int, finished: bool) -> None:
