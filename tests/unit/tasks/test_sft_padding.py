@@ -35,7 +35,7 @@ def shape(tmp_path):
 
 
 def test_steps_are_padded_and_memory_starts_anew_before_one_that_outgrows_all(shape, monkeypatch):
-    monkeypatch.setattr(sft.groups, "model_parallel_group_gloo", lambda: None)
+    monkeypatch.setattr(sft.groups, "replica_group_gloo", lambda: None)
     calls, sizes = [], []
     task = sft.SupervisedFineTuning(
         SimpleNamespace(shape=shape, place=SimpleNamespace(tp_rank=0, tp_size=1)),
