@@ -68,7 +68,9 @@ def rank_table(job: JobSpec, nodes: Sequence[str]) -> tuple[RankPlace, ...]:
 def table_text(places: Sequence[RankPlace]) -> str:
     """The rank table as text columns."""
     rows: list[tuple[str, ...]] = [("rank", "node", "local_rank", "tp", "cp", "dp", "pp")]
-    rows += [tuple(map(str, (p.rank, p.node, p.local_rank, p.tp_rank, p.cp_rank, p.dp_rank, p.pp_rank))) for p in places]
+    rows += [
+        tuple(map(str, (p.rank, p.node, p.local_rank, p.tp_rank, p.cp_rank, p.dp_rank, p.pp_rank))) for p in places
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return (
         "\n".join(

@@ -95,11 +95,7 @@ def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
     _check_step_size(config.data, dp_size, multiple)
     tokens = token_multiple(parallel.cp_size, parallel.tp_size if sequence_parallel else 1)
     _check_data(config.data, parallel, tokens)
-    if parallel.cp_size > 1 and config.metrics.capture.every:
-        raise ValueError(
-            f"metrics.capture.every {config.metrics.capture.every} with cp_size {parallel.cp_size}: captures take whole "
-            f"samples, and context parallelism cuts them; use cp_size 1 for a captured run"
-        )
+    _check_capture(config.metrics.capture.every, parallel.cp_size)
     run_dir = Path(config.run_dir)
     return Derived(
         world_size=world_size,
@@ -250,13 +246,21 @@ def _check_step_size(data: DataConfig, dp_size: int, multiple: int) -> None:
         )
 
 
+def _check_capture(every: int, cp_size: int) -> None:
+    if every and cp_size > 1:
+        raise ValueError(
+            f"metrics.capture.every {every} with cp_size {cp_size}: captures take rows of whole samples, and context "
+            f"parallelism cuts samples; use cp_size 1 for a run that is captured"
+        )
+
+
 def _check_data(data: DataConfig, parallel: ParallelConfig, multiple: int) -> None:
     if data.seq_length % multiple:
         nearest = max(1, data.seq_length // multiple) * multiple
-        reason = f"tp_size {multiple}, as sequence_parallel needs" if parallel.cp_size == 1 else (
-            f"{multiple}, as cp_size {parallel.cp_size} needs"
-            + (f" with tp_size {parallel.tp_size} and sequence_parallel" if parallel.sequence_parallel else "")
-        )
+        reason = f"tp_size {multiple}, as sequence_parallel needs"
+        if parallel.cp_size > 1:
+            rows = f" with sequence_parallel over tp_size {parallel.tp_size}" if parallel.sequence_parallel else ""
+            reason = f"{multiple}, as cp_size {parallel.cp_size}{rows} needs"
         raise ValueError(f"seq_length {data.seq_length} is not a multiple of {reason}; use {nearest}")
     if data.max_pixels and data.min_pixels > data.max_pixels:
         raise ValueError(f"min_pixels {data.min_pixels} is above max_pixels {data.max_pixels}")

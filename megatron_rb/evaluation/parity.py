@@ -180,7 +180,7 @@ class _Recorder:
 
 
 def whole_tokens(local: torch.Tensor, place: Place) -> torch.Tensor:
-    """Rows of all tokens in order, padding included, from those of each context-parallel rank; all of them call this."""
+    """Rows of all tokens in order, padding included, from those of each context-parallel rank; all must call this."""
     if place.cp_size == 1:
         return local
     whole = local.new_empty(place.cp_size * local.shape[0], *local.shape[1:])

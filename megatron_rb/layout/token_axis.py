@@ -1,8 +1,8 @@
 """How context-parallel ranks share the tokens of a micro-batch: pure arithmetic, no torch.
 
-The token axis is cut into `2 * cp_size` equal chunks, and rank r holds chunks r and `2 * cp_size - 1 - r`: later tokens
-attend to more keys, and this way every rank has the same work (Llama 3, section 3.3.2). Samples are packed one after the
-other before the cut, so a chunk may begin and end inside a sample.
+The token axis is cut into `2 * cp_size` equal chunks, and rank r holds chunks r and `2 * cp_size - 1 - r`: later
+tokens attend to more keys, and this way every rank has the same work (Llama 3, section 3.3.2). Samples are packed one
+after the other before the cut, so a chunk may begin and end inside a sample.
 """
 
 from __future__ import annotations

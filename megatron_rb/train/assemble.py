@@ -155,6 +155,7 @@ def _log_start(
         return
     print(
         f"{config.name}: {platform.name}, {place.world_size} processes = tp {place.tp_size} x pp {place.pp_size} x "
-        f"{f'cp {place.cp_size} x ' if place.cp_size > 1 else ''}dp {place.dp_size}, layout {layout}, run folder {Path(derived.run_dir)}",
+        f"{f'cp {place.cp_size} x ' if place.cp_size > 1 else ''}dp {place.dp_size}, layout {layout}, run folder "
+        f"{Path(derived.run_dir)}",
         flush=True,
     )

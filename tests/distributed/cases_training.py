@@ -23,7 +23,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
 
     `migrate`: `[checkpoint, out, platform]` conversions that rank 0 does before the case starts; `load`: folder of
     checkpoints to continue from; `save`: folder a checkpoint goes into after the last step; `last`: that step;
-    `padded`: tokens and patches that every micro-batch is padded to.
+    `padded`: tokens and patches that every micro-batch is padded to; `packed`: all samples of a step in one of them.
     """
     platform = adapted_cpu()
     from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
@@ -71,7 +71,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         curve = []
         for step in range(first, case.get("last", steps)):
             samples = draw_samples(shape, seed=case["sample_seed"] + step % 2)
-            share = share_packs([[sample] for sample in samples], place)
+            share = share_packs([samples] if case.get("packed") else [[sample] for sample in samples], place)
             batches = [
                 build_micro_batch(
                     share.samples(number), shape, tp_rank=place.tp_rank, tp_size=place.tp_size,

@@ -7,7 +7,7 @@ from megatron_rb.checkpoint.hf.oracle import count_labels, load_transformers, mo
 from megatron_rb.evaluation.parity_samples import draw_samples
 from megatron_rb.models.robobrain.config import load_shape
 from tests.distributed.world import run_world
-from tests.parity.layouts import layouts
+from tests.parity.layouts import context_layouts, layouts
 from tests.parity.tiny_models import write_model
 
 STEPS, LR, SAMPLE_SEED = 10, 1e-3, 20
@@ -51,6 +51,13 @@ def test_losses_equal_transformers(family, tmp_path):
         cuts[3] | {"recompute_per_slice": [-1, *[0] * (cuts[3]["layout"].count("|"))]},
         cuts[0] | {"padded": [180, 300]},
         next(cut for cut in cuts if cut.get("sp") and cut["pp"] == 2) | {"padded": [181, 301]},
+    ]
+    context = context_layouts(shape.vision.num_layers, shape.text.num_layers)
+    cuts += [
+        context[0] | {"distributed_optimizer": False, "padded": [180, 300]},
+        context[1] | {"recompute": -1},
+        context[2],
+        context[4],
     ]
     cases = [{"hf": str(folder), "lr": LR, "sample_seed": SAMPLE_SEED, **cut} for cut in cuts]
     for case, curve in zip(cases, run_losses(cases), strict=True):

@@ -45,7 +45,8 @@ class Embedding(torch.nn.Module):
     def forward(self, inputs: TextInputs, visual: torch.Tensor | None) -> torch.Tensor:
         """
         Args:
-            visual: `[merged patches, 1, hidden]` as the merger of this rank gives them; None = the tokens hold no placeholders.
+            visual: `[merged patches, 1, hidden]` as the merger of this rank gives them; None = the tokens hold no
+                placeholders.
 
         Returns:
             `[tokens (/ tp), 1, hidden]`

@@ -1,7 +1,7 @@
 """Which images and video frames a context-parallel rank computes, and where their merged tokens then stand.
 
-Attention in the ViT never leaves a frame, so frames can be computed anywhere. A rank computes its own through all vision
-blocks; the mergers' rows of all ranks, rank by rank, are what the language model takes its visual tokens from.
+Attention in the ViT never leaves a frame, so frames can be computed anywhere. A rank computes its own through all
+vision blocks; the mergers' rows of all ranks, rank by rank, are what the language model takes its visual tokens from.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -188,8 +189,8 @@ def _pixels_of(
     if any(sample.pixels is None for sample in samples):
         return None
     arrays = shares.pixels_of(cp_rank, [array for sample in samples for array in sample.pixels or []])
-    frames = [part for grid, array in zip(shares.grids_of(cp_rank), arrays, strict=True) for part in
-              np.split(array, grid.t)]
+    grids = shares.grids_of(cp_rank)
+    frames = [frame for grid, array in zip(grids, arrays, strict=True) for frame in np.split(array, grid.t)]
     return _ordered_pixels(frames, orders, unit, shape)
 
 
@@ -261,13 +262,13 @@ def _text_inputs(
     )
 
 
-def _label_inputs(rows: np.ndarray, labels: np.ndarray) -> dict[str, torch.Tensor]:
+def _label_inputs(rows: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """The fields on labels: those given, or a filler row without weight, since the head wants some row."""
-    weights = np.ones(max(len(rows), 1), dtype=np.float32)
+    weights = np.ones(len(rows), dtype=np.float32)
     if not len(rows):
         rows, labels, weights = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
-    return dict(zip(("label_rows", "labels", "label_weights"), map(torch.from_numpy, (rows, labels, weights)),
-                    strict=True))
+    values = map(torch.from_numpy, (rows, labels, weights))
+    return dict(zip(("label_rows", "labels", "label_weights"), values, strict=True))
 
 
 def _padding(real: int, wanted: int, multiple: int) -> int:

@@ -101,8 +101,8 @@ def _passes(weights_train: bool, input_trains: bool) -> int:
 
 
 def _squares(segments: Segments, real_rows: int, keys: Segments | None = None) -> int:
-    """Sum of the squared lengths of the segments; with `keys` each is the end of a longer one, and the square of what is
-    before it is taken off, so that the parts of a segment add up to it."""
+    """Sum of the squared lengths of the segments. With `keys` each is the end of a longer one, and the square of what
+    is before it is taken off, so that the parts of a segment add up to it."""
     lengths = np.diff([border for border in segments.borders if border <= real_rows]).astype(np.int64)
     ends = np.array((keys or segments).lengths[: len(lengths)], dtype=np.int64)
     return int((ends**2 - (ends - lengths) ** 2).sum())
