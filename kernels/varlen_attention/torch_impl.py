@@ -7,9 +7,11 @@ from itertools import groupby, pairwise
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from megatron_rb.kernels.varlen_attention.segments import Segments
+
+QUERY_BLOCK = 2048
+"""Most queries under one mask."""
 
 
 def varlen_attention(
@@ -42,9 +44,30 @@ def _equal_segments(
         return q
     query = q.view(-1, queries, *q.shape[1:]).transpose(1, 2)
     key, value = (x.view(-1, keys, *x.shape[1:]).transpose(1, 2) for x in (k, v))
-    # torch's own causal flag lets the first query see the first key only.
-    mask = causal_lower_right(queries, keys) if causal and keys > queries else None
-    out = F.scaled_dot_product_attention(
-        query, key, value, mask, is_causal=causal and mask is None, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    if causal and keys > queries:
+        out = _last_queries(query, key, value)
+    else:
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=grouped)
     return out.transpose(1, 2).reshape(q.shape)
+
+
+def _last_queries(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Causal attention of the last tokens of sequences, `[sequences, heads, tokens, head_dim]`.
+
+    torch's own causal flag lets the first query see the first key only, so there is a mask, and queries come in blocks:
+    the mask stays small, and no block reads keys that are later than all of it.
+    """
+    queries, before = query.shape[2], key.shape[2] - query.shape[2]
+    parts = []
+    for start in range(0, queries, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, queries)
+        seen = before + stop
+        mask = torch.ones(stop - start, seen, dtype=torch.bool, device=query.device).tril(before + start)
+        parts.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start:stop], key[:, :, :seen], value[:, :, :seen], mask,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )  # fmt: skip
+    return torch.cat(parts, dim=2)

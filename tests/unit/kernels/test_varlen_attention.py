@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from megatron_rb.kernels.varlen_attention import cost, op, reference
+from megatron_rb.kernels.varlen_attention import cost, op, reference, torch_impl
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.kernels.varlen_attention.torch_impl import equal_runs
 
@@ -83,9 +83,11 @@ def masked(q, k, v, queries, keys, causal):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("block", [2048, 2])
 @pytest.mark.parametrize(("queries", "keys"), QUERIES_AND_KEYS)
-def test_queries_at_the_end_of_longer_keys_equal_one_mask(queries, keys, groups, causal):
+def test_queries_at_the_end_of_longer_keys_equal_one_mask(queries, keys, block, groups, causal, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(torch_impl, "QUERY_BLOCK", block)
     shapes = (sum(queries), 4, 8), (sum(keys), groups, 8), (sum(keys), groups, 8)
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     weights = torch.randn(shapes[0], dtype=torch.float64)
