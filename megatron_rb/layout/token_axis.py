@@ -28,9 +28,7 @@ def ranges_of_rank(num_tokens: int, cp_rank: int, cp_size: int) -> list[Range]:
     """The tokens of a rank in rising order; its two chunks are one range where they touch."""
     chunk = num_tokens // (2 * cp_size)
     assert chunk * 2 * cp_size == num_tokens, "tokens are padded before they are cut"
-    first, second = (
-        (index * chunk, (index + 1) * chunk) for index in (cp_rank, 2 * cp_size - 1 - cp_rank)
-    )
+    first, second = ((index * chunk, (index + 1) * chunk) for index in (cp_rank, 2 * cp_size - 1 - cp_rank))
     return [(first[0], second[1])] if first[1] == second[0] else [first, second]
 
 

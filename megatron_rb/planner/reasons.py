@@ -47,7 +47,9 @@ def _leanest(candidates: list[Degrees]) -> list[Degrees]:
     return [
         degrees
         for degrees in candidates
-        if degrees.micro_batch == packs and degrees.vpp == vpp and degrees.cp == widest[degrees.tp, degrees.pp]
+        if degrees.micro_batch == packs
+        and degrees.vpp == vpp
+        and degrees.cp == widest[degrees.tp, degrees.pp]
         and degrees.sequence_parallel == (degrees.tp in split)
     ]
 

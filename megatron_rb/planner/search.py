@@ -267,6 +267,6 @@ def _why_no_degrees(task: Task) -> str:
             f"one for each copy of the model; use global_batch_size={least} or fewer gpus"
         )
     return (
-        f"no choice of tp, pp and cp divides {task.gpus} gpus with the degrees asked for ({task.asked or 'none'}) and a "
-        f"global_batch_size of {task.global_batch_size}; use a multiple of {max(cell, 8)} gpus"
+        f"no choice of tp, pp and cp divides {task.gpus} gpus with the degrees asked for ({task.asked or 'none'}) and "
+        f"a global_batch_size of {task.global_batch_size}; use a multiple of {max(cell, 8)} gpus"
     )

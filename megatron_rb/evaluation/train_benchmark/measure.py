@@ -207,7 +207,7 @@ def _gather_steps(
     steps, loads = [], []
     for number in range(len(timed)):
         entries = [ranks[number] for ranks in everyone]
-        batches = _works_of_replicas(entries, place.dp_size)
+        batches = works_of_replicas(entries, place.dp_size)
         total = sum((work for rank in batches for work in rank), Work())
         flops = training_flops(bench.shape, total, bench.config.model.freeze).total
         steps.append(
@@ -220,7 +220,7 @@ def _gather_steps(
     return tuple(steps), loads
 
 
-def _works_of_replicas(entries: list[tuple[int, float, float, list[tuple]]], dp_size: int) -> list[list[Work]]:
+def works_of_replicas(entries: list[tuple[int, float, float, list[tuple]]], dp_size: int) -> list[list[Work]]:
     """Work of every replica's micro-batches, each put together from its context-parallel ranks."""
     replicas: list[list[Work]] = [[] for _ in range(dp_size)]
     for dp_rank, _, _, works in entries:
