@@ -140,7 +140,7 @@ def _kept(model: ModelSizes, shards: Shards, largest: Budget) -> dict[Part, floa
         Part.FULL_LAYER: layer,
         Part.TAP: joined,
         Part.MERGER: joined,
-        Part.EMBEDDING: largest.tokens * 16.0 + rows * shards.cp_size * text.hidden_size * item,
+        Part.EMBEDDING: largest.tokens * 16.0 + rows * text.hidden_size * item,
         Part.DECODER: _decoder(text, shards, largest.tokens),
         Part.HEAD: head,
     }
@@ -170,8 +170,10 @@ def _decoder(text: TextSizes, shards: Shards, tokens: int) -> float:
     item, tp, h = shards.itemsize, shards.tp_size, text.hidden_size
     rows = tokens / shards.rows_over
     spread = rows * h * 2 * (_norm_bytes(item) + item)
-    # qkv in one piece, of which v is read, rotated q and k, the result; with QK-norm its inputs.
-    attention = 3 * (text.num_heads + text.num_query_groups) * text.head_dim / tp * item
+    # qkv in one piece, of which v is read, rotated q and k, the result; with QK-norm its inputs. With context
+    # parallelism rotated q and the result; keys and values are read where they were gathered.
+    values = 2 * text.num_heads if shards.cp_size > 1 else 3 * (text.num_heads + text.num_query_groups)
+    attention = values * text.head_dim / tp * item
     normed = (text.num_heads + text.num_query_groups) * text.head_dim / tp * item * text.qk_norm
     mlp = 3 * padded_ffn(text.ffn_hidden_size, tp) * item
     gathered = _whole_keys(text, shards, tokens)

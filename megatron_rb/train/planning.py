@@ -200,10 +200,10 @@ def maybe_plan(config: Config) -> Config:
             "parallel=auto needs to know how many processes there are; give world_size=..., or cluster.nodes and "
             "cluster.processes_per_node"
         )
-    settings = config.planner
     request = Request(
-        _device_of(config), gpus, _histogram_of(config), load_shape(config.model.hf_path), config, settings.calibration
-    )
+        _device_of(config), gpus, _histogram_of(config), load_shape(config.model.hf_path), config,
+        config.planner.calibration, {"cp": 1} if config.metrics.capture.every else {},
+    )  # fmt: skip
     task = build_task(request)
     best = plan(task)[0]
     print(f"parallel=auto: {mode_line(task)}: {best.degrees}, {best.step_seconds:.3f} s a step, MFU {best.mfu:.1%}")

@@ -98,7 +98,8 @@ def test_words_that_cannot_be_meant(words: list[str], message: str):
 
 def test_words_reach_the_task(stats: str):
     words = ["experiment=robobrain20_32b_cot", "model=robobrain20_32b", "tp=8", "cluster=a800", "gpus=64", stats]
-    words += ["cp=2", "max_gpu_memory=70GiB", "global_batch_size=128", "model.freeze.vision=true", "sequence_parallel=true"]
+    words += ["cp=2", "max_gpu_memory=70GiB"]
+    words += ["global_batch_size=128", "model.freeze.vision=true", "sequence_parallel=true"]
     request = read_request(words)
     assert request.shape.text.num_layers == 64
     assert request.config.data.seq_length == 32768 and request.config.data.global_batch_size == 128
