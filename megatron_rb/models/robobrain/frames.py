@@ -6,6 +6,7 @@ vision blocks; the mergers' rows of all ranks, rank by rank, are what the langua
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -85,18 +86,23 @@ class FrameShares:
         free = np.arange(self.cp_size, dtype=np.int64) * rows_of_rank
         rows = [np.zeros(0, dtype=np.int64)]
         for grid, owners in zip(self.grids, self.owners, strict=True):
-            place = np.argsort(frame_order(grid, merge, window)[0])
+            place = np.argsort(frame_order(grid.h, grid.w, merge, window)[0])
             for rank in owners.tolist():
                 rows.append(free[rank] + place)
                 free[rank] += len(place)
         return np.concatenate(rows)
 
 
-def frame_order(grid: VisionGrid, merge: int, window: int) -> tuple[np.ndarray, list[int]]:
-    """`window_order` of one frame of a grid; without windows the reading order and no lengths."""
-    if not window:
-        return np.arange(grid.h * grid.w // merge**2), []
-    return window_order(replace(grid, t=1), merge, window)
+@functools.lru_cache(maxsize=512)
+def frame_order(height: int, width: int, merge: int, window: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """`window_order` of one frame of so many patches, read only; without windows the reading order and no lengths."""
+    lengths: list[int] = []
+    if window:
+        order, lengths = window_order(VisionGrid(1, height, width, "image"), merge, window)
+    else:
+        order = np.arange(height * width // merge**2)
+    order.flags.writeable = False
+    return order, tuple(lengths)
 
 
 def _up(rows: int, multiple: int) -> int:

@@ -154,7 +154,7 @@ def _vision_inputs(
     positions, taps, weights, orders, window_lengths, frame_lengths = [], [], [], [], [], []
     for grid in shares.grids_of(cp_rank):
         where = patch_positions(grid, merge)
-        order, lengths = frame_order(grid, merge, window)
+        order, lengths = frame_order(grid.h, grid.w, merge, window)
         orders += [order] * grid.t
         in_frame = (order[:, None] * unit + np.arange(unit)).reshape(-1)
         patch_order = (np.arange(grid.t)[:, None] * len(in_frame) + in_frame).reshape(-1)
