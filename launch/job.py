@@ -81,6 +81,7 @@ class JobSpec:
     checkpoint_dir: Path = Path("checkpoints")
     tp_size: int = 1
     pp_size: int = 1
+    cp_size: int = 1
     after: str = ""
     """Slurm job that must have finished well before this one starts; empty = none."""
     node_env: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

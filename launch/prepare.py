@@ -46,8 +46,8 @@ def build_job(config: Config, derived: Derived) -> JobSpec:
         engine=cluster.name, launcher=_launcher(config), nodes=cluster.nodes, spare_nodes=cluster.spare_nodes,
         max_retries=cluster.max_retries, python=python, host_python=cluster.host_python or python,
         work_dir=Path.cwd(), checkpoint_dir=Path(os.path.abspath(derived.checkpoint_dir)), tp_size=derived.tp_size,
-        pp_size=derived.pp_size, after=_job_before(config), node_env=_node_environments(config, hosts),
-        secrets=tuple(cluster.secrets),
+        pp_size=derived.pp_size, cp_size=derived.cp_size, after=_job_before(config),
+        node_env=_node_environments(config, hosts), secrets=tuple(cluster.secrets),
         patience=Patience(
             cluster.grace_seconds, cluster.silence_seconds, cluster.hang_seconds, cluster.return_seconds,
             cluster.least_hang_seconds,

@@ -17,6 +17,7 @@ class RankPlace:
     node: str
     local_rank: int
     tp_rank: int
+    cp_rank: int
     dp_rank: int
     pp_rank: int
 
@@ -46,16 +47,19 @@ def choose_nodes(nodes: Sequence[str], count: int, leaves: Mapping[str, str]) ->
 
 
 def rank_table(job: JobSpec, nodes: Sequence[str]) -> tuple[RankPlace, ...]:
-    """One row per rank; ranks are numbered tensor first, then data, then pipeline parallel, as megatron-core does."""
-    dp_size = job.world_size // (job.tp_size * job.pp_size)
+    """One row per rank; ranks are numbered tensor first, then context, data and pipeline parallel, as megatron-core
+    does."""
+    cell = job.tp_size * job.cp_size
+    dp_size = job.world_size // (cell * job.pp_size)
     return tuple(
         RankPlace(
             rank=rank,
             node=nodes[rank // job.processes],
             local_rank=rank % job.processes,
             tp_rank=rank % job.tp_size,
-            dp_rank=rank // job.tp_size % dp_size,
-            pp_rank=rank // (job.tp_size * dp_size),
+            cp_rank=rank // job.tp_size % job.cp_size,
+            dp_rank=rank // cell % dp_size,
+            pp_rank=rank // (cell * dp_size),
         )
         for rank in range(job.world_size)
     )
@@ -63,8 +67,10 @@ def rank_table(job: JobSpec, nodes: Sequence[str]) -> tuple[RankPlace, ...]:
 
 def table_text(places: Sequence[RankPlace]) -> str:
     """The rank table as text columns."""
-    rows: list[tuple[str, ...]] = [("rank", "node", "local_rank", "tp", "dp", "pp")]
-    rows += [tuple(map(str, (p.rank, p.node, p.local_rank, p.tp_rank, p.dp_rank, p.pp_rank))) for p in places]
+    rows: list[tuple[str, ...]] = [("rank", "node", "local_rank", "tp", "cp", "dp", "pp")]
+    rows += [
+        tuple(map(str, (p.rank, p.node, p.local_rank, p.tp_rank, p.cp_rank, p.dp_rank, p.pp_rank))) for p in places
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return (
         "\n".join(

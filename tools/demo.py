@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from megatron_rb.config.compose import load_config
+from megatron_rb.config.derive import replica_size
 from megatron_rb.evaluation.demo_scores import Asked, evaluate_demo, write_demo_questions
 from megatron_rb.evaluation.value_scores import read_answers
 
@@ -75,7 +76,7 @@ def _summarise(config, asked: Asked, started: float) -> dict:
     scores = evaluate_demo(ROOT / "data", asked, read_answers(ROOT / "eval/answers.jsonl"))
     return {
         "layout": config.parallel.layout,
-        "world_size": config.parallel.tp_size * config.parallel.pp_size,
+        "world_size": replica_size(config.parallel),
         "seconds": round(time.monotonic() - started, 1),
         "train": {"steps": len(losses), "first_loss": losses[0], "final_loss": losses[-1]},
         "eval": {

@@ -26,8 +26,9 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         ours, rows = run_parity(
             Path(folder), options.hf, weights=options.weights, layout_text=options.layout, tp_size=options.tp,
-            pp_size=options.pp, sequence_parallel=options.sequence_parallel, samples_file=options.samples,
-            grads=options.grads, seed=options.seed, start=partial(start_workers, WORKER),
+            pp_size=options.pp, sequence_parallel=options.sequence_parallel, cp_size=options.cp,
+            samples_file=options.samples, grads=options.grads, seed=options.seed,
+            start=partial(start_workers, WORKER),
         )  # fmt: skip
     print_report(rows)
     if options.json:
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--layout", default="", metavar="TEXT", help="e.g. 'P v*3 | v*1 M E t*4 L'; default one stage")
     parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel degree")
     parser.add_argument("--pp", type=int, default=0, metavar="N", help="pipeline ranks; default one per slice")
+    parser.add_argument("--cp", type=int, default=1, metavar="N", help="context-parallel degree")
     parser.add_argument("--sequence-parallel", action="store_true")
     parser.add_argument("--samples", default="", metavar="FILE", help="jsonl of conversations; default random samples")
     parser.add_argument("--seed", type=int, default=7, help="of the random samples")

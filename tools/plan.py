@@ -40,7 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         "words", nargs="*", metavar="key=value",
         help="model= (or experiment=), cluster= (a device of conf/device or a yaml file), gpus=, data= (a histogram of "
         "`rb data stats`), and where wanted seq_length=, max_patches=, global_batch_size=, dtype=, max_gpu_memory=, "
-        "calibration=, tp=, pp=, vpp=, micro_batch=, sequence_parallel=, or settings of the run (model.freeze.vision=)",
+        "calibration=, tp=, pp=, vpp=, cp=, micro_batch=, sequence_parallel=, or settings of the run "
+        "(model.freeze.vision=)",
     )  # fmt: skip
     parser.add_argument("--json", default="", metavar="FILE", help="write `best` and `ranked`")
     parser.add_argument("--yaml", default="", metavar="FILE", help="write the best as settings for `rb launch`")

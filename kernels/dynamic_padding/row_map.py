@@ -44,6 +44,12 @@ class RowMap:
         index, inverse = _inverted(rows, sources, num_rows), _inverted(sources, rows, num_sources)
         return cls(num_rows, num_sources, *map(torch.from_numpy, (index, inverse, rows, sources)))
 
+    def of_rows(self, rows: np.ndarray) -> RowMap:
+        """What some of the output rows take, in the order given."""
+        origin = self.index.numpy()[rows]
+        taking = np.flatnonzero(origin >= 0)
+        return RowMap.of(taking, origin[taking], len(rows), self.num_sources)
+
     def reversed(self) -> RowMap:
         """The same movement in the other direction."""
         return RowMap(self.num_sources, self.num_rows, self.inverse, self.index, self.sources, self.rows)

@@ -29,6 +29,14 @@ class Segments:
         borders = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         return cls(tuple(borders.tolist()), torch.from_numpy(borders), max(lengths, default=0))
 
+    @property
+    def lengths(self) -> list[int]:
+        return [stop - start for start, stop in zip(self.borders, self.borders[1:], strict=False)]
+
+    def slices(self) -> list[slice]:
+        """The rows of every segment."""
+        return [slice(start, stop) for start, stop in zip(self.borders, self.borders[1:], strict=False)]
+
     def check_covers(self, rows: int, name: str) -> None:
         """Raises ValueError unless the segments begin at 0, never run backwards and end at the last of `rows` rows."""
         if self.borders[0] != 0 or self.borders[-1] != rows:

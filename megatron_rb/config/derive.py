@@ -10,6 +10,7 @@ from typing import Protocol
 from megatron_rb.config.rules import either
 from megatron_rb.config.schema import Config, DataConfig, ParallelConfig, RecomputeConfig, ScheduleConfig
 from megatron_rb.layout import PipelineLayout, parse_layout
+from megatron_rb.layout.token_axis import token_multiple
 
 
 class VisionSizes(Protocol):
@@ -52,6 +53,7 @@ class Derived:
     world_size: int
     tp_size: int
     pp_size: int
+    cp_size: int
     dp_size: int
     processes_per_node: int
     layout: PipelineLayout | None
@@ -60,6 +62,8 @@ class Derived:
     """The number of micro-batches of a data-parallel rank is a multiple of this (interleaved 1F1B needs pp_size)."""
     sequence_parallel: bool
     """False at tp_size 1, where there is nothing to split."""
+    token_multiple: int
+    """The number of tokens of a micro-batch is a multiple of this."""
     run_dir: Path
     checkpoint_dir: Path
     init: str
@@ -85,21 +89,25 @@ def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
     layout = _layout(parallel, shape)
     _check_recompute(config.model.recompute, layout.num_slices if layout is not None else parallel.pp_size)
     world_size = _world_size(config, world_size)
-    dp_size = world_size // (parallel.tp_size * parallel.pp_size)
+    dp_size = world_size // replica_size(parallel)
     sequence_parallel = parallel.sequence_parallel and parallel.tp_size > 1
     multiple = parallel.pp_size if layout is not None and layout.vpp_size > 1 else 1
     _check_step_size(config.data, dp_size, multiple)
-    _check_data(config.data, parallel.tp_size if sequence_parallel else 1)
+    tokens = token_multiple(parallel.cp_size, parallel.tp_size if sequence_parallel else 1)
+    _check_data(config.data, parallel, tokens)
+    _check_capture(config.metrics.capture.every, parallel.cp_size)
     run_dir = Path(config.run_dir)
     return Derived(
         world_size=world_size,
         tp_size=parallel.tp_size,
         pp_size=parallel.pp_size,
+        cp_size=parallel.cp_size,
         dp_size=dp_size,
         processes_per_node=_processes_per_node(config, world_size),
         layout=layout,
         micro_batch_multiple=multiple,
         sequence_parallel=sequence_parallel,
+        token_multiple=tokens,
         run_dir=run_dir,
         checkpoint_dir=Path(config.checkpoint.dir) if config.checkpoint.dir else run_dir / "checkpoints",
         init=config.checkpoint.init or config.model.hf_path,
@@ -151,6 +159,23 @@ def check_tp_size(tp_size: int, shape: ModelSizes) -> None:
             raise ValueError(f"tp_size {tp_size} does not divide {name} {size}; use {either(allowed)}")
 
 
+def replica_size(parallel: ParallelConfig) -> int:
+    """Processes that together run one micro-batch; the others are data parallel to them.
+
+    Raises:
+        ValueError: a degree is below 1.
+    """
+    for name in ("tp_size", "pp_size", "cp_size"):
+        if getattr(parallel, name) < 1:
+            raise ValueError(f"{name} is {getattr(parallel, name)}; it must be at least 1")
+    return parallel.tp_size * parallel.pp_size * parallel.cp_size
+
+
+def _replica_text(parallel: ParallelConfig) -> str:
+    context = f" x cp_size {parallel.cp_size}" if parallel.cp_size > 1 else ""
+    return f"tp_size {parallel.tp_size} x pp_size {parallel.pp_size}{context}"
+
+
 def _layout(parallel: ParallelConfig, shape: ModelSizes) -> PipelineLayout | None:
     num_blocks = shape.vision.num_layers + shape.text.num_layers + 4
     if parallel.pp_size > num_blocks:
@@ -175,8 +200,7 @@ def _check_recompute(recompute: RecomputeConfig, num_slices: int) -> None:
 
 
 def _world_size(config: Config, world_size: int) -> int:
-    tp_size, pp_size = config.parallel.tp_size, config.parallel.pp_size
-    cell = tp_size * pp_size
+    cell = replica_size(config.parallel)
     wanted = config.world_size or config.cluster.nodes * config.cluster.processes_per_node
     if world_size and config.world_size and world_size != config.world_size:
         raise ValueError(
@@ -188,7 +212,7 @@ def _world_size(config: Config, world_size: int) -> int:
         below = result // cell * cell
         sizes = f"{below} or {below + cell}" if below else str(cell)
         raise ValueError(
-            f"world_size {result} is not a multiple of tp_size {tp_size} x pp_size {pp_size} = {cell}; "
+            f"world_size {result} is not a multiple of {_replica_text(config.parallel)} = {cell}; "
             f"use {sizes} processes, or other degrees"
         )
     return result
@@ -222,12 +246,21 @@ def _check_step_size(data: DataConfig, dp_size: int, multiple: int) -> None:
         )
 
 
-def _check_data(data: DataConfig, seq_multiple: int) -> None:
-    if data.seq_length % seq_multiple:
-        nearest = max(1, data.seq_length // seq_multiple) * seq_multiple
+def _check_capture(every: int, cp_size: int) -> None:
+    if every and cp_size > 1:
         raise ValueError(
-            f"seq_length {data.seq_length} is not a multiple of tp_size {seq_multiple}, as sequence_parallel needs; "
-            f"use {nearest}"
+            f"metrics.capture.every {every} with cp_size {cp_size}: captures take rows of whole samples, and context "
+            f"parallelism cuts samples; use cp_size 1 for a run that is captured"
         )
+
+
+def _check_data(data: DataConfig, parallel: ParallelConfig, multiple: int) -> None:
+    if data.seq_length % multiple:
+        nearest = max(1, data.seq_length // multiple) * multiple
+        reason = f"tp_size {multiple}, as sequence_parallel needs"
+        if parallel.cp_size > 1:
+            rows = f" with sequence_parallel over tp_size {parallel.tp_size}" if parallel.sequence_parallel else ""
+            reason = f"{multiple}, as cp_size {parallel.cp_size}{rows} needs"
+        raise ValueError(f"seq_length {data.seq_length} is not a multiple of {reason}; use {nearest}")
     if data.max_pixels and data.min_pixels > data.max_pixels:
         raise ValueError(f"min_pixels {data.min_pixels} is above max_pixels {data.max_pixels}")

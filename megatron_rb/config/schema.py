@@ -45,6 +45,8 @@ class ParallelConfig:
     """Tensor-parallel degree of ViT and LLM."""
     pp_size: int = 1
     """Pipeline-parallel degree."""
+    cp_size: int = 1
+    """Context-parallel degree: ranks that share the tokens, and the images and video frames, of every micro-batch."""
     layout: str = ""
     """Block layout, e.g. `P v*20 | v*12 M E t*4 | t*12 | t*12 L`; empty = ViT and text spread by parameter count.
     The number of slices is pp_size, or a multiple of it for interleaved 1F1B."""
@@ -55,7 +57,7 @@ class ParallelConfig:
     overlap_param_gather: bool = True
     """Gather updated parameters while the next forward pass already runs (distributed optimizer only)."""
     distributed_optimizer: bool = True
-    """Shard the optimizer state over the data-parallel group."""
+    """Shard the optimizer state over the data- and context-parallel ranks."""
     auto: bool = False
     """Let `rb launch` plan tp_size, pp_size, layout, micro-batches and recompute before the start (`parallel=auto`)."""
     timeout_minutes: float = 10.0
@@ -357,7 +359,8 @@ class Config:
     seed: int = 1234
     """Seeds the weights, dropout and the sample order."""
     world_size: int = 0
-    """Processes of the run; 0 = tp_size x pp_size (or what torchrun or srun say). The rest is data parallelism."""
+    """Processes of the run; 0 = tp_size x pp_size x cp_size (or what torchrun or srun say). The rest is data
+    parallelism."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     planner: PlannerConfig = field(default_factory=PlannerConfig)

@@ -65,24 +65,30 @@ def build_blocks(shape: RoboBrainShape, dtype: str, place: Place, platform: Plat
     return build_trainable(config, small, default_layout(small, 1), place, platform, init="random")
 
 
-def draw_micro_batch(shape: RoboBrainShape, tokens: int, patches: int, seed: int = 0) -> MicroBatch:
-    """`SAMPLES` samples of one picture each: about `patches` patches, `tokens` tokens; the text is the answer."""
+def draw_micro_batch(
+    shape: RoboBrainShape, tokens: int, patches: int, seed: int = 0, samples: int = SAMPLES, cp_size: int = 1
+) -> MicroBatch:
+    """Samples of one picture each: about `patches` patches, `tokens` tokens; the text is the answer.
+
+    Args:
+        cp_size: context-parallel ranks, of which the first one's part is given.
+    """
     draw = np.random.default_rng(seed)
     unit, side = shape.vision.merge_unit, shape.vision.spatial_merge_size
-    height = max(1, round((patches / SAMPLES) ** 0.5 / side)) * side
-    width = max(1, round(patches / SAMPLES / height / side)) * side
-    samples = []
-    for number in range(SAMPLES):
+    height = max(1, round((patches / samples) ** 0.5 / side)) * side
+    width = max(1, round(patches / samples / height / side)) * side
+    drawn = []
+    for number in range(samples):
         grid = VisionGrid(1, height, width, "image")
-        text = max(2, tokens // SAMPLES - grid.patches // unit - 2)
+        text = max(2, tokens // samples - grid.patches // unit - 2)
         words = draw.integers(0, min(100, shape.text.vocab_size), size=text).tolist()
         image = [shape.vision_start_token_id, *[shape.image_token_id] * (grid.patches // unit)]
         ids = np.array([*image, shape.vision_end_token_id, *words], dtype=np.int32)
         labels = np.full(len(ids), IGNORED, dtype=np.int32)
         labels[-text:] = ids[-text:]
         pixels = draw.standard_normal((grid.patches, shape.vision.patch_dim)).astype(np.float32)
-        samples.append(EncodedSample(f"drawn-{number}", ids, labels, (grid,), [pixels]))
-    return build_micro_batch(samples, shape, tp_rank=0, tp_size=1, sequence_parallel=False)
+        drawn.append(EncodedSample(f"drawn-{number}", ids, labels, (grid,), [pixels]))
+    return build_micro_batch(drawn, shape, tp_rank=0, tp_size=1, sequence_parallel=False, cp_size=cp_size)
 
 
 def sizes_of(batch: MicroBatch) -> MicroBatches:

@@ -88,7 +88,7 @@ class Generator:
         self.sequence_parallel = sequence_parallel and place.tp_size > 1
         self.watch = watch
         self.source = groups.answering_rank(place)
-        self.group = groups.model_parallel_group_gloo()
+        self.group = groups.replica_group_gloo()
 
     def answer(self, batches: Sequence[Sequence[EncodedSample]]) -> list[list[list[int]]]:
         """New tokens of every prompt of every batch, without the end token, on every rank.
@@ -159,7 +159,7 @@ class Generator:
             batch.take(tokens.tolist(), self.limits)
 
     def _tokens(self, batch: _Batch, local: torch.Tensor) -> torch.Tensor:
-        shards = groups.gather_over_tp(local, groups.tp_group())
+        shards = groups.gather_over(local, groups.tp_group())
         logits = torch.cat(shards, dim=-1)[: len(batch.running), : self.shape.text.vocab_size]
         self.watch(logits)
         return choose_tokens(logits, self.sampling, batch.draw())

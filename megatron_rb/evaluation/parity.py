@@ -16,6 +16,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron_rb.checkpoint.hf.oracle import Trace
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.layout import PipelineLayout
+from megatron_rb.layout.token_axis import ranges_of_rank
 from megatron_rb.models.layers import LayerProvider, LocalLayers
 from megatron_rb.models.robobrain.build import (
     ModelOptions,
@@ -24,6 +25,7 @@ from megatron_rb.models.robobrain.build import (
     weight_key,
 )
 from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.models.robobrain.frames import FrameShares
 from megatron_rb.models.robobrain.inputs import MicroBatch, build_micro_batch
 from megatron_rb.models.robobrain.stage import RoboBrainStage
 from megatron_rb.parallel import groups
@@ -49,6 +51,9 @@ class Packs:
 
     def samples(self, number: int) -> list[EncodedSample]:
         return self.all[number] if number < len(self.all) else []
+
+    def num_tokens(self, number: int) -> int:
+        return sum(len(sample.input_ids) for sample in self.samples(number))
 
 
 def share_packs(packs: list[list[EncodedSample]], place: Place) -> Packs:
@@ -82,7 +87,7 @@ def run_stack(
     batches = [
         build_micro_batch(
             share.samples(number), shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
-            sequence_parallel=config.sequence_parallel,
+            sequence_parallel=config.sequence_parallel, cp_rank=place.cp_rank, cp_size=place.cp_size,
         )
         for number in share.mine
     ]  # fmt: skip
@@ -99,11 +104,11 @@ def _record_logits(
     runner: Runner, batches: list[MicroBatch], share: Packs, recorder: _Recorder
 ) -> dict[str, torch.Tensor]:
     outputs = logits_pass(runner, batches)
-    trace = recorder.rows(batches, share)
-    for number, batch, local in zip(share.mine, batches, outputs, strict=False):
-        shards = groups.gather_over_tp(local, groups.tp_group())
+    trace = recorder.rows(share, runner.shape.vision.merge_unit)
+    for number, local in zip(share.mine, outputs, strict=False):
+        rows = whole_tokens(torch.cat(groups.gather_over(local, groups.tp_group()), dim=-1), runner.place)
         if runner.place.tp_rank == 0 and number < len(share.all):
-            trace[f"{number:05d}/logits"] = torch.cat(shards, dim=-1)[: batch.text.num_real_tokens].cpu()
+            trace[f"{number:05d}/logits"] = rows[: share.num_tokens(number)].cpu()
     return trace
 
 
@@ -122,8 +127,8 @@ def _record_loss(runner: Runner, batches: list[MicroBatch], grads: bool) -> dict
 def _full_gradients(stages: Sequence[RoboBrainStage], place: Place) -> dict[str, torch.Tensor]:
     gradients = {}
     for name, parameter in named_parameters(list(stages)):
-        shards = groups.gather_over_tp(main_grad(parameter), groups.tp_group())
-        if place.tp_rank == 0 and place.dp_rank == 0:
+        shards = groups.gather_over(main_grad(parameter), groups.tp_group())
+        if place.tp_rank == place.dp_rank == place.cp_rank == 0:
             full = local_to_full([shard.cpu() for shard in shards], shard_of(parameter))
             gradients[f"grad/{weight_key(name, stages[0].shape)}"] = full
     return gradients
@@ -157,22 +162,51 @@ class _Recorder:
 
         self.handles.append(module.register_forward_hook(record))
 
-    def rows(self, batches: list[MicroBatch], share: Packs) -> dict[str, torch.Tensor]:
+    def rows(self, share: Packs, merge_unit: int) -> dict[str, torch.Tensor]:
         """Recorded rows without padding, by `pack/block/name`, on tensor-parallel rank 0."""
-        unit = 0
         kept = {}
         for name, outputs in self.outputs.items():
-            for number, batch, value in zip(share.mine, batches, outputs, strict=True):
+            for number, value in zip(share.mine, outputs, strict=True):
                 if self.split_rows and ".layers." in name:
-                    value = torch.cat(groups.gather_over_tp(value, groups.tp_group()))
+                    value = torch.cat(groups.gather_over(value, groups.tp_group()))
+                samples = share.samples(number)
                 if name.startswith("language."):
-                    real = batch.text.num_real_tokens
+                    rows = whole_tokens(value, self.place)[: share.num_tokens(number)]
                 else:
-                    unit = batch.vision.num_patches // value.shape[0]
-                    real = batch.vision.num_real_patches // unit
+                    rows = _whole_frames(value, samples, 1 if ".layers." in name else merge_unit, self.place)
                 if self.place.tp_rank == 0 and number < len(share.all):
-                    kept[f"{number:05d}/block/{name}"] = value[:real].cpu().clone()
+                    kept[f"{number:05d}/block/{name}"] = rows.cpu().clone()
         return kept
+
+
+def whole_tokens(local: torch.Tensor, place: Place) -> torch.Tensor:
+    """Rows of all tokens in order, padding included, from those of each context-parallel rank; all must call this."""
+    if place.cp_size == 1:
+        return local
+    whole = local.new_empty(place.cp_size * local.shape[0], *local.shape[1:])
+    for rank, rows in enumerate(groups.gather_over(local, groups.cp_group())):
+        ranges = ranges_of_rank(len(whole), rank, place.cp_size)
+        for (start, stop), part in zip(ranges, rows.chunk(len(ranges)), strict=True):
+            whole[start:stop] = part
+    return whole
+
+
+def _whole_frames(local: torch.Tensor, samples: Sequence[EncodedSample], unit: int, place: Place) -> torch.Tensor:
+    """Rows of all frames in order, without padding, from those of each context-parallel rank.
+
+    Args:
+        unit: patches of a row.
+    """
+    shares = FrameShares.of([grid for sample in samples for grid in sample.grids], place.cp_size)
+    ranks = groups.gather_over(local, groups.cp_group()) if place.cp_size > 1 else [local]
+    free = [0] * place.cp_size
+    parts = [local[:0]]
+    for grid, owners in zip(shares.grids, shares.owners, strict=True):
+        for owner in owners.tolist():
+            stop = free[owner] + grid.h * grid.w // unit
+            parts.append(ranks[owner][free[owner] : stop])
+            free[owner] = stop
+    return torch.cat(parts)
 
 
 def merge_traces(parts: Sequence[dict[str, torch.Tensor]], layout: PipelineLayout) -> Trace:

@@ -34,7 +34,7 @@ MAX_SAMPLE_TOKENS = 1 << 20
 
 def run_parity(
     folder: Path, hf_path: str, *, weights: str, layout_text: str, tp_size: int, pp_size: int, sequence_parallel: bool,
-    samples_file: str, grads: bool, seed: int, start: Callable[[Path, int], int],
+    cp_size: int, samples_file: str, grads: bool, seed: int, start: Callable[[Path, int], int],
 ) -> tuple[Trace, list[Difference]]:  # fmt: skip
     """Start the processes of the stack, run transformers in this one, compare.
 
@@ -50,7 +50,9 @@ def run_parity(
     check_tp_size(tp_size, shape)
     layout = read_layout(layout_text, shape, pp_size)
     samples = read_samples(samples_file, hf_path, shape, folder) if samples_file else draw_samples(shape, seed)
-    spec = ParitySpec(hf_path, weights or hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads)
+    spec = ParitySpec(
+        hf_path, weights or hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads, cp_size
+    )
     ours = run_workers(spec, folder, samples, layout, start)
     reference = run_transformers(hf_path, shape, samples, grads)
     return ours, compare(ours, reference)
@@ -62,7 +64,7 @@ def run_workers(
 ) -> Trace:  # fmt: skip
     """What the stack does with samples, in as many processes as the spec says."""
     spec.write(folder, list(samples))
-    processes = layout.pp_size * spec.tp_size
+    processes = layout.pp_size * spec.tp_size * spec.cp_size
     code = start(folder, processes)
     if code:
         raise RuntimeError(f"a process of the parity run failed with exit code {code}; its output stands above")

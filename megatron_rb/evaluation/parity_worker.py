@@ -35,6 +35,7 @@ class ParitySpec:
     pp_size: int
     sequence_parallel: bool
     grads: bool
+    cp_size: int = 1
 
     def write(self, folder: Path, samples: Sequence[EncodedSample]) -> None:
         (folder / SPEC).write_text(json.dumps(asdict(self)))
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     start_process_group(platform, TIMEOUT_MINUTES)
     shape = load_shape(spec.hf_path)
     layout = parse_layout(spec.layout, shape.vision.num_layers, shape.text.num_layers, spec.pp_size)
-    place = build_groups(spec.tp_size, spec.pp_size, layout.vpp_size, TIMEOUT_MINUTES, seed=0)
+    place = build_groups(spec.tp_size, spec.pp_size, layout.vpp_size, TIMEOUT_MINUTES, 0, spec.cp_size)
     trace = run_stack(
         spec.weights, shape, layout, place, default_packs(samples),
         sequence_parallel=spec.sequence_parallel, grads=spec.grads, device=platform.current_device(),

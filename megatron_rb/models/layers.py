@@ -49,10 +49,13 @@ class LayerProvider(Protocol):
 class PackedAttention(Protocol):
     """A module without parameters."""
 
-    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments) -> torch.Tensor:
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, keys: Segments | None = None
+    ) -> torch.Tensor:
         """
         Args:
-            q: `[tokens, heads, head_dim]`, the heads of this rank; k, v: `[tokens, groups, head_dim]`.
+            q: `[tokens, heads, head_dim]`, the heads of this rank; k, v: `[keys, groups, head_dim]`.
+            keys: for every segment of q one of k and v, which begins earlier or with it; None = they are the same.
 
         Returns:
             `[tokens, heads * head_dim]`
@@ -114,8 +117,10 @@ class LocalAttention(torch.nn.Module):
         self.causal = causal
         self.implementation = implementation
 
-    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments) -> torch.Tensor:
-        return varlen_attention(q, k, v, segments, self.causal, self.implementation).flatten(1)
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, keys: Segments | None = None
+    ) -> torch.Tensor:
+        return varlen_attention(q, k, v, segments, self.causal, self.implementation, keys).flatten(1)
 
 
 class LocalLayers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from enum import Enum
 from typing import Any
 
 import torch
@@ -13,6 +14,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.models.layers import BuildContext, mark_norm_parameter
+
+
+class BottomRight(Enum):
+    """A mask type of Transformer Engine that megatron-core's own list lacks; its wrapper hands on the name alone."""
+
+    padding_causal_bottom_right = 1
 
 
 class TransformerEngineLayers:
@@ -65,13 +72,18 @@ class TransformerEngineAttention(torch.nn.Module):
             config, layer_number=1, attn_mask_type=self.mask, attention_type="self"
         )
 
-    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments) -> torch.Tensor:
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, keys: Segments | None = None
+    ) -> torch.Tensor:
+        seen = segments if keys is None else keys
         packed = PackedSeqParams(
             qkv_format="thd",
             cu_seqlens_q=segments.cu_seqlens,
-            cu_seqlens_kv=segments.cu_seqlens,
+            cu_seqlens_kv=seen.cu_seqlens,
             max_seqlen_q=segments.max_length,
-            max_seqlen_kv=segments.max_length,
+            max_seqlen_kv=seen.max_length,
         )
-        out = self.attention(q, k, v, None, self.mask, packed_seq_params=packed)
+        # The last query of a segment is that of its last key.
+        mask = self.mask if keys is None else BottomRight.padding_causal_bottom_right
+        out = self.attention(q, k, v, None, mask, packed_seq_params=packed)
         return out.reshape(out.shape[0], -1)

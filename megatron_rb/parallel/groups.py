@@ -29,12 +29,16 @@ class Place:
     pp_size: int
     vpp_size: int
     dp_rank: int
+    """Ranks of one replica have the same samples, and the same number here."""
     dp_size: int
+    cp_rank: int = 0
+    cp_size: int = 1
 
     @property
     def name(self) -> str:
         """How this rank is called in messages: `rank 3 (tp 1, pp 1, dp 0)`."""
-        return f"rank {self.rank} (tp {self.tp_rank}, pp {self.pp_rank}, dp {self.dp_rank})"
+        context = f", cp {self.cp_rank}" if self.cp_size > 1 else ""
+        return f"rank {self.rank} (tp {self.tp_rank}{context}, pp {self.pp_rank}, dp {self.dp_rank})"
 
 
 def world_from_environment() -> tuple[int, int, int]:
@@ -77,22 +81,25 @@ def start_process_group(platform: Platform, timeout_minutes: float) -> None:
     dist.init_process_group(platform.collective_backend, store=store, rank=0, world_size=1, timeout=timeout)
 
 
-def build_groups(tp_size: int, pp_size: int, vpp_size: int, timeout_minutes: float, seed: int) -> Place:
-    """Create the tensor-, pipeline- and data-parallel groups; `start_process_group` must have run.
+def build_groups(
+    tp_size: int, pp_size: int, vpp_size: int, timeout_minutes: float, seed: int, cp_size: int = 1
+) -> Place:
+    """Create the tensor-, context-, pipeline- and data-parallel groups; `start_process_group` must have run.
 
     Raises:
-        ValueError: the world size is not a multiple of tp_size x pp_size.
+        ValueError: the world size is not a multiple of tp_size x cp_size x pp_size.
     """
-    world_size = dist.get_world_size()
-    if world_size % (tp_size * pp_size):
+    world_size, replica = dist.get_world_size(), tp_size * cp_size * pp_size
+    if world_size % replica:
         raise ValueError(
-            f"{world_size} processes cannot be split into tp_size {tp_size} x pp_size {pp_size}; "
-            f"start a multiple of {tp_size * pp_size}"
+            f"{world_size} processes cannot be split into tp_size {tp_size} x pp_size {pp_size} x cp_size {cp_size}; "
+            f"start a multiple of {replica}"
         )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tp_size,
         pipeline_model_parallel_size=pp_size,
         virtual_pipeline_model_parallel_size=vpp_size if vpp_size > 1 else None,
+        context_parallel_size=cp_size,
         distributed_timeout_minutes=max(1, round(timeout_minutes)),
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
@@ -105,7 +112,9 @@ def build_groups(tp_size: int, pp_size: int, vpp_size: int, timeout_minutes: flo
         pp_size=pp_size,
         vpp_size=vpp_size,
         dp_rank=parallel_state.get_data_parallel_rank(),
-        dp_size=world_size // (tp_size * pp_size),
+        dp_size=world_size // replica,
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        cp_size=cp_size,
     )
 
 
@@ -127,11 +136,17 @@ def pp_group() -> dist.ProcessGroup:
     return parallel_state.get_pipeline_model_parallel_group()
 
 
-def dp_rank() -> int:
+def cp_group() -> dist.ProcessGroup:
+    return parallel_state.get_context_parallel_group()
+
+
+def dp_cp_rank() -> int:
+    """Number of this rank among those that hold the same weights: data- and context-parallel ones."""
     return parallel_state.get_data_parallel_rank(with_context_parallel=True)
 
 
-def dp_group() -> dist.ProcessGroup:
+def dp_cp_group() -> dist.ProcessGroup:
+    """The ranks that hold the same weights, over which gradients are summed: data- and context-parallel ones."""
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
@@ -140,13 +155,13 @@ def model_parallel_ranks() -> list[int]:
     return dist.get_process_group_ranks(parallel_state.get_model_parallel_group())
 
 
-def model_parallel_group_gloo() -> dist.ProcessGroup:
-    """A new group for CPU tensors of the ranks that together hold one copy of the model; every rank must call this."""
-    everyone: list[list[int]] = [None] * dist.get_world_size()  # type: ignore[list-item]
-    dist.all_gather_object(everyone, model_parallel_ranks())
+def replica_group_gloo() -> dist.ProcessGroup:
+    """A new group for CPU tensors of the ranks that have the same samples; every rank must call this."""
+    replicas = gather_from_all(parallel_state.get_data_parallel_rank())
     mine = None
-    for ranks in sorted({tuple(ranks) for ranks in everyone}):
-        group = dist.new_group(list(ranks), backend="gloo")
+    for number in sorted(set(replicas)):
+        ranks = [rank for rank, replica in enumerate(replicas) if replica == number]
+        group = dist.new_group(ranks, backend="gloo")
         if dist.get_rank() in ranks:
             mine = group
     assert mine is not None
@@ -212,8 +227,8 @@ def rank_zero_first(action: Callable[[], T]) -> T:
     return action() if dist.get_rank() else value  # type: ignore[return-value]
 
 
-def gather_over_tp(local: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]:
-    """The same tensor of all tensor-parallel ranks."""
+def gather_over(local: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]:
+    """The tensor of all ranks of a group, of the same shape on each."""
     shards = [torch.empty_like(local) for _ in range(group.size())]
     dist.all_gather(shards, local.contiguous(), group=group)
     return shards

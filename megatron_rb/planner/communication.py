@@ -1,4 +1,5 @@
-"""Time of the messages of a step: tensor-parallel collectives, pipeline boundaries, data-parallel reduction."""
+"""Time of the messages of a step: tensor- and context-parallel collectives, pipeline boundaries, data-parallel
+reduction."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from megatron_rb.planner.device import Device, Link
 from megatron_rb.planner.sizes import ModelSizes
-from megatron_rb.planner.work import Part, Shards
+from megatron_rb.planner.work import Part, Shards, gathered_values
 from megatron_rb.planner.workload import MicroBatches
 
 HIDDEN_GRADIENT_SHARE = 0.5
@@ -18,19 +19,33 @@ HIDDEN_GRADIENT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Grid:
-    """Degrees, and where ranks are: tensor parallel closest together, then data parallel, then pipeline."""
+    """Degrees, and where ranks are: tensor parallel closest together, then context, data and pipeline parallel."""
 
     tp_size: int
+    cp_size: int
     dp_size: int
     pp_size: int
     devices_per_node: int
 
+    @property
+    def copies(self) -> int:
+        """Ranks that hold the same weights, and sum their gradients."""
+        return self.cp_size * self.dp_size
+
     def tp_link(self, device: Device) -> Link:
         return device.inside_node if self.tp_size <= self.devices_per_node else device.between_nodes
 
+    def cp_link(self, device: Device) -> Link:
+        """What one context-parallel group has."""
+        return self._link_of(device, self.cp_size)
+
     def dp_link(self, device: Device) -> Link:
-        """What one data-parallel group has; its members on one machine each bring their own adapter."""
-        if self.tp_size * self.dp_size <= self.devices_per_node:
+        """What the ranks with the same weights have."""
+        return self._link_of(device, self.copies)
+
+    def _link_of(self, device: Device, members: int) -> Link:
+        """For a group whose neighbours are tp_size ranks apart; those on one machine each bring their own adapter."""
+        if self.tp_size * members <= self.devices_per_node:
             return device.inside_node
         here = max(1, self.devices_per_node // self.tp_size)
         bandwidth = min(device.inside_node.bandwidth, here * device.between_nodes.bandwidth)
@@ -38,7 +53,7 @@ class Grid:
 
     def pipeline_link(self, device: Device, slice_index: int) -> Link:
         """Between the pipeline ranks of slice `slice_index` and the next."""
-        stride = self.tp_size * self.dp_size
+        stride = self.tp_size * self.copies
         sender, receiver = (number % self.pp_size * stride for number in (slice_index, slice_index + 1))
         same = sender // self.devices_per_node == receiver // self.devices_per_node and stride < self.devices_per_node
         return device.inside_node if same else device.between_nodes
@@ -79,6 +94,37 @@ def tensor_parallel_seconds(
     }
 
 
+def context_parallel_seconds(
+    model: ModelSizes, shards: Shards, batches: MicroBatches, device: Device, grid: Grid
+) -> dict[Part, tuple[np.ndarray, np.ndarray]]:
+    """Messages in the forward and in the backward pass, and the copies around them.
+
+    Keys and values are gathered before the attention of every decoder layer, and their gradients scattered; visual
+    rows, DeepStack features too, once each on their way into the language model. Nothing hides them.
+
+    Args:
+        batches: what one rank has.
+    """
+    if shards.cp_size == 1:
+        return {}
+    link, cp = grid.cp_link(device), shards.cp_size
+    bandwidth = device.memory_bandwidth * device.efficiency.memory
+
+    def seconds(rows: np.ndarray, width: float, copies: float) -> np.ndarray:
+        """Of rows of the whole micro-batch; each copy is read or written once."""
+        total = rows * width * float(shards.itemsize)
+        return np.asarray(gather_seconds(cp, total, link, device.efficiency.link)) + copies * total / bandwidth
+
+    tokens, width = batches.tokens * cp, gathered_values(model.text, shards)
+    rows = batches.patches / model.vision.merge_unit * cp * (1 + len(model.vision.deepstack_layers))
+    visual = seconds(rows, model.text.hidden_size, 0.0)
+    # Ahead the rows are put in order, back zeros are made and the gradients added to them.
+    return {
+        Part.DECODER: (seconds(tokens, width, 2.0), seconds(tokens, width, 4.0)),
+        Part.EMBEDDING: (visual, visual),
+    }
+
+
 def boundary_bytes(model: ModelSizes, shards: Shards, batches: MicroBatches) -> np.ndarray:
     """Bytes that cross a cut in front of each block, `[blocks + 1, ...]`; nothing at the two ends.
 
@@ -111,8 +157,8 @@ def data_parallel_seconds(
     Args:
         parameters: trained parameters of the rank.
     """
-    link, share, dp = grid.dp_link(device), device.efficiency.link, grid.dp_size
-    scatter = float(gather_seconds(dp, parameters * gradient_bytes, link, share))
+    link, share, copies = grid.dp_link(device), device.efficiency.link, grid.copies
+    scatter = float(gather_seconds(copies, parameters * gradient_bytes, link, share))
     if not distributed:
         return 2 * scatter, 0.0
-    return scatter, float(gather_seconds(dp, parameters * weight_bytes, link, share))
+    return scatter, float(gather_seconds(copies, parameters * weight_bytes, link, share))

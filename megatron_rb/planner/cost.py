@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_rb.planner.calibration import Calibration
-from megatron_rb.planner.communication import Grid, tensor_parallel_seconds
+from megatron_rb.planner.communication import Grid, context_parallel_seconds, tensor_parallel_seconds
 from megatron_rb.planner.device import Device
 from megatron_rb.planner.sizes import ModelSizes
 from megatron_rb.planner.work import (
@@ -98,9 +98,15 @@ def nominal_seconds(
 def part_seconds(
     model: ModelSizes, shards: Shards, batches: MicroBatches, pricing: Pricing, grid: Grid, frozen: Frozen
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Forward and backward time of every part, `[parts, ...]`, tensor-parallel messages included."""
+    """Forward and backward time of every part, `[parts, ...]`, tensor- and context-parallel messages included.
+
+    Args:
+        batches: what one rank has.
+    """
     works, sizes = forward_work(model, shards, batches), parameters(model, shards.tp_size)
     messages = tensor_parallel_seconds(model, shards, batches, pricing.device, grid)
+    for part, (ahead, back) in context_parallel_seconds(model, shards, batches, pricing.device, grid).items():
+        messages[part] = messages[part][0] + ahead, messages[part][1] + back
     forward, backward = [], []
     for part in PARTS:
         ahead, back = compute_seconds(part, works[part], pricing, frozen, sizes[part])
@@ -133,14 +139,15 @@ def compute_seconds(
     return correct(part.name, "forward", ahead), correct(part.name, "backward", back)
 
 
-def optimizer_seconds(parameters: float, dp_size: int, distributed: bool, pricing: Pricing) -> float:
+def optimizer_seconds(parameters: float, copies: int, distributed: bool, pricing: Pricing) -> float:
     """Time of gradient norm, update and clearing of gradients on a rank.
 
     Args:
         parameters: trained parameters of the rank.
+        copies: ranks that hold them, and share the update when it is distributed.
     """
     bandwidth = pricing.device.memory_bandwidth * pricing.device.efficiency.memory
-    shard = parameters / (dp_size if distributed else 1)
+    shard = parameters / (copies if distributed else 1)
     # Update: gradient, main weight and two moments in, the last three and the weight out, all but the weight in fp32.
     moved = shard * (4 * 7 + 4 + pricing.itemsize) + parameters * 2 * 4
     seconds = moved / bandwidth

@@ -14,7 +14,7 @@ from megatron_rb.layout import PipelineLayout
 from megatron_rb.planner.cost import Frozen
 from megatron_rb.planner.schedule import most_in_flight
 from megatron_rb.planner.sizes import ModelSizes, TextSizes, VisionSizes, padded_ffn
-from megatron_rb.planner.work import PARTS, VISION_LAYERS, Part, Shards, parameters, part_counts
+from megatron_rb.planner.work import PARTS, VISION_LAYERS, Part, Shards, gathered_values, parameters, part_counts
 from megatron_rb.planner.workload import Budget
 
 LOGITS_BYTES = 512 * 2**20
@@ -93,16 +93,20 @@ class MemoryModel:
         return held * self.state.weight, trained * self.state.gradient, trained * self.state.optimizer
 
 
-def state_bytes(dtype: str, distributed: bool, dp_size: int) -> StateBytes:
-    """megatron-core's DDP and AdamW: bf16 has fp32 gradients and main weights, fp32 only the two moments."""
-    over = dp_size if distributed else 1
+def state_bytes(dtype: str, distributed: bool, copies: int) -> StateBytes:
+    """megatron-core's DDP and AdamW: bf16 has fp32 gradients and main weights, fp32 only the two moments.
+
+    Args:
+        copies: ranks with the same weights, data- and context-parallel ones.
+    """
+    over = copies if distributed else 1
     return StateBytes(2, 4, 12 / over) if dtype == "bf16" else StateBytes(4, 4, 8 / over)
 
 
 def memory_model(
     model: ModelSizes, shards: Shards, largest: Budget, state: StateBytes, frozen: Frozen, reserved: float
 ) -> MemoryModel:
-    """Bytes for micro-batches of at most `largest` tokens and patches."""
+    """Bytes for micro-batches of which a rank has at most `largest` tokens and patches."""
     sizes = parameters(model, shards.tp_size)
     kept = _kept(model, shards, largest)
     rows = largest.patches / shards.rows_over, largest.tokens / shards.rows_over
@@ -166,11 +170,20 @@ def _decoder(text: TextSizes, shards: Shards, tokens: int) -> float:
     item, tp, h = shards.itemsize, shards.tp_size, text.hidden_size
     rows = tokens / shards.rows_over
     spread = rows * h * 2 * (_norm_bytes(item) + item)
-    # qkv in one piece, of which v is read, rotated q and k, the result; with QK-norm its inputs.
-    attention = 3 * (text.num_heads + text.num_query_groups) * text.head_dim / tp * item
+    # qkv in one piece, of which v is read, rotated q and k, the result; with QK-norm its inputs. With context
+    # parallelism rotated q and the result; keys and values are read where they were gathered.
+    values = 2 * text.num_heads if shards.cp_size > 1 else 3 * (text.num_heads + text.num_query_groups)
+    attention = values * text.head_dim / tp * item
     normed = (text.num_heads + text.num_query_groups) * text.head_dim / tp * item * text.qk_norm
     mlp = 3 * padded_ffn(text.ffn_hidden_size, tp) * item
-    return spread + tokens * (attention + normed + mlp + 4 * text.num_heads / tp)
+    gathered = _whole_keys(text, shards, tokens)
+    return spread + tokens * (attention + normed + mlp + 4 * text.num_heads / tp) + gathered
+
+
+def _whole_keys(text: TextSizes, shards: Shards, tokens: float) -> float:
+    """Keys and values that the tokens of a context-parallel rank attend to: those of all tokens at most, and for the
+    earlier one of its two chunks once more those before it."""
+    return gathered_values(text, shards) * tokens * (shards.cp_size + 0.5) * shards.itemsize
 
 
 def _working(model: ModelSizes, shards: Shards, largest: Budget, kept: dict[Part, float]) -> list[float]:
@@ -178,7 +191,11 @@ def _working(model: ModelSizes, shards: Shards, largest: Budget, kept: dict[Part
     # The gradients of a layer's widest tensors live beside what it has kept.
     wide = {
         Part.WINDOW_LAYER: 3.0 * largest.patches * padded_ffn(model.vision.ffn_hidden_size, tp) * item,
-        Part.DECODER: 3.0 * largest.tokens * padded_ffn(text.ffn_hidden_size, tp) * item,
+        Part.DECODER: max(
+            3.0 * largest.tokens * padded_ffn(text.ffn_hidden_size, tp) * item,
+            # Their gradients, once as attention gives them and once as they are sent.
+            2.0 * _whole_keys(text, shards, largest.tokens),
+        ),
         # Logits of a chunk of rows and their gradient, and the weight's gradient once more in the model's dtype.
         Part.HEAD: min(largest.tokens * text.vocab_size / tp * 4, LOGITS_BYTES) * (1 + item / 2)
         + text.vocab_size / tp * text.hidden_size * item,

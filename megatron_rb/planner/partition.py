@@ -77,6 +77,17 @@ class Choices:
         """Those of some slices."""
         return Choices(self.fits[places], self.vision[places], self.language[places])
 
+    def again_seconds(self, pipeline: Pipeline, starts: np.ndarray, forward: np.ndarray) -> np.ndarray:
+        """Time of what is computed twice; `recomputed` without its table.
+
+        Args:
+            forward: seconds of each part, `[parts]`.
+        """
+        layers = len(pipeline.vision_prefix) - 1
+        seconds, first = pipeline.vision_prefix @ forward, np.clip(starts - 1, 0, layers)
+        vision = seconds[np.minimum(first + self.vision, layers)] - seconds[first]
+        return vision + self.language * forward[DECODER]
+
     def recomputed(self, pipeline: Pipeline, starts: np.ndarray) -> np.ndarray:
         """Parts that are computed twice, `[..., parts]`."""
         layers = len(pipeline.vision_prefix) - 1
@@ -135,7 +146,7 @@ def _recompute(
     possible &= vision <= vision_layers[:, None]
     forward = pipeline.forward.mean(axis=(1, 2))
     choices = Choices(possible, np.broadcast_to(vision, over.shape), language.clip(0).astype(np.int64))
-    cost = choices.recomputed(pipeline, np.broadcast_to(starts[:, None], over.shape)) @ forward
+    cost = choices.again_seconds(pipeline, np.broadcast_to(starts[:, None], over.shape), forward)
     cost = np.where(possible, cost, np.inf)
     best = cost.argmin(axis=1)
     rows = np.arange(len(best))
@@ -153,7 +164,7 @@ def slice_nanoseconds(pipeline: Pipeline, rank: int) -> np.ndarray:
     forward, backward = pipeline.forward.mean(axis=(1, 2)), pipeline.backward.mean(axis=(1, 2))
     seconds = counts @ (forward + backward)
     again = np.flatnonzero((choices.vision > 0) | (choices.language > 0))
-    seconds[again] += choices.take(again).recomputed(pipeline, first[again]) @ forward
+    seconds[again] += choices.take(again).again_seconds(pipeline, first[again], forward)
     # Both sides of a boundary wait for its messages, one forward and one backward.
     transfer = 2 * pipeline.transfer.max(axis=0).mean(axis=(1, 2))
     seconds = seconds + transfer[first] + transfer[end]
@@ -348,7 +359,7 @@ def _choices_of_rank(
             working = np.maximum(plain, max((vision > 0) * again[WINDOW], (language > 0) * again[DECODER]))
             used = static[open_rows] + (kept @ in_flight.T).max(axis=1) + working[open_rows]
             choice = Choices(used, v, t)
-            cost = (choice.recomputed(pipeline, starts[open_rows]) @ forward).sum(axis=1)
+            cost = choice.again_seconds(pipeline, starts[open_rows], forward).sum(axis=1)
             better = (used <= room(pipeline)) & (cost < cheapest[open_rows])
             rows = open_rows[better]
             cheapest[rows], best_vision[rows], best_language[rows] = cost[better], v[better], t[better]

@@ -34,16 +34,23 @@ def why_no_memory(task: Task, candidates: list[Degrees], choices: Candidates) ->
 
 
 def _leanest(candidates: list[Degrees]) -> list[Degrees]:
-    """Those that may need the least memory: small micro-batches, one slice a rank, rows split where possible."""
+    """Those that may need the least memory: small micro-batches, one slice a rank, rows and tokens split."""
     if not candidates:
         return []
     packs = min(degrees.micro_batch for degrees in candidates)
     vpp = min(degrees.vpp for degrees in candidates)
     split = {degrees.tp for degrees in candidates if degrees.sequence_parallel}
+    widest: dict[tuple[int, int], int] = {}
+    for degrees in candidates:
+        cell = degrees.tp, degrees.pp
+        widest[cell] = max(widest.get(cell, 1), degrees.cp)
     return [
         degrees
         for degrees in candidates
-        if degrees.micro_batch == packs and degrees.vpp == vpp and degrees.sequence_parallel == (degrees.tp in split)
+        if degrees.micro_batch == packs
+        and degrees.vpp == vpp
+        and degrees.cp == widest[degrees.tp, degrees.pp]
+        and degrees.sequence_parallel == (degrees.tp in split)
     ]
 
 

@@ -13,8 +13,6 @@ from megatron_rb.planner.memory import SliceRecompute, StageMemory
 from megatron_rb.planner.predict import Prediction
 from megatron_rb.planner.task import Task
 
-NO_CONTEXT_PARALLELISM = "cp is 1 throughout: the trainer has no context parallelism"
-
 
 def mode_line(task: Task) -> str:
     """Says what the figures are, and that nothing was measured."""
@@ -29,16 +27,16 @@ def table(task: Task, predictions: Sequence[Prediction], rows: int = 10) -> str:
     """The ranked choices as text, with why the others lose."""
     best = predictions[0]
     head = (
-        f"{'':>3} {'tp':>3} {'sp':>3} {'pp':>3} {'vpp':>4} {'dp':>5} {'packs':>6} {'batches':>8} {'step s':>9} "
-        f"{'tokens/s/GPU':>13} {'MFU':>6} {'bubble':>7} {'GB':>6}  against the best"
+        f"{'':>3} {'tp':>3} {'sp':>3} {'pp':>3} {'vpp':>4} {'cp':>3} {'dp':>5} {'packs':>6} {'batches':>8} "
+        f"{'step s':>9} {'tokens/s/GPU':>13} {'MFU':>6} {'bubble':>7} {'GB':>6}  against the best"
     )
-    lines = [mode_line(task), NO_CONTEXT_PARALLELISM, head]
+    lines = [mode_line(task), head]
     for number, item in enumerate(predictions[:rows], start=1):
         degrees = item.degrees
         fullest = max(stage.total for stage in item.memory) / 1e9
         lines.append(
             f"{number:>3} {degrees.tp:>3} {'yes' if degrees.sequence_parallel else 'no':>3} {degrees.pp:>3} "
-            f"{degrees.vpp:>4} {degrees.dp:>5} {degrees.micro_batch:>6} {item.num_micro_batches:>8} "
+            f"{degrees.vpp:>4} {degrees.cp:>3} {degrees.dp:>5} {degrees.micro_batch:>6} {item.num_micro_batches:>8} "
             f"{item.step_seconds:>9.3f} {item.tokens_per_second_per_gpu:>13,.0f} {item.mfu:>6.1%} "
             f"{item.bubble_ratio:>7.1%} {fullest:>6.1f}  {why(best, item)}"
         )
@@ -111,9 +109,9 @@ def prediction_json(item: Prediction) -> dict[str, Any]:
     """One choice."""
     degrees = item.degrees
     return {
-        "mode": item.mode, "layout": str(item.layout), "tp": degrees.tp, "pp": degrees.pp, "vpp": degrees.vpp, "cp": 1,
-        "dp": degrees.dp, "micro_batch": degrees.micro_batch, "num_micro_batches": item.num_micro_batches,
-        "sequence_parallel": degrees.sequence_parallel,
+        "mode": item.mode, "layout": str(item.layout), "tp": degrees.tp, "pp": degrees.pp, "vpp": degrees.vpp,
+        "cp": degrees.cp, "dp": degrees.dp, "micro_batch": degrees.micro_batch,
+        "num_micro_batches": item.num_micro_batches, "sequence_parallel": degrees.sequence_parallel,
         "recompute": {
             "vision": [part.vision for part in item.recompute], "language": [part.language for part in item.recompute],
         },
@@ -140,7 +138,7 @@ def settings(task: Task, item: Prediction) -> dict[str, Any]:
         "world_size": task.gpus,
         "model": {"recompute": recompute},
         "parallel": {
-            "tp_size": degrees.tp, "pp_size": degrees.pp, "layout": str(item.layout),
+            "tp_size": degrees.tp, "pp_size": degrees.pp, "cp_size": degrees.cp, "layout": str(item.layout),
             "sequence_parallel": degrees.sequence_parallel,
         },
         "data": {

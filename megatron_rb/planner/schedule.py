@@ -293,6 +293,9 @@ def _events_of_one_stage(forward: np.ndarray, backward: np.ndarray, events: list
 @functools.lru_cache(maxsize=1024)
 def most_in_flight(pp_size: int, vpp_size: int, num_micro_batches: int, rank: int) -> np.ndarray:
     """Micro-batches whose activations a rank holds at once, `[moments, chunks]`: the moments no other one exceeds."""
+    if num_micro_batches > 4 * pp_size:
+        # The middle of a step repeats itself every pp_size micro-batches.
+        return most_in_flight(pp_size, vpp_size, 4 * pp_size, rank)
     held = [0] * vpp_size
     seen = set()
     for step in rank_program(pp_size, vpp_size, num_micro_batches, rank):

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from megatron_rb.config.derive import check_tp_size
+from megatron_rb.layout.token_axis import token_multiple
 from megatron_rb.planner.cost import part_seconds
-from megatron_rb.planner.partition import Pipeline, Played, first_cut, play, refine
+from megatron_rb.planner.memory import FRAGMENTATION
+from megatron_rb.planner.partition import DECODER, Pipeline, Played, first_cut, play, refine
 from megatron_rb.planner.predict import Prediction, build_pipeline, expected_maximum, predict, step_seconds
 from megatron_rb.planner.reasons import least_memory_of_any, why_no_memory
+from megatron_rb.planner.schedule import most_in_flight
 from megatron_rb.planner.sizes import ModelSizes
-from megatron_rb.planner.task import Degrees, Infeasible, Task, budget_of, computed_for, drawn_for, grid_of, shards_of
-from megatron_rb.planner.work import part_counts
+from megatron_rb.planner.task import (
+    Degrees,
+    Infeasible,
+    Task,
+    budget_of,
+    computed_for,
+    drawn_for,
+    grid_of,
+    memory_of,
+    shards_of,
+)
+from megatron_rb.planner.work import PARTS, part_counts
 
 PP_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+CP_SIZES = (1, 2, 4, 8, 16)
 VPP_SIZES = (1, 2, 3, 4)
 PACKS = (1, 2, 4)
 RANKED = 20
@@ -35,36 +51,63 @@ def plan(task: Task) -> list[Prediction]:
     """
     task.pricing.device.peak(task.pricing.dtype)
     task.sampler.histogram.check(task.seq_length, task.max_patches, task.sampler.merge_unit)
-    candidates = sorted(
-        ((lower_bound(task, degrees), degrees) for degrees in feasible_degrees(task)), key=lambda item: item[0]
-    )
-    found: list[tuple[float, Degrees, Pipeline, tuple[int, ...]]] = []
-    for bound, degrees in candidates:
-        best = min((item[0] for item in found), default=math.inf)
+    candidates = list(feasible_degrees(task))
+    found = _most_promising(task, candidates)
+    if not found:
+        nothing = why_no_memory(task, candidates, feasible_degrees) if candidates else _why_no_degrees(task)
+        raise Infeasible(nothing)
+    results = [
+        predict(
+            task, item.degrees, item.pipeline,
+            refine(item.pipeline, item.lengths) if number < REFINED else _played(item.pipeline, item.lengths),
+        )
+        for number, item in enumerate(sorted(found, key=lambda item: item.seconds)[: 2 * RANKED])
+    ]  # fmt: skip
+    return sorted(results, key=lambda item: item.step_seconds)[:RANKED]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A choice with the cut of the dynamic programme."""
+
+    seconds: float
+    degrees: Degrees
+    pipeline: Pipeline
+    lengths: tuple[int, ...]
+
+
+def _most_promising(task: Task, candidates: Sequence[Degrees]) -> list[_Found]:
+    """Choices in the order of what they could reach, until none that is left can be the best."""
+    # (bound, whether it is the closer one of drawn micro-batches, degrees)
+    queue = [(lower_bound(task, degrees), False, degrees) for degrees in candidates]
+    heapq.heapify(queue)
+    found: list[_Found] = []
+    while queue:
+        bound, is_close, degrees = heapq.heappop(queue)
+        best = min((item.seconds for item in found), default=math.inf)
         if len(found) >= LEAST_FOUND and bound > best:
             break
-        if len(found) >= LEAST_FOUND and sampled_bound(task, degrees) > best:
-            continue
-        if least_memory_of_any(task, degrees) > task.pricing.device.memory:
-            continue
-        pipeline = build_pipeline(task, degrees)
-        lengths = first_cut(pipeline)
-        if lengths is None:
-            continue
-        cut = np.concatenate([[0], np.cumsum(lengths)])[None]
-        played = play(pipeline, cut)
-        if np.isfinite(played.seconds[0]):
-            found.append((step_seconds(task, degrees, pipeline, played).total, degrees, pipeline, lengths))
-    if not found:
-        degrees_tried = [degrees for _, degrees in candidates]
-        nothing = why_no_memory(task, degrees_tried, feasible_degrees) if degrees_tried else _why_no_degrees(task)
-        raise Infeasible(nothing)
-    found.sort(key=lambda item: item[0])
-    results = [
-        predict(task, degrees, pipeline, refine(pipeline, lengths) if number < REFINED else _played(pipeline, lengths))
-        for number, (_, degrees, pipeline, lengths) in enumerate(found[: 2 * RANKED])
-    ]
-    return sorted(results, key=lambda item: item.step_seconds)[:RANKED]
+        if not is_close:
+            closer = sampled_bound(task, degrees, best if len(found) >= LEAST_FOUND else math.inf)
+            if math.isfinite(closer):
+                heapq.heappush(queue, (max(bound, closer), True, degrees))
+        elif (item := _first_look(task, degrees)) is not None:
+            found.append(item)
+    return found
+
+
+def _first_look(task: Task, degrees: Degrees) -> _Found | None:
+    """A choice with its first cut; None when none fits."""
+    if least_memory_of_any(task, degrees) > task.pricing.device.memory:
+        return None
+    pipeline = build_pipeline(task, degrees)
+    lengths = first_cut(pipeline)
+    if lengths is None:
+        return None
+    played = _played(pipeline, lengths)
+    if not np.isfinite(played.seconds[0]):
+        return None
+    return _Found(step_seconds(task, degrees, pipeline, played).total, degrees, pipeline, lengths)
 
 
 def _played(pipeline: Pipeline, lengths: tuple[int, ...]) -> Played:
@@ -82,25 +125,26 @@ def feasible_degrees(task: Task) -> Iterator[Degrees]:
     blocks = len(part_counts(task.model))
     for tp in [asked["tp"]] if "tp" in asked else tp_sizes(task):
         for pp in [asked["pp"]] if "pp" in asked else [size for size in PP_SIZES if size <= blocks]:
-            if gpus % (tp * pp) or gpus // (tp * pp) > task.global_batch_size:
-                continue
-            yield from _rest(task, tp, pp, gpus // (tp * pp), blocks)
+            for cp in [asked["cp"]] if "cp" in asked else CP_SIZES:
+                dp = gpus // (tp * pp * cp)
+                if gpus % (tp * pp * cp) == 0 and dp <= task.global_batch_size:
+                    yield from _rest(task, tp, pp, cp, dp, blocks)
 
 
-def _rest(task: Task, tp: int, pp: int, dp: int, blocks: int) -> Iterator[Degrees]:
+def _rest(task: Task, tp: int, pp: int, cp: int, dp: int, blocks: int) -> Iterator[Degrees]:
     asked = task.asked
     for vpp in [asked["vpp"]] if "vpp" in asked else VPP_SIZES if pp > 1 else (1,):
         if pp * vpp > blocks // (2 if vpp > 1 and "vpp" not in asked else 1):
             continue
         for packs in [asked["micro_batch"]] if "micro_batch" in asked else PACKS:
             for sequence in (True, False) if tp > 1 else (False,):
-                if sequence and packs * task.seq_length % tp:
+                if packs * task.seq_length % token_multiple(cp, tp if sequence else 1):
                     continue
                 if task.global_micro_batches % (packs * dp * (pp if vpp > 1 else 1)):
                     continue
                 if "sequence_parallel" in asked and tp > 1 and sequence != bool(asked["sequence_parallel"]):
                     continue
-                yield Degrees(tp, pp, vpp, dp, packs, sequence)
+                yield Degrees(tp, pp, vpp, dp, packs, sequence, cp)
 
 
 def tp_sizes(task: Task) -> list[int]:
@@ -121,15 +165,22 @@ def _divides(tp_size: int, model: ModelSizes) -> bool:
 
 
 def _check_asked(task: Task) -> None:
-    tp, pp = task.asked.get("tp", 1), task.asked.get("pp", 1)
+    tp, pp, cp = (task.asked.get(name, 1) for name in ("tp", "pp", "cp"))
     for name, value in task.asked.items():
         if value < (0 if name == "sequence_parallel" else 1):
             raise ValueError(f"{name} is {value}; it must be at least 1")
     check_tp_size(tp, task.model)
-    if task.gpus % (tp * pp):
-        lower = task.gpus // (tp * pp) * tp * pp
-        near = f"{lower} or {lower + tp * pp}" if lower else f"{tp * pp}"
-        raise ValueError(f"{task.gpus} gpus cannot be split into tp {tp} x pp {pp}; use {near} gpus")
+    cell = tp * pp * cp
+    if task.gpus % cell:
+        lower = task.gpus // cell * cell
+        near = f"{lower} or {lower + cell}" if lower else f"{cell}"
+        context = f" x cp {cp}" if cp > 1 else ""
+        raise ValueError(f"{task.gpus} gpus cannot be split into tp {tp} x pp {pp}{context}; use {near} gpus")
+    if task.seq_length % token_multiple(cp, 1):
+        raise ValueError(
+            f"cp {cp} cuts a micro-batch into {2 * cp} equal parts, which do not divide seq_length {task.seq_length}; "
+            f"use seq_length {-(-task.seq_length // (2 * cp)) * 2 * cp}"
+        )
     if "vpp" in task.asked and task.asked["vpp"] > 1 and pp == 1 and "pp" in task.asked:
         raise ValueError(f"vpp {task.asked['vpp']} needs a pipeline; pp is 1: use vpp=1 or a larger pp")
     if task.global_batch_size < 1:
@@ -142,8 +193,9 @@ def lower_bound(task: Task, degrees: Degrees) -> float:
     """
     step = task.sampler.mean_step(degrees.dp)
     forward, backward = part_seconds(
-        task.model, shards_of(task, degrees), step, task.pricing, grid_of(task, degrees), task.frozen
-    )
+        task.model, shards_of(task, degrees), step.of_context_rank(degrees.cp), task.pricing, grid_of(task, degrees),
+        task.frozen,
+    )  # fmt: skip
     total = float((part_counts(task.model).sum(axis=0) @ (forward + backward)).sum())
     budget = budget_of(task, degrees)
     count = max(1, math.ceil(float(max(step.tokens[0] / budget.tokens, step.patches[0] / budget.patches))))
@@ -152,16 +204,53 @@ def lower_bound(task: Task, degrees: Degrees) -> float:
     return total / degrees.pp * (1 + (degrees.pp - 1) / (degrees.vpp * count))
 
 
-def sampled_bound(task: Task, degrees: Degrees) -> float:
-    """As `lower_bound`, for the drawn micro-batches: uneven ranks count, uneven stages do not."""
+def sampled_bound(task: Task, degrees: Degrees, best: float = math.inf) -> float:
+    """As `lower_bound`, for the drawn micro-batches: uneven ranks and the recompute that memory forces count, uneven
+    stages do not.
+
+    Args:
+        best: seconds of a step that are to be beaten; nothing is said of steps that are longer.
+    """
     batches, weight = computed_for(task, degrees)
     forward, backward = part_seconds(
         task.model, shards_of(task, degrees), batches, task.pricing, grid_of(task, degrees), task.frozen
     )
     count = drawn_for(task, degrees).num_micro_batches
-    work = weight * np.tensordot(part_counts(task.model).sum(axis=0), forward + backward, axes=1)
+    counts = part_counts(task.model).sum(axis=0).astype(np.float64)
+    work = weight * np.tensordot(counts, forward + backward, axes=1)
+    layer = weight * (forward + backward)[DECODER].mean()
+    again = forced_recompute(task, degrees, best / count / layer)
+    if not math.isfinite(again):
+        return math.inf
+    work = work + weight * again * forward[DECODER]
     idle = (degrees.pp - 1) / degrees.vpp * work.min(axis=1)
     return expected_maximum((work.mean(axis=1) * count + idle) / degrees.pp, degrees.dp)
+
+
+def forced_recompute(task: Task, degrees: Degrees, most_layers: float) -> float:
+    """Decoder layers, over all ranks, that are recomputed at least; infinite when they do not fit even so.
+
+    As if layers could be split, and nothing else took memory.
+
+    Args:
+        most_layers: decoder layers that a rank may hold, by their time.
+    """
+    memory, layers = memory_of(task, degrees), task.model.text.num_layers
+    one = np.eye(len(PARTS))[DECODER]
+    static = float(sum(memory.static(one)))
+    kept, saved = float(memory.kept[DECODER]), float((memory.kept - memory.inputs)[DECODER])
+    free = (task.pricing.device.memory - memory.reserved) / (1 + FRAGMENTATION) - float(memory.working[DECODER])
+    batches = drawn_for(task, degrees).num_micro_batches
+    # Of a rank's chunks each has at least so many micro-batches in flight at some one moment.
+    held = np.array(
+        [most_in_flight(degrees.pp, degrees.vpp, batches, rank).min(axis=1).max() for rank in range(degrees.pp)]
+    )
+    plain = np.clip(free / (static + held * kept), 0, most_layers).sum()
+    if plain >= layers:
+        return 0.0
+    if saved <= 0 or np.clip(free / (static + held * (kept - saved)), 0, most_layers).sum() < layers:
+        return math.inf
+    return float((layers - plain) * (static / held.max() + kept) / saved)
 
 
 def _why_no_degrees(task: Task) -> str:
@@ -171,13 +260,13 @@ def _why_no_degrees(task: Task) -> str:
             f"no choice for {task.gpus} gpus divides a step of {task.global_micro_batches} micro-batches evenly over "
             f"its data-parallel ranks; use data.global_micro_batches={task.gpus} or another multiple"
         )
-    if task.global_batch_size < task.gpus // (max(tp_sizes(task), default=1) * PP_SIZES[-1]):
-        least = task.gpus // (max(tp_sizes(task), default=1) * PP_SIZES[-1])
+    least = task.gpus // (max(tp_sizes(task), default=1) * PP_SIZES[-1] * CP_SIZES[-1])
+    if task.global_batch_size < least:
         return (
             f"global_batch_size {task.global_batch_size} binds: {task.gpus} gpus need at least {least} samples a step, "
             f"one for each copy of the model; use global_batch_size={least} or fewer gpus"
         )
     return (
-        f"no choice of tp and pp divides {task.gpus} gpus with the degrees asked for ({task.asked or 'none'}) and a "
-        f"global_batch_size of {task.global_batch_size}; use a multiple of {max(cell, 8)} gpus"
+        f"no choice of tp, pp and cp divides {task.gpus} gpus with the degrees asked for ({task.asked or 'none'}) and "
+        f"a global_batch_size of {task.global_batch_size}; use a multiple of {max(cell, 8)} gpus"
     )

@@ -34,7 +34,7 @@ class Task:
     global_micro_batches: int = 0
     """Micro-batches of a step over all ranks, when the step is counted in them; 0 = it is counted in samples."""
     asked: dict[str, int] = field(default_factory=dict)
-    """Degrees that are given: tp, pp, vpp, micro_batch, sequence_parallel."""
+    """Degrees that are given: tp, pp, vpp, cp, micro_batch, sequence_parallel."""
 
     @property
     def global_batch_size(self) -> int:
@@ -52,11 +52,18 @@ class Degrees:
     micro_batch: int
     """Packs of seq_length tokens in one micro-batch."""
     sequence_parallel: bool
+    cp: int = 1
+
+    @property
+    def replica(self) -> int:
+        """Ranks that together run one micro-batch."""
+        return self.tp * self.pp * self.cp
 
     def __str__(self) -> str:
         interleaved = f" vpp {self.vpp}" if self.vpp > 1 else ""
         sequence = " sp" if self.sequence_parallel else ""
-        return f"tp {self.tp}{sequence} pp {self.pp}{interleaved} dp {self.dp} micro-batch {self.micro_batch}"
+        context = f" cp {self.cp}" if self.cp > 1 else ""
+        return f"tp {self.tp}{sequence} pp {self.pp}{interleaved}{context} dp {self.dp} micro-batch {self.micro_batch}"
 
 
 class Infeasible(ValueError):
@@ -64,7 +71,7 @@ class Infeasible(ValueError):
 
 
 def shards_of(task: Task, degrees: Degrees) -> Shards:
-    return Shards(degrees.tp, degrees.sequence_parallel, task.pricing.itemsize)
+    return Shards(degrees.tp, degrees.sequence_parallel, task.pricing.itemsize, degrees.cp)
 
 
 def budget_of(task: Task, degrees: Degrees) -> Budget:
@@ -73,29 +80,50 @@ def budget_of(task: Task, degrees: Degrees) -> Budget:
 
 def drawn_for(task: Task, degrees: Degrees) -> Drawn:
     """The sampled micro-batches of a choice."""
-    multiple = degrees.pp if degrees.vpp > 1 else 1
-    return task.sampler.draw(budget_of(task, degrees), degrees.dp, multiple)
+    return task.sampler.draw(budget_of(task, degrees), degrees.dp, _multiple(degrees))
+
+
+def _multiple(degrees: Degrees) -> int:
+    """The number of micro-batches of a rank is a multiple of it."""
+    return degrees.pp if degrees.vpp > 1 else 1
 
 
 def computed_for(task: Task, degrees: Degrees) -> tuple[MicroBatches, float]:
-    """The sampled micro-batches as they are computed, padding included, and a factor on their time.
+    """What a rank computes of the sampled micro-batches, padding included, and a factor on its time.
 
     The factor makes the drawn steps weigh what the average step weighs, so that choices do not differ by the luck of
     their draws.
     """
     drawn = drawn_for(task, degrees)
-    expected = model_flops(task.model, task.sampler.mean_step(degrees.dp), task.frozen).sum()
-    found = model_flops(task.model, drawn.batches, task.frozen).mean() * drawn.num_micro_batches
-    largest = largest_of(task, degrees)
-    return drawn.padded(largest, task.padding_buckets), float(expected / found)
+
+    def whole() -> tuple[MicroBatches, float]:
+        expected = model_flops(task.model, task.sampler.mean_step(degrees.dp), task.frozen).sum()
+        found = model_flops(task.model, drawn.batches, task.frozen).mean() * drawn.num_micro_batches
+        return drawn.padded(largest_micro_batch(task, degrees), task.padding_buckets), float(expected / found)
+
+    # Choices that differ in other degrees compute the same micro-batches.
+    key = task.model, task.frozen, task.padding_buckets, budget_of(task, degrees), degrees.dp, _multiple(degrees)
+    padded, weight = task.sampler.remember(key, whole)
+    frame = drawn.batches.frame_pairs / np.maximum(drawn.batches.patches, 1)
+    return padded.of_context_rank(degrees.cp, frame), weight
 
 
 def grid_of(task: Task, degrees: Degrees) -> Grid:
-    return Grid(degrees.tp, degrees.dp, degrees.pp, task.pricing.device.devices_per_node)
+    return Grid(degrees.tp, degrees.cp, degrees.dp, degrees.pp, task.pricing.device.devices_per_node)
 
 
-def largest_of(task: Task, degrees: Degrees) -> Budget:
-    """The largest micro-batch that memory is needed for: what padding fills the first step with."""
+def largest_of_rank(task: Task, degrees: Degrees) -> Budget:
+    """The most that memory is needed for on a rank."""
+    whole, cp = largest_micro_batch(task, degrees), degrees.cp
+    patches = whole.patches
+    if cp > 1:
+        # Frames are not cut.
+        patches = min(patches, max(-(-patches // cp), int(task.sampler.histogram.frame_patches.max(initial=0))))
+    return Budget(-(-whole.tokens // cp), patches)
+
+
+def largest_micro_batch(task: Task, degrees: Degrees) -> Budget:
+    """The largest micro-batch there can be: what padding fills the first step with."""
     histogram, budget = task.sampler.histogram, budget_of(task, degrees)
     return Budget(
         _largest(histogram.tokens(task.sampler.merge_unit), histogram.counts, task.global_batch_size, budget.tokens),
@@ -112,6 +140,6 @@ def _largest(sizes: np.ndarray, counts: np.ndarray, samples: int, limit: int) ->
 
 
 def memory_of(task: Task, degrees: Degrees) -> MemoryModel:
-    state = state_bytes(task.pricing.dtype, task.distributed_optimizer, degrees.dp)
-    reserved = task.pricing.device.reserved_memory
-    return memory_model(task.model, shards_of(task, degrees), largest_of(task, degrees), state, task.frozen, reserved)
+    state = state_bytes(task.pricing.dtype, task.distributed_optimizer, degrees.cp * degrees.dp)
+    reserved, largest = task.pricing.device.reserved_memory, largest_of_rank(task, degrees)
+    return memory_model(task.model, shards_of(task, degrees), largest, state, task.frozen, reserved)

@@ -5,6 +5,7 @@ Every figure is of one rank of a tensor-parallel group unless it says otherwise.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from enum import Enum
 
@@ -44,6 +45,9 @@ class Shards:
     sequence_parallel: bool
     itemsize: int
     """Bytes of a value in the model's dtype."""
+    cp_size: int = 1
+    """Ranks that share the tokens and the frames of a micro-batch; what a rank has of it is a micro-batch of its own
+    for all that follows (`MicroBatches.of_context_rank`)."""
 
     @property
     def rows_over(self) -> int:
@@ -68,8 +72,16 @@ class Work:
     operators: int
 
 
+def gathered_values(text: TextSizes, shards: Shards) -> float:
+    """Values of keys and values that a decoder layer has of each token of the whole micro-batch, under context
+    parallelism."""
+    return 2.0 * text.num_query_groups / shards.tp_size * text.head_dim if shards.cp_size > 1 else 0.0
+
+
+@functools.lru_cache(maxsize=64)
 def part_counts(model: ModelSizes) -> np.ndarray:
-    """int64 `[blocks, parts]`: what each block of the model is made of; a tapped vision layer is two parts."""
+    """int64 `[blocks, parts]`, read only: what each block of the model is made of; a tapped vision layer is two
+    parts."""
     vision = model.vision
     blocks = block_list(vision.num_layers, model.text.num_layers)
     counts = np.zeros((len(blocks), len(PARTS)), dtype=np.int64)
@@ -84,6 +96,7 @@ def part_counts(model: ModelSizes) -> np.ndarray:
             part = Part.WINDOW_LAYER if windowed else Part.FULL_LAYER
             counts[number, PARTS.index(Part.TAP)] = block.index in vision.deepstack_layers
         counts[number, PARTS.index(part)] += 1
+    counts.flags.writeable = False
     return counts
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
 from megatron_rb.planner.histogram import Histogram
 
+T = TypeVar("T")
 Pack = Callable[[np.ndarray, int, int, int, int], list[list[list[int]]]]
 """(sizes `[samples, 2]` in tokens and patches, token and patch budget, ranks, multiple) -> micro-batches of ranks."""
 
@@ -27,6 +29,22 @@ class MicroBatches:
     labels: np.ndarray
     """Rows that reach the head: at most the text tokens, which is what is assumed."""
     samples: np.ndarray
+
+    def of_context_rank(self, cp_size: int, frame_patches: np.ndarray | float = 0.0) -> MicroBatches:
+        """What the context-parallel rank with the most has of each: an even part of the tokens and of causal attention,
+        and of the patches, where a rank that has some has whole frames.
+
+        Args:
+            frame_patches: patches of a usual frame.
+        """
+        if cp_size == 1:
+            return self
+        patches = np.maximum(self.patches / cp_size, np.minimum(frame_patches, self.patches))
+        share = patches / np.maximum(self.patches, 1)
+        return MicroBatches(
+            self.tokens / cp_size, self.pairs / cp_size, patches, self.frame_pairs * share, self.labels / cp_size,
+            self.samples,
+        )  # fmt: skip
 
     def mean(self) -> MicroBatches:
         """The average micro-batch, arrays of one entry."""
@@ -132,6 +150,13 @@ class Sampler:
         self._pack, self._steps, self._seed = pack, steps, seed
         self._most_ranks, self._most_samples = most_ranks, most_samples
         self._drawn: dict[tuple[Budget, int, int], Drawn] = {}
+        self._remembered: dict[Hashable, Any] = {}
+
+    def remember(self, key: Hashable, build: Callable[[], T]) -> T:
+        """What was built for this key from the drawn micro-batches, built now if it was not."""
+        if key not in self._remembered:
+            self._remembered[key] = build()
+        return self._remembered[key]
 
     def mean_step(self, dp_size: int) -> MicroBatches:
         """What a rank has in the average step, as if it were one micro-batch; arrays of one entry."""

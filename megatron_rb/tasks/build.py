@@ -66,7 +66,7 @@ def _padding(
         raise ValueError(f"data.padding is '{data.padding}'; use auto, buckets or none")
     if data.padding == "none" or (data.padding == "auto" and platform.name == "cpu"):
         return None
-    rows = derived.tp_size if derived.sequence_parallel else 1
+    rows = derived.cp_size * (derived.tp_size if derived.sequence_parallel else 1)
     samples = len(training) if data.global_micro_batches else data.global_batch_size
     largest = largest_micro_batch(training.sizes, Size(data.seq_length, data.max_patches), samples)
-    return PaddingPolicy(largest, Size(rows, rows * shape.vision.merge_unit), data.padding_buckets)
+    return PaddingPolicy(largest, Size(derived.token_multiple, rows * shape.vision.merge_unit), data.padding_buckets)

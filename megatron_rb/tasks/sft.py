@@ -108,7 +108,7 @@ class SupervisedFineTuning:
         self.needs_pixels = needs_pixels
         self.sequence_parallel = sequence_parallel
         self.micro_batch_multiple = micro_batch_multiple
-        self.model_group = groups.model_parallel_group_gloo()
+        self.replica_group = groups.replica_group_gloo()
         self.ahead = PackAhead(loader, self._pack, padding)
 
     def next_step(self) -> StepBatches:
@@ -180,7 +180,7 @@ class SupervisedFineTuning:
             return self.evaluation.blank(number), False
 
     def _drop_failed(self, batches: Sequence[Sequence[EncodedSample]], failed: Set[tuple[int, int]]) -> set[int]:
-        """Take the labels of samples whose media could not be read, on every rank that holds a part of the model.
+        """Take the labels of samples whose media could not be read, on every rank that has these samples.
 
         Only ranks with the patch embedding open images, but the loss is counted elsewhere, so they tell each other.
 
@@ -190,7 +190,7 @@ class SupervisedFineTuning:
         places = [(b, s) for b, samples in enumerate(batches) for s in range(len(samples))]
         mask = torch.tensor([place in failed for place in places], dtype=torch.int32)
         if len(mask):
-            dist.all_reduce(mask, op=dist.ReduceOp.MAX, group=self.model_group)
+            dist.all_reduce(mask, op=dist.ReduceOp.MAX, group=self.replica_group)
         bad = [place for place, flag in zip(places, mask.tolist(), strict=True) if flag]
         for batch, number in bad:
             sample = batches[batch][number]
@@ -201,5 +201,5 @@ class SupervisedFineTuning:
         place = self.runner.place
         return build_micro_batch(
             samples, self.runner.shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
-            sequence_parallel=self.sequence_parallel, padded=padded,
+            sequence_parallel=self.sequence_parallel, cp_rank=place.cp_rank, cp_size=place.cp_size, padded=padded,
         )  # fmt: skip

@@ -75,7 +75,7 @@ def gradient_finalizer(tied: TiedEmbedding) -> Callable[..., None]:
             return
         # Labels are counted on the last stage only.
         dist.broadcast(num_tokens, src=groups.last_pp_rank(), group=groups.pp_group())
-        dist.all_reduce(num_tokens, group=groups.dp_group())
+        dist.all_reduce(num_tokens, group=groups.dp_cp_group())
         for chunk in model:
             # A step without a single label leaves gradients of zero as they are.
             chunk.scale_gradients(1.0 / num_tokens.clamp(min=1))

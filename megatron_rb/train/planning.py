@@ -44,8 +44,8 @@ SHORT = {
     "dtype": "model.dtype",
 }
 """Words of `rb plan` that are settings of a run."""
-DEGREES = ("tp", "pp", "vpp", "micro_batch", "sequence_parallel")
-OWN = ("model", "cluster", "gpus", "data", "max_gpu_memory", "calibration", "cp", *DEGREES, *SHORT)
+DEGREES = ("tp", "pp", "vpp", "cp", "micro_batch", "sequence_parallel")
+OWN = ("model", "cluster", "gpus", "data", "max_gpu_memory", "calibration", *DEGREES, *SHORT)
 UNITS = {"": 1.0, "GB": 1e9, "GiB": 2.0**30, "G": 1e9, "MB": 1e6, "MiB": 2.0**20}
 
 
@@ -109,9 +109,6 @@ def _check_complete(given: dict[str, str], settings: Sequence[str]) -> None:
         raise ValueError(
             "rb plan needs a model; write model=robobrain20_32b, a folder with config.json, or experiment="
         )
-    if given.get("cp", "1") != "1":
-        raise ValueError(f"cp={given['cp']}: the trainer has no context parallelism; use cp=1, and a larger tp with "
-                         f"sequence_parallel=1 for long sequences")  # fmt: skip
 
 
 def _model(name: str) -> tuple[RoboBrainShape | None, list[str]]:
@@ -203,10 +200,10 @@ def maybe_plan(config: Config) -> Config:
             "parallel=auto needs to know how many processes there are; give world_size=..., or cluster.nodes and "
             "cluster.processes_per_node"
         )
-    settings = config.planner
     request = Request(
-        _device_of(config), gpus, _histogram_of(config), load_shape(config.model.hf_path), config, settings.calibration
-    )
+        _device_of(config), gpus, _histogram_of(config), load_shape(config.model.hf_path), config,
+        config.planner.calibration, {"cp": 1} if config.metrics.capture.every else {},
+    )  # fmt: skip
     task = build_task(request)
     best = plan(task)[0]
     print(f"parallel=auto: {mode_line(task)}: {best.degrees}, {best.step_seconds:.3f} s a step, MFU {best.mfu:.1%}")
@@ -251,9 +248,10 @@ def memory_forecast(config: Config, derived: Derived, shape: RoboBrainShape) -> 
     """
     known = config.planner.device or config.platform.name == "cpu"
     reserved = _device_of(config).reserved_memory if known else 0.0
-    shards = Shards(derived.tp_size, derived.sequence_parallel, 2 if config.model.dtype == "bf16" else 4)
-    state = state_bytes(config.model.dtype, config.parallel.distributed_optimizer, derived.dp_size)
-    largest = LargestBatch(config.data.seq_length, config.data.max_patches)
+    cp = derived.cp_size
+    shards = Shards(derived.tp_size, derived.sequence_parallel, 2 if config.model.dtype == "bf16" else 4, cp)
+    state = state_bytes(config.model.dtype, config.parallel.distributed_optimizer, cp * derived.dp_size)
+    largest = LargestBatch(-(-config.data.seq_length // cp), -(-config.data.max_patches // cp))
     frozen = Frozen(**dataclasses.asdict(config.model.freeze))
     layout = derived.layout or default_layout(shape, derived.pp_size)
     stages = stage_memory(

@@ -153,6 +153,7 @@ def layout_state(place: Place, layout: str, sequence_parallel: bool) -> dict[str
     return {
         "tp_size": place.tp_size,
         "pp_size": place.pp_size,
+        "cp_size": place.cp_size,
         "dp_size": place.dp_size,
         "pipeline": layout,
         "sequence_parallel": sequence_parallel,

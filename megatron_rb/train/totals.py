@@ -14,7 +14,7 @@ from megatron_rb.parallel.groups import Place
 
 @dataclass(frozen=True)
 class StepTotals:
-    """What happened in one step, summed over all data-parallel ranks and micro-batches."""
+    """What happened in one step, summed over all ranks and micro-batches."""
 
     loss_sum: float
     num_labels: int
@@ -42,7 +42,8 @@ def sum_over_world(
     if place.tp_rank == 0 and place.pp_rank == 0:
         values[2] = sum(batch.text.num_real_tokens for batch in batches)
         values[3] = sum(batch.vision.num_real_patches for batch in batches)
-        values[4] = sum(len(batch.sample_ids) for batch in batches)
+        # Context-parallel ranks have their own tokens and patches of the same samples.
+        values[4] = sum(len(batch.sample_ids) for batch in batches) if place.cp_rank == 0 else 0
     values[5] = float(stop_requested)
     dist.all_reduce(values)
     loss_sum, *counts, stops = values.tolist()

@@ -53,7 +53,7 @@ class PassTracer:
     def timeline(self) -> StageTimeline:
         """What this rank did in the traced step."""
         place = self.place
-        pipeline = place.dp_rank * place.tp_size + place.tp_rank
+        pipeline = (place.dp_rank * place.cp_size + place.cp_rank) * place.tp_size + place.tp_rank
         return StageTimeline(place.rank, place.pp_rank, pipeline, tuple(self.spans))
 
     def enter(self, kind: str) -> float:

@@ -24,10 +24,20 @@ def parity(cases: list[dict], folder: str, layers: str = "local") -> list[dict]:
     platform = adapted_cpu()
     from megatron_rb.evaluation.parity import compare, default_packs, first_parting, merge_traces, run_stack
     from megatron_rb.evaluation.parity_samples import draw_samples
+    from megatron_rb.launch.job import JobSpec
+    from megatron_rb.launch.topology import rank_table
+    from megatron_rb.layout import parse_layout
     from megatron_rb.models.layer_choice import select_layers
 
     results = []
-    for case, shape, layout, place in each_layout(cases, platform):
+    for case in cases:
+        shape = load_shape(case["hf"])
+        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
+        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, 0, case.get("cp", 1))
+        job = JobSpec("m", (), place.world_size, Path(), tp_size=case["tp"], pp_size=case["pp"], cp_size=place.cp_size)
+        told = rank_table(job, ["here"])[place.rank]
+        names = ("tp_rank", "cp_rank", "dp_rank", "pp_rank")
+        assert [getattr(told, name) for name in names] == [getattr(place, name) for name in names]
         samples = draw_samples(shape, case["sample_seed"])
         packs = [samples] if case.get("packed") else default_packs(samples)
         part = run_stack(
@@ -47,7 +57,8 @@ def parity(cases: list[dict], folder: str, layers: str = "local") -> list[dict]:
             parting = first_parting(rows)
             results.append(
                 {
-                    "case": str(layout), "tp": case["tp"], "sp": case.get("sp", False), "rows": len(rows),
+                    "case": str(layout), "tp": case["tp"], "cp": place.cp_size, "sp": case.get("sp", False),
+                    "rows": len(rows),
                     "gradients": sum(row.name.startswith("gradient") for row in rows),
                     "failed": failed, "first_parting": parting.name if parting else None,
                     "logits": next(row.max_abs for row in rows if row.name == "logits"),

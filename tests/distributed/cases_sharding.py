@@ -17,7 +17,7 @@ from megatron.core.transformer import MegatronModule, TransformerConfig  # noqa:
 
 from megatron_rb.checkpoint.sharded import TrainingState, load_sharded, save_sharded  # noqa: E402
 from megatron_rb.config.schema import Config  # noqa: E402
-from megatron_rb.parallel.groups import build_groups, destroy_groups, gather_over_tp, tp_group  # noqa: E402
+from megatron_rb.parallel.groups import build_groups, destroy_groups, gather_over, tp_group  # noqa: E402
 from megatron_rb.parallel.sharding import ShardSpec, full_to_local, local_to_full, sharded_tensor  # noqa: E402
 from megatron_rb.train.optimizer import build_optimizer, ddp_config  # noqa: E402
 
@@ -101,7 +101,7 @@ def step(chunk: DistributedDataParallel, state: TrainingState) -> None:
 def full_values(chunk: DistributedDataParallel) -> dict[str, torch.Tensor]:
     values = {}
     for name, parameter in chunk.module.named_parameters():
-        values[name] = local_to_full(gather_over_tp(parameter.detach(), tp_group()), SPECS[name]).clone()
+        values[name] = local_to_full(gather_over(parameter.detach(), tp_group()), SPECS[name]).clone()
     return values
 
 

@@ -23,7 +23,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
 
     `migrate`: `[checkpoint, out, platform]` conversions that rank 0 does before the case starts; `load`: folder of
     checkpoints to continue from; `save`: folder a checkpoint goes into after the last step; `last`: that step;
-    `padded`: tokens and patches that every micro-batch is padded to.
+    `padded`: tokens and patches that every micro-batch is padded to; `packed`: all samples of a step in one of them.
     """
     platform = adapted_cpu()
     from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
@@ -39,7 +39,10 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
     from megatron_rb.train.totals import sum_over_world
 
     curves = []
-    for case, shape, layout, place in each_layout(cases, platform):
+    for case in cases:
+        shape = load_shape(case["hf"])
+        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
+        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, 0, case.get("cp", 1))
         config = Config()
         config.model.dtype = case.get("dtype", "fp32")
         config.model.recompute.vision = config.model.recompute.language = case.get("recompute", 0)
@@ -58,7 +61,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         runner = Runner(trainable.chunks, shape, place, torch.device("cpu"))
         state = TrainingState(
             trainable.chunks, trainable.optimizer, {"schedule": schedule, "data": Position()}, model_fingerprint(shape),
-            {"layout": str(layout), "tp": case["tp"]}, platform, lambda step: None,
+            {"layout": str(layout), "tp": case["tp"], "cp": place.cp_size}, platform, lambda step: None,
         )  # fmt: skip
         if dist.get_rank() == 0:
             for checkpoint, out, to in case.get("migrate", ()):
@@ -68,10 +71,16 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         curve = []
         for step in range(first, case.get("last", steps)):
             samples = draw_samples(shape, seed=case["sample_seed"] + step % 2)
-            batches = micro_batches(
-                [[sample] for sample in samples], shape, place, runner.chunks[0].config.sequence_parallel,
-                padded=Size(*case.get("padded", (0, 0))),
-            )  # fmt: skip
+            share = share_packs([samples] if case.get("packed") else [[sample] for sample in samples], place)
+            batches = [
+                build_micro_batch(
+                    share.samples(number), shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
+                    sequence_parallel=runner.chunks[0].config.sequence_parallel, cp_rank=place.cp_rank,
+                    cp_size=place.cp_size,
+                    padded=Size(*case.get("padded", (0, 0))),
+                )
+                for number in share.mine
+            ]  # fmt: skip
             for chunk in trainable.chunks:
                 chunk.zero_grad_buffer()
             trainable.optimizer.zero_grad()

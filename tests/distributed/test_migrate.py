@@ -16,7 +16,7 @@ from megatron_rb.checkpoint.manifest import find_checkpoint
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
 from megatron_rb.models.robobrain.config import load_shape
 from tests.distributed.world import run_world
-from tests.parity.layouts import layouts
+from tests.parity.layouts import context_layouts, layouts
 from tests.parity.tiny_models import write_model
 from tests.unit.checkpoint.legacy.test_optimizer import written
 from tests.unit.checkpoint.legacy.trees import UNEVEN
@@ -30,6 +30,7 @@ def test_losses_go_on_through_every_layout(family, seed, every, tmp_path):
     folder = write_model(tmp_path / "model", family, seed)
     shape = load_shape(folder)
     cuts = [c for c in layouts(shape.vision.num_layers, shape.text.num_layers) if "packed" not in c][::every]
+    cuts.append(context_layouts(shape.vision.num_layers, shape.text.num_layers)[4])
     common = {"hf": str(folder), "lr": 1e-3, "sample_seed": 20, "dtype": "fp32"}
     cases = [common | cuts[0]]
     for number, cut in enumerate(cuts):

@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 8
 SPLIT_VISION = ["parallel.tp_size=1", "parallel.pp_size=2", "parallel.layout=P v | v M E t*3 L"]
 TENSOR_PARALLEL = ["parallel.tp_size=2", "parallel.pp_size=1", "parallel.sequence_parallel=true", "parallel.layout=''"]
+CONTEXT_PARALLEL = ["parallel.tp_size=1", "parallel.pp_size=1", "parallel.cp_size=2", "parallel.layout=''"]
 DATA_PARALLEL = ["parallel.tp_size=1", "parallel.pp_size=1", "world_size=2", "parallel.layout=''"]
 
 
@@ -100,7 +101,8 @@ def test_killed_rank_and_resume_give_the_same_losses_bit_for_bit(inputs, undistu
     assert process.returncode == 128 + signal.SIGKILL
     assert "rank 1 was killed by SIGKILL" in output
     elsewhere = shutil.copytree(tmp_path, tmp_path.with_name(tmp_path.name + "-elsewhere"))
-    assert finish(inputs, elsewhere, DATA_PARALLEL) == pytest.approx(undisturbed, rel=1e-4), f"killed after step {step}"
+    continued = finish(inputs, elsewhere, [*CONTEXT_PARALLEL, "data.padding=buckets"])
+    assert continued == pytest.approx(undisturbed, rel=1e-4), f"killed after step {step}"
     assert finish(inputs, tmp_path, SPLIT_VISION) == undisturbed, f"killed after step {step}"
     assert sorted(undisturbed) == list(range(1, STEPS + 1))
 

@@ -153,17 +153,25 @@ class DotProductAttention(torch.nn.Module):
         core_attention_bias=None, alibi_slopes=None, fast_zero_fill=True, inference_params=None, pad_between_seqs=None,
     ):  # fmt: skip
         CALLS["attention"] = CALLS.get("attention", 0) + 1
-        assert qkv_format == "thd" and attn_mask_type in ("padding", "padding_causal") and attention_mask is None
+        assert qkv_format == "thd" and attention_mask is None
+        assert attn_mask_type in ("padding", "padding_causal", "padding_causal_bottom_right")
         assert query_layer.shape[1:] == (self.heads, self.head_dim), (query_layer.shape, self.heads, self.head_dim)
         assert key_layer.shape == value_layer.shape and key_layer.shape[1:] == (self.groups, self.head_dim)
-        assert cu_seqlens_q.dtype == cu_seqlens_kv.dtype == torch.int32 and torch.equal(cu_seqlens_q, cu_seqlens_kv)
-        lengths = cu_seqlens_q.diff()
-        assert max_seqlen_q == max_seqlen_kv == int(lengths.max()) and cu_seqlens_q[-1] == len(query_layer)
+        assert cu_seqlens_q.dtype == cu_seqlens_kv.dtype == torch.int32
+        lengths, seen = cu_seqlens_q.diff(), cu_seqlens_kv.diff()
+        assert max_seqlen_q == int(lengths.max()) and max_seqlen_kv == int(seen.max())
+        assert cu_seqlens_q[-1] == len(query_layer) and cu_seqlens_kv[-1] == len(key_layer)
         # One masked attention over all tokens: written apart from the product's path, which goes segment by segment.
-        segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        mask = segment[:, None] == segment[None]
-        if attn_mask_type == "padding_causal":
-            mask = mask.tril()
+        number, key_number = (torch.repeat_interleave(torch.arange(len(x)), x) for x in (lengths, seen))
+        mask = number[:, None] == key_number[None]
+        if attn_mask_type != "padding":
+            # Places within a segment, counted from its first row, or from the last one where the mask says so.
+            origin = (cu_seqlens_q[1:], cu_seqlens_kv[1:]) if attn_mask_type.endswith("right") else (
+                cu_seqlens_q[:-1], cu_seqlens_kv[:-1]
+            )  # fmt: skip
+            place = torch.arange(len(number)) - origin[0][number]
+            key_place = torch.arange(len(key_number)) - origin[1][key_number]
+            mask = mask & (key_place[None] <= place[:, None])
         q, k, v = (x.transpose(0, 1)[None] for x in (query_layer, key_layer, value_layer))
         out = F.scaled_dot_product_attention(q, k, v, mask, scale=self.scale, enable_gqa=self.heads != self.groups)
         return out[0].transpose(0, 1).flatten(1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from megatron_rb.kernels.dispatch import TABLE, Call, why_not
 from megatron_rb.kernels.linear_cross_entropy import reference as loss_reference
 from megatron_rb.kernels.linear_cross_entropy.op import linear_cross_entropy
 from megatron_rb.kernels.mrope import reference as mrope_reference
@@ -11,9 +12,12 @@ from megatron_rb.kernels.rms_norm import reference as norm_reference
 from megatron_rb.kernels.rms_norm.op import rms_norm
 from megatron_rb.kernels.swiglu import reference as swiglu_reference
 from megatron_rb.kernels.swiglu.op import swiglu
+from megatron_rb.kernels.varlen_attention import reference as varlen_reference
+from megatron_rb.kernels.varlen_attention.op import varlen_attention
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.kernels.window_attention import reference as window_reference
 from megatron_rb.kernels.window_attention.op import window_attention
+from megatron_rb.platform import get_platform
 from tests.unit.kernels.public_functions import NAMES, case, gradients
 
 pytestmark = [
@@ -47,6 +51,24 @@ def test_window_attention_equals_fp64(head_dim, dtype):
     for ours, true in pairs:
         atol = TOLERANCE[dtype] * max(1.0, true.abs().max().item())
         torch.testing.assert_close(ours.double(), true, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("implementation", ["flash_attn_3", "flash_attn", "torch_varlen", "torch"])
+def test_queries_at_the_end_of_longer_keys_equal_fp64(implementation, dtype):
+    """Every library has to align the causal mask at the end of both: context parallelism relies on it."""
+    row = next(row for row in TABLE["varlen_attention"] if row.name == implementation)
+    reason = why_not(row, get_platform("cuda"), Call(dtype, 64), requested=True)
+    if reason is not None:
+        pytest.skip(reason)
+    queries, keys = (Segments.of_lengths(lengths).to(DEVICE) for lengths in ([40, 64, 7], [100, 64, 80]))
+    inputs = [drawn(rows, heads, 64, dtype=dtype) for rows, heads in ((111, 8), (244, 2), (244, 2))]
+    out = varlen_attention(*inputs, queries, True, implementation, keys)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    truth = varlen_reference.varlen_attention(*wide, queries, True, keys)
+    for mine, its in zip((out, *gradients(out, inputs)), (truth, *gradients(truth, wide)), strict=True):
+        atol = TOLERANCE[dtype] * max(1.0, its.abs().max().item())
+        torch.testing.assert_close(mine.double(), its, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)

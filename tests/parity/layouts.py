@@ -24,3 +24,18 @@ def layouts(vision: int, decoder: int) -> list[dict]:
         {"tp": 1, "pp": 4, "layout": merger_alone},
         {"tp": 2, "pp": 2, "layout": virtual, "sp": True},
     ]
+
+
+def context_layouts(vision: int, decoder: int) -> list[dict]:
+    """The same with context parallelism."""
+    whole = f"P v*{vision} M E t*{decoder} L"
+    mid_vision = f"P v*2 | v*{vision - 2} M E t*{decoder} L"
+    virtual = f"P v*1 | v*{vision - 1} M | E t*2 | t*{decoder - 2} L"
+    return [
+        {"tp": 1, "pp": 1, "layout": whole, "cp": 2},
+        {"tp": 2, "pp": 1, "layout": whole, "cp": 2, "sp": True, "packed": True},
+        {"tp": 1, "pp": 2, "layout": mid_vision, "cp": 2, "packed": True},
+        {"tp": 1, "pp": 1, "layout": whole, "cp": 4, "packed": True},
+        {"tp": 1, "pp": 2, "layout": virtual, "cp": 2},
+        {"tp": 2, "pp": 1, "layout": whole, "cp": 2},
+    ]

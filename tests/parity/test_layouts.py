@@ -9,7 +9,7 @@ from megatron_rb.checkpoint.hf.oracle import run_transformers
 from megatron_rb.evaluation.parity_samples import draw_samples
 from megatron_rb.models.robobrain.config import load_shape
 from tests.distributed.world import run_world
-from tests.parity.layouts import layouts
+from tests.parity.layouts import context_layouts, layouts
 from tests.parity.tiny_models import write_model
 
 SAMPLE_SEED = 7
@@ -31,7 +31,8 @@ def test_every_layout_equals_transformers(family, tmp_path):
         folder = write_model(tmp_path / f"{family}_{seed}", family, seed)
         shape = reference(folder, tmp_path)
         every = layouts(shape.vision.num_layers, shape.text.num_layers)
-        chosen = every if seed == 1 else [every[0], every[3], every[6], every[8]]
+        context = context_layouts(shape.vision.num_layers, shape.text.num_layers)
+        chosen = [*every, *context] if seed == 1 else [every[0], every[3], every[6], every[8], *context[:3]]
         cases += [{"hf": str(folder), "sample_seed": SAMPLE_SEED, **case} for case in chosen]
     results = run_world("tests.distributed.cases_parity:parity", 4, timeout=500, cases=cases, folder=str(tmp_path))[0]
     assert len(results) == len(cases)
@@ -47,7 +48,11 @@ def test_transformer_engine_layers_equal_transformers(tmp_path):
         folder = write_model(tmp_path / family, family, seed=1)
         shape = reference(folder, tmp_path)
         every = layouts(shape.vision.num_layers, shape.text.num_layers)
-        cases += [{"hf": str(folder), "sample_seed": SAMPLE_SEED, **case} for case in (every[1], every[2], every[6])]
+        context = context_layouts(shape.vision.num_layers, shape.text.num_layers)
+        cases += [
+            {"hf": str(folder), "sample_seed": SAMPLE_SEED, **case}
+            for case in (every[1], every[2], every[6], context[1])
+        ]
     *results, calls = run_world(
         "tests.distributed.cases_parity:transformer_engine_parity", 4, timeout=400, cases=cases, folder=str(tmp_path)
     )[0]

@@ -7,7 +7,7 @@ from megatron_rb.checkpoint.hf.oracle import count_labels, load_transformers, mo
 from megatron_rb.evaluation.parity_samples import draw_samples
 from megatron_rb.models.robobrain.config import load_shape
 from tests.distributed.world import run_world
-from tests.parity.layouts import layouts
+from tests.parity.layouts import context_layouts, layouts
 from tests.parity.tiny_models import write_model
 
 STEPS, LR, SAMPLE_SEED = 10, 1e-3, 20
@@ -52,6 +52,13 @@ def test_losses_equal_transformers(family, tmp_path):
         cuts[0] | {"padded": [180, 300]},
         next(cut for cut in cuts if cut.get("sp") and cut["pp"] == 2) | {"padded": [181, 301]},
     ]
+    context = context_layouts(shape.vision.num_layers, shape.text.num_layers)
+    cuts += [
+        context[0] | {"distributed_optimizer": False, "padded": [180, 300]},
+        context[1] | {"recompute": -1},
+        context[2],
+        context[4],
+    ]
     cases = [{"hf": str(folder), "lr": LR, "sample_seed": SAMPLE_SEED, **cut} for cut in cuts]
     for case, curve in zip(cases, run_losses(cases), strict=True):
         assert curve == pytest.approx(expected, rel=1e-4), case
@@ -82,10 +89,10 @@ def test_bf16_with_fp32_main_weights_stays_near_fp32(tmp_path):
     shape = load_shape(folder)
     split = f"P v*2 | v*{shape.vision.num_layers - 2} M E t*{shape.text.num_layers} L"
     case = {"hf": str(folder), "sample_seed": SAMPLE_SEED, "lr": LR, "dtype": "bf16", "tp": 2, "pp": 2, "layout": split}
-    curve = run_losses([case | {"sp": True}])[0]
     expected = transformers_losses(folder)
-    assert curve == pytest.approx(expected, rel=0.05)
-    assert curve != pytest.approx(expected, rel=1e-4)  # it really ran in bf16
+    for curve in run_losses([case | {"sp": True}, case | {"tp": 1, "cp": 2}]):
+        assert curve == pytest.approx(expected, rel=0.05)
+        assert curve != pytest.approx(expected, rel=1e-4)  # it really ran in bf16
 
 
 def run_losses(cases):

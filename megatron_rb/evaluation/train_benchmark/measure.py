@@ -74,8 +74,9 @@ class Bench:
         timeout = config.parallel.timeout_minutes
         start_process_group(platform, timeout)
         self.place: Place = build_groups(
-            self.derived.tp_size, self.derived.pp_size, self.layout.vpp_size, timeout, config.seed
-        )
+            self.derived.tp_size, self.derived.pp_size, self.layout.vpp_size, timeout, config.seed,
+            self.derived.cp_size,
+        )  # fmt: skip
         self.ledger = Ledger(self.derived.run_dir / "ledger.jsonl", self.place.rank)
         self.samples = self._samples()
         seed_everything(config.seed, platform)
@@ -199,14 +200,14 @@ def _gather_steps(
 ) -> tuple[tuple[StepFigures, ...], list[np.ndarray]]:
     """Figures of every step over all ranks, and its `[dp ranks, micro-batches, 2]` tokens and patches."""
     place = bench.place
-    # One rank of each model copy speaks for the copy: all have the same micro-batches.
+    # One tensor-parallel rank of the first stage speaks for all: they have the same rows.
     speaks_for = place.dp_rank if place.tp_rank == place.pp_rank == 0 else -1
     own = [(speaks_for, step.seconds, step.wait_seconds, [astuple(work) for work in step.works]) for step in timed]
     everyone = _gather(own, place)
     steps, loads = [], []
     for number in range(len(timed)):
         entries = [ranks[number] for ranks in everyone]
-        batches = [[Work(*values) for values in work] for dp_rank, _, _, work in sorted(entries) if dp_rank >= 0]
+        batches = works_of_replicas(entries, place.dp_size)
         total = sum((work for rank in batches for work in rank), Work())
         flops = training_flops(bench.shape, total, bench.config.model.freeze).total
         steps.append(
@@ -217,6 +218,19 @@ def _gather_steps(
         )  # fmt: skip
         loads.append(np.array([[(work.tokens, work.patches) for work in rank] for rank in batches]))
     return tuple(steps), loads
+
+
+def works_of_replicas(entries: list[tuple[int, float, float, list[tuple]]], dp_size: int) -> list[list[Work]]:
+    """Work of every replica's micro-batches, each put together from its context-parallel ranks."""
+    replicas: list[list[Work]] = [[] for _ in range(dp_size)]
+    for dp_rank, _, _, works in entries:
+        if dp_rank < 0:
+            continue
+        parts = [Work(*values) for values in works]
+        before = replicas[dp_rank]
+        # The samples are the same on all of these ranks.
+        replicas[dp_rank] = [a + replace(b, samples=0) for a, b in zip(before, parts, strict=True)] if before else parts
+    return replicas
 
 
 def _gather_ranks(
@@ -274,6 +288,7 @@ def _settings(bench: Bench) -> dict[str, Any]:
         "dtype": config.model.dtype,
         "tp_size": place.tp_size,
         "pp_size": place.pp_size,
+        "cp_size": place.cp_size,
         "dp_size": place.dp_size,
         "layout": str(bench.layout),
         "threads": torch.get_num_threads(),

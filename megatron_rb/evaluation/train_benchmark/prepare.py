@@ -14,7 +14,7 @@ import torch
 from megatron_rb.checkpoint.hf.folder import PICKLED, SAFETENSORS
 from megatron_rb.checkpoint.hf.training import BENCHMARK_MODELS, write_benchmark_model, write_random_weights
 from megatron_rb.config.compose import load_config, save_config
-from megatron_rb.config.derive import Derived, derive
+from megatron_rb.config.derive import Derived, derive, replica_size
 from megatron_rb.config.schema import Config
 from megatron_rb.evaluation.train_benchmark.mixes import load_mix
 from megatron_rb.evaluation.train_benchmark.mock_data import MockSamples
@@ -124,7 +124,7 @@ def _step_size(config: Config, spec: BenchSpec) -> Derived:
     """Set the micro-batches of a step from the mix, whose figure is per data-parallel rank."""
     shape = load_shape(config.model.hf_path)
     if spec.mix is not None:
-        copies = _processes(config) // (config.parallel.tp_size * config.parallel.pp_size)
+        copies = _processes(config) // replica_size(config.parallel)
         config.data.global_micro_batches = spec.mix.micro_batches * max(1, copies)
     return derive(config, shape)
 
@@ -132,7 +132,7 @@ def _step_size(config: Config, spec: BenchSpec) -> Derived:
 def _processes(config: Config) -> int:
     """Processes that the settings ask for."""
     asked = config.world_size or config.cluster.nodes * config.cluster.processes_per_node
-    return asked or config.parallel.tp_size * config.parallel.pp_size
+    return asked or replica_size(config.parallel)
 
 
 def _give_model(config: Config, name: str, folder: Path, weights: bool) -> None:

@@ -26,6 +26,7 @@ from megatron_rb.models.layers import (
 )
 from megatron_rb.models.robobrain.config import TextShape
 from megatron_rb.models.robobrain.inputs import TextInputs
+from megatron_rb.parallel import context
 from megatron_rb.parallel.sharding import ShardSpec
 
 
@@ -44,13 +45,16 @@ class Embedding(torch.nn.Module):
     def forward(self, inputs: TextInputs, visual: torch.Tensor | None) -> torch.Tensor:
         """
         Args:
-            visual: `[merged patches, 1, hidden]` as the merger gives them; None = the tokens hold no placeholders.
+            visual: `[merged patches, 1, hidden]` as the merger of this rank gives them; None = the tokens hold no
+                placeholders.
 
         Returns:
             `[tokens (/ tp), 1, hidden]`
         """
         hidden = self.tokens(inputs.input_ids.unsqueeze(0)).transpose(0, 1)
         if visual is not None:
+            if inputs.keys is not None:
+                visual = context.gather_rows(visual)
             # With no image in the batch the map is empty; the merger then still gets a gradient, of zeros.
             hidden = merge_rows(hidden, visual, inputs.visual, self.rows)
         if self.sequence_parallel:
@@ -91,7 +95,10 @@ class SelfAttention(torch.nn.Module):
             q, k = qk_norm_mrope(q, k, *weights, cos, sin, self.norm_eps, implementation=self.rope)
         else:
             q, k = apply_mrope(q, k, cos, sin, implementation=self.rope)
-        if cache is None:
+        if inputs.keys is not None:
+            k, v = context.gather_keys(k, v, inputs.keys.ranges)
+            attended = self.core(q, k, v, inputs.samples, inputs.keys.segments)
+        elif cache is None:
             attended = self.core(q, k, v, inputs.samples)
         else:
             attended = cache.attend(q, k, v, inputs.samples, self.core)

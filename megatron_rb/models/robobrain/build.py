@@ -60,6 +60,7 @@ def core_config(shape: RoboBrainShape, place: Place, options: ModelOptions) -> T
         use_cpu_initialization=True,
         perform_initialization=False,
         gradient_accumulation_fusion=False,
+        # Nothing is said of context parallelism: Transformer Engine's attention would exchange keys a second time.
         # Every micro-batch has its own number of tokens and patches; megatron-core asks for this dispatcher with it.
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",

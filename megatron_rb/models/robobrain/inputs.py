@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,10 @@ from megatron_rb.data.sample import EncodedSample
 from megatron_rb.kernels.dynamic_padding.row_map import RowMap
 from megatron_rb.kernels.mrope.reference import mrope_angles, vision_angles
 from megatron_rb.kernels.varlen_attention.segments import Segments
+from megatron_rb.layout.token_axis import Range, parts_in, ranges_of_rank, token_multiple
 from megatron_rb.models.robobrain.config import RoboBrainShape
-from megatron_rb.models.robobrain.positions import (
-    interpolation_taps,
-    mrope_positions,
-    patch_positions,
-    window_order,
-)
+from megatron_rb.models.robobrain.frames import FrameShares, frame_order
+from megatron_rb.models.robobrain.positions import interpolation_taps, mrope_positions, patch_positions
 
 IGNORED = -100
 """Label of a token that no loss is taken of."""
@@ -29,7 +27,10 @@ NOT_YET = torch.empty(0)
 
 @dataclass(frozen=True)
 class VisionInputs:
-    """Patches of a micro-batch in window order, padded to whole merge units for every tensor-parallel rank or more."""
+    """Patches of a micro-batch in window order, padded to whole merge units for every tensor-parallel rank or more.
+
+    Under context parallelism those of the frames of this rank; every rank has as many rows.
+    """
 
     num_patches: int
     """Rows, padding included; never 0, so that every parameter gets a gradient in a batch without images."""
@@ -51,19 +52,37 @@ class VisionInputs:
 
 
 @dataclass(frozen=True)
+class ContextKeys:
+    """The keys that the tokens of a context-parallel rank attend to."""
+
+    segments: Segments
+    """One for each segment of the tokens: from the beginning of the sample to the end of its part on this rank."""
+    ranges: tuple[Range, ...]
+    """Rows of the whole token axis that they are, one after the other."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> ContextKeys:
+        return replace(self, segments=self.segments.to(device, non_blocking=non_blocking))
+
+
+@dataclass(frozen=True)
 class TextInputs:
-    """Tokens of a micro-batch: samples one after the other, padding as a segment of its own."""
+    """Tokens of a micro-batch: samples one after the other, padding as a segment of its own.
+
+    Under context parallelism the tokens of this rank (`layout.token_axis`), parts of samples one after the other.
+    """
 
     num_tokens: int
     """Rows, padding included."""
     num_real_tokens: int
+    """Rows before the padding."""
     samples: Segments
     input_ids: torch.Tensor
     """int64 `[tokens]`"""
     positions: torch.Tensor
     """int32 `[3, tokens]`"""
     visual: RowMap
-    """From rows of the merger's output to the tokens that are image or video placeholders."""
+    """From rows of the merger's output (of all context-parallel ranks) to the tokens that are image or video
+    placeholders."""
     local_visual: RowMap
     """The part of `visual` on this rank under sequence parallelism, tokens counted from its first one."""
     label_rows: torch.Tensor
@@ -72,6 +91,8 @@ class TextInputs:
     """int64: the token to predict at each of `label_rows`."""
     label_weights: torch.Tensor
     """float32: 1 for a label, 0 for the filler row of a batch without labels."""
+    keys: ContextKeys | None = None
+    """None = the tokens see each other alone: there is no context parallelism."""
     rope_cos: torch.Tensor = NOT_YET
     """float32 `[tokens, head_dim / 2]`, computed by `to_device`."""
     rope_sin: torch.Tensor = NOT_YET
@@ -92,71 +113,85 @@ class MicroBatch:
 
 def build_micro_batch(
     samples: Sequence[EncodedSample], shape: RoboBrainShape, *, tp_rank: int, tp_size: int, sequence_parallel: bool,
-    padded: Size = Size(0, 0),
+    cp_rank: int = 0, cp_size: int = 1, padded: Size = Size(0, 0),
 ) -> MicroBatch:  # fmt: skip
     """Pack samples into one micro-batch; no samples give a batch of padding with no loss.
 
     Args:
-        padded: rows to pad to, where the samples have fewer; they are never cut.
+        padded: rows of all context-parallel ranks to pad to, where the samples have fewer; they are never cut.
 
     Raises:
         ValueError: a sample whose placeholders do not match its images.
     """
-    token_multiple = tp_size if sequence_parallel else 1
-    patch_multiple = shape.vision.merge_unit * token_multiple
-    vision, visual_rows = _vision_inputs(samples, shape, patch_multiple, padded.patches)
-    merged = vision.num_patches // shape.vision.merge_unit
-    text = _text_inputs(samples, shape, visual_rows, merged, token_multiple, padded.tokens)
+    vision, rows_over = shape.vision, tp_size if sequence_parallel else 1
+    shares = FrameShares.of([grid for sample in samples for grid in sample.grids], cp_size)
+    patches = shares.padded_patches(padded.patches, vision.merge_unit * rows_over)
+    merged = patches // vision.merge_unit
+    visual_rows = shares.merged_rows(vision.spatial_merge_size, _window_side(shape), merged)
+    text = _text_inputs(
+        samples, shape, visual_rows, merged * cp_size, token_multiple(cp_size, rows_over), padded.tokens
+    )
+    if cp_size > 1:
+        text = _context_part(text, cp_rank, cp_size)
     if sequence_parallel:
         text = _local_visuals(text, tp_rank, tp_size)
-    return MicroBatch(vision, text, tuple(sample.sample_id for sample in samples))
+    return MicroBatch(
+        _vision_inputs(samples, shares, cp_rank, shape, patches), text, tuple(sample.sample_id for sample in samples)
+    )
+
+
+def _window_side(shape: RoboBrainShape) -> int:
+    """Merged tokens along the side of an attention window; 0 = the model has no windows."""
+    vision = shape.vision
+    return max(1, vision.window_size // vision.patch_size // vision.spatial_merge_size) if vision.window_size else 0
 
 
 def _vision_inputs(
-    samples: Sequence[EncodedSample], shape: RoboBrainShape, multiple: int, wanted: int
-) -> tuple[VisionInputs, np.ndarray]:
-    """The vision part, and for every merged token in reading order its row in the merger's output."""
-    vision = shape.vision
+    samples: Sequence[EncodedSample], shares: FrameShares, cp_rank: int, shape: RoboBrainShape, total: int
+) -> VisionInputs:
+    vision, window = shape.vision, _window_side(shape)
     merge, unit = vision.spatial_merge_size, vision.merge_unit
-    grids = [grid for sample in samples for grid in sample.grids]
-    pixels = [array for sample in samples for array in sample.pixels or []]
-    has_pixels = all(sample.pixels is not None for sample in samples)
-    window = max(1, vision.window_size // vision.patch_size // merge)
     positions, taps, weights, orders, window_lengths, frame_lengths = [], [], [], [], [], []
-    offset = 0
-    for grid in grids:
+    for grid in shares.grids_of(cp_rank):
         where = patch_positions(grid, merge)
-        tokens = grid.patches // unit
-        order, lengths = window_order(grid, merge, window) if vision.window_size else (np.arange(tokens), [])
-        patch_order = (order[:, None] * unit + np.arange(unit)).reshape(-1)
+        order, lengths = frame_order(grid.h, grid.w, merge, window)
+        orders += [order] * grid.t
+        in_frame = (order[:, None] * unit + np.arange(unit)).reshape(-1)
+        patch_order = (np.arange(grid.t)[:, None] * len(in_frame) + in_frame).reshape(-1)
         positions.append(where[patch_order])
         if vision.position_grid_side:
             index, weight = interpolation_taps(where, grid, vision.position_grid_side)
             taps.append(index[patch_order])
             weights.append(weight[patch_order])
-        orders.append(order + offset)
-        window_lengths += [length * unit for length in lengths]
-        frame_lengths += [grid.h * grid.w] * grid.t
-        offset += tokens
-    real = offset * unit
-    padding = _padding(real, wanted, multiple)
-    order = np.concatenate([*orders, np.arange(offset, offset + padding // unit)]).astype(np.int64)
-    rows = np.empty_like(order)
-    rows[order] = np.arange(len(order))  # the merger's output stands in window order
-    total = real + padding
+        window_lengths += [length * unit for length in lengths] * grid.t
+        frame_lengths += [len(in_frame)] * grid.t
+    real = sum(frame_lengths)
     # In pieces of a window, so that padding costs no more than patches do and kernels for windows can take it.
-    piece = unit * window**2
-    tail = [min(piece, padding - done) for done in range(0, padding, piece)]
+    piece = unit * max(window, 1) ** 2
+    tail = [min(piece, total - done) for done in range(real, total, piece)]
+    grid_rows = total if vision.position_grid_side else 0
     return VisionInputs(
         num_patches=total,
         num_real_patches=real,
         frames=Segments.of_lengths(frame_lengths + tail),
-        windows=Segments.of_lengths(window_lengths + tail) if vision.window_size else None,
+        windows=Segments.of_lengths(window_lengths + tail) if window else None,
         positions=_rows(positions, (total, 2), np.int32),
-        position_taps=_rows(taps, (total if vision.position_grid_side else 0, 4), np.int32),
-        position_weights=_rows(weights, (total if vision.position_grid_side else 0, 4), np.float32),
-        pixels=_ordered_pixels(pixels, orders, unit, (total, vision.patch_dim)) if has_pixels else None,
-    ), rows[:offset]
+        position_taps=_rows(taps, (grid_rows, 4), np.int32),
+        position_weights=_rows(weights, (grid_rows, 4), np.float32),
+        pixels=_pixels_of(samples, shares, cp_rank, orders, unit, (total, vision.patch_dim)),
+    )
+
+
+def _pixels_of(
+    samples: Sequence[EncodedSample], shares: FrameShares, cp_rank: int, orders: list[np.ndarray], unit: int,
+    shape: tuple[int, int],
+) -> torch.Tensor | None:  # fmt: skip
+    if any(sample.pixels is None for sample in samples):
+        return None
+    arrays = shares.pixels_of(cp_rank, [array for sample in samples for array in sample.pixels or []])
+    grids = shares.grids_of(cp_rank)
+    frames = [frame for grid, array in zip(grids, arrays, strict=True) for frame in np.split(array, grid.t)]
+    return _ordered_pixels(frames, orders, unit, shape)
 
 
 def _ordered_pixels(
@@ -165,13 +200,13 @@ def _ordered_pixels(
     """All patches in window order and zeros behind them, written in one pass: this is the largest array of a batch.
 
     Args:
-        orders: for each grid the place of its merged tokens, counted from the first grid.
+        pixels: for each frame its patches in merge-block order.
+        orders: for each frame its merged tokens in window order.
     """
     out = np.empty((shape[0] // unit, unit * shape[1]), dtype=np.float32)
     start = 0
     for array, order in zip(pixels, orders, strict=True):
-        tokens = array.reshape(len(order), -1)
-        np.take(tokens, order - start, axis=0, out=out[start : start + len(order)])
+        np.take(array.reshape(len(order), -1), order, axis=0, out=out[start : start + len(order)])
         start += len(order)
     out[start:] = 0
     return torch.from_numpy(out.reshape(shape))
@@ -215,9 +250,6 @@ def _text_inputs(
     visual_positions = np.flatnonzero(np.isin(all_ids[:real], (shape.image_token_id, shape.video_token_id)))
     visual_map = RowMap.of(visual_positions, visual_rows, len(all_ids), num_merged)
     label_rows = np.flatnonzero(all_labels != IGNORED)
-    weights = np.ones(max(len(label_rows), 1), dtype=np.float32)
-    if not len(label_rows):
-        label_rows, weights = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
     return TextInputs(
         num_tokens=len(all_ids),
         num_real_tokens=real,
@@ -226,10 +258,17 @@ def _text_inputs(
         positions=torch.from_numpy(np.concatenate(positions, axis=1).astype(np.int32)),
         visual=visual_map,
         local_visual=visual_map,
-        label_rows=torch.from_numpy(label_rows),
-        labels=torch.from_numpy(np.maximum(all_labels[label_rows], 0)),
-        label_weights=torch.from_numpy(weights),
+        **_label_inputs(label_rows, all_labels[label_rows]),
     )
+
+
+def _label_inputs(rows: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The fields on labels: those given, or a filler row without weight, since the head wants some row."""
+    weights = np.ones(len(rows), dtype=np.float32)
+    if not len(rows):
+        rows, labels, weights = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
+    values = map(torch.from_numpy, (rows, labels, weights))
+    return dict(zip(("label_rows", "labels", "label_weights"), values, strict=True))
 
 
 def _padding(real: int, wanted: int, multiple: int) -> int:
@@ -238,13 +277,33 @@ def _padding(real: int, wanted: int, multiple: int) -> int:
     return rows + -rows % multiple - real
 
 
+def _context_part(text: TextInputs, cp_rank: int, cp_size: int) -> TextInputs:
+    """The tokens of one context-parallel rank."""
+    ranges = ranges_of_rank(text.num_tokens, cp_rank, cp_size)
+    rows = np.concatenate([np.arange(*each) for each in ranges])
+    parts = parts_in(text.samples.borders, ranges)
+    visual = text.visual.of_rows(rows)
+    place = np.full(text.num_tokens, -1)
+    place[rows] = np.arange(len(rows))
+    label_places = place[text.label_rows.numpy()]
+    mine = (label_places >= 0) & (text.label_weights.numpy() > 0)
+    return replace(
+        text,
+        num_tokens=len(rows),
+        num_real_tokens=int((rows < text.num_real_tokens).sum()),
+        samples=Segments.of_lengths(parts.lengths),
+        input_ids=text.input_ids[rows],
+        positions=text.positions[:, rows].contiguous(),
+        visual=visual,
+        local_visual=visual,
+        keys=ContextKeys(Segments.of_lengths(parts.key_lengths), parts.key_ranges),
+        **_label_inputs(label_places[mine], text.labels.numpy()[mine]),
+    )
+
+
 def _local_visuals(text: TextInputs, tp_rank: int, tp_size: int) -> TextInputs:
     width = text.num_tokens // tp_size
-    start = tp_rank * width
-    positions, rows = text.visual.rows.numpy(), text.visual.sources.numpy()
-    mine = (positions >= start) & (positions < start + width)
-    local = RowMap.of(positions[mine] - start, rows[mine], width, text.visual.num_sources)
-    return replace(text, local_visual=local)
+    return replace(text, local_visual=text.visual.of_rows(np.arange(tp_rank * width, (tp_rank + 1) * width)))
 
 
 def to_device(batch: MicroBatch, shape: RoboBrainShape, device: torch.device) -> MicroBatch:
@@ -272,6 +331,6 @@ def _move(inputs, device: torch.device):
     moved = {
         field.name: value.to(device, non_blocking=True)
         for field in fields(inputs)
-        if isinstance(value := getattr(inputs, field.name), torch.Tensor | Segments | RowMap)
+        if isinstance(value := getattr(inputs, field.name), torch.Tensor | Segments | RowMap | ContextKeys)
     }
     return replace(inputs, **moved)

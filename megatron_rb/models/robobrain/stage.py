@@ -21,7 +21,7 @@ from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.flow import Flow, boundary_before, pack, unpack
 from megatron_rb.models.robobrain.inputs import MicroBatch, TextInputs
 from megatron_rb.models.vision.blocks import Merger, PatchEmbed, VisionLayer
-from megatron_rb.parallel import groups
+from megatron_rb.parallel import context, groups
 from megatron_rb.parallel.random_states import replayed
 from megatron_rb.parallel.sharding import shard_of, sharded_tensor
 
@@ -110,7 +110,7 @@ class RoboBrainStage(MegatronModule):
             tied_copy = self.shape.text.tied_embeddings and name == HEAD_WEIGHT
             state[name] = sharded_tensor(
                 EMBEDDING_WEIGHT if tied_copy else name, parameter, shard_of(parameter), tp_rank, tp_size,
-                groups.dp_rank() if dp_rank is None else dp_rank, copy=int(tied_copy),
+                groups.dp_cp_rank() if dp_rank is None else dp_rank, copy=int(tied_copy),
             )  # fmt: skip
         return state
 
@@ -184,6 +184,8 @@ class RoboBrainStage(MegatronModule):
         if self.rows_split_over > 1:
             # Every rank uses the rows of its own tokens; the gradients of all ranks make up the feature's.
             feature = tensor_parallel.copy_to_tensor_model_parallel_region(feature)
+        if text.keys is not None:
+            feature = context.gather_rows(feature)
         return add_rows(stream, feature, text.local_visual, self.rows)
 
 

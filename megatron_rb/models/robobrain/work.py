@@ -49,14 +49,16 @@ class Flops:
 
 
 def work_of(batch: MicroBatch) -> Work:
-    """Counts of one micro-batch; the same on every rank that was given it."""
+    """Counts of one micro-batch; the same on every rank that was given it, but for context-parallel ones: theirs add up
+    to what it holds, except for the samples."""
     vision, text = batch.vision, batch.text
+    seen = text.keys.segments if text.keys is not None else None
     return Work(
         samples=len(batch.sample_ids),
         tokens=text.num_real_tokens,
         labels=batch.num_labels,
         patches=vision.num_real_patches,
-        token_squares=_squares(text.samples, text.num_real_tokens),
+        token_squares=_squares(text.samples, text.num_real_tokens, seen),
         frame_squares=_squares(vision.frames, vision.num_real_patches),
         window_squares=_squares(vision.windows, vision.num_real_patches) if vision.windows is not None else 0,
     )
@@ -98,6 +100,9 @@ def _passes(weights_train: bool, input_trains: bool) -> int:
     return 1 + weights_train + input_trains
 
 
-def _squares(segments: Segments, real_rows: int) -> int:
-    borders = np.array([border for border in segments.borders if border <= real_rows], dtype=np.int64)
-    return int((np.diff(borders) ** 2).sum())
+def _squares(segments: Segments, real_rows: int, keys: Segments | None = None) -> int:
+    """Sum of the squared lengths of the segments. With `keys` each is the end of a longer one, and the square of what
+    is before it is taken off, so that the parts of a segment add up to it."""
+    lengths = np.diff([border for border in segments.borders if border <= real_rows]).astype(np.int64)
+    ends = np.array((keys or segments).lengths[: len(lengths)], dtype=np.int64)
+    return int((ends**2 - (ends - lengths) ** 2).sum())

@@ -24,7 +24,7 @@ def keep_weights(stages: list[RoboBrainStage], file: RankFile, place: Place, fea
     for name, parameter in named_parameters(stages):
         local, spec = parameter.detach(), shard_of(parameter)
         shards = (
-            groups.gather_over_tp(local, groups.tp_group()) if place.tp_size > 1 and spec.dim is not None else [local]
+            groups.gather_over(local, groups.tp_group()) if place.tp_size > 1 and spec.dim is not None else [local]
         )
         if place.tp_rank == 0:
             full = local_to_full([shard.cpu() for shard in shards], spec)

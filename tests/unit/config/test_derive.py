@@ -45,6 +45,14 @@ def test_the_rest_of_the_world_is_data_parallel():
 
 def test_without_a_world_size_one_model_is_started():
     assert derive(config_with("parallel=tp2_pp2"), MODEL).world_size == 4
+    assert derive(config_with("parallel=tp2_pp2", "parallel.cp_size=2"), MODEL).world_size == 8
+
+
+def test_context_parallel_ranks_are_no_data_parallel_ones():
+    words = ["parallel=tp2_pp2", "parallel.cp_size=4", "world_size=32", "data.global_batch_size=2"]
+    derived = derive(config_with(*words, "parallel.sequence_parallel=true"), MODEL)
+    assert (derived.cp_size, derived.dp_size, derived.token_multiple) == (4, 2, 8)
+    assert derive(config_with("parallel.cp_size=4"), MODEL).token_multiple == 8
 
 
 def test_processes_per_node_gives_the_world_size():
@@ -82,6 +90,13 @@ def test_sequence_parallel_is_nothing_at_tp_1():
         (["world_size=8", "data.global_batch_size=4"], r"global_batch_size 4 .* 8 data-parallel ranks"),
         (["world_size=4", "data.global_micro_batches=6"], r"micro_batches 6 .* 4 data-parallel ranks; use 4 or 8"),
         (["parallel=tp2", "data.seq_length=1001"], r"seq_length 1001 is not a multiple of tp_size 2.* use 1000"),
+        (
+            ["parallel.cp_size=2", "parallel.pp_size=3", "world_size=9"],
+            r"tp_size 1 x pp_size 3 x cp_size 2 = 6; use 6 or 12",
+        ),
+        (["parallel.cp_size=0"], r"cp_size is 0; it must be at least 1"),
+        (["parallel.cp_size=4", "data.seq_length=1001"], r"seq_length 1001 .* multiple of 8, as cp_size 4 .* use 1000"),
+        (["parallel.cp_size=2", "metrics.capture.every=5"], r"capture.every 5 with cp_size 2: .* use cp_size 1"),
         (["data.min_pixels=9", "data.max_pixels=4"], r"min_pixels 9 is above max_pixels 4"),
         (["world_size=3", "cluster.num_nodes=2"], r"3 processes .* 2 nodes"),
         (["world_size=4", "cluster.processes_per_node=3"], r"processes_per_node 3 is 3, the world has 4"),

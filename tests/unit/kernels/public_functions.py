@@ -18,8 +18,8 @@ from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.kernels.window_attention.op import window_attention
 
 NAMES = (
-    "apply_mrope", "qk_norm_mrope", "window_attention", "varlen_attention", "gather_rows", "merge_rows", "add_rows",
-    "linear_cross_entropy", "rms_norm", "swiglu",
+    "apply_mrope", "qk_norm_mrope", "window_attention", "varlen_attention", "varlen_attention_with_keys", "gather_rows",
+    "merge_rows", "add_rows", "linear_cross_entropy", "rms_norm", "swiglu",
 )  # fmt: skip
 Case = tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]
 """A function that gives one tensor, and its arguments, which need gradients."""
@@ -36,6 +36,7 @@ def case(name: str, device: torch.device, dtype: torch.dtype) -> Case:
     angles = (torch.rand(tokens, half, generator=draw) * 50).to(device)
     cos, sin = angles.cos(), angles.sin()
     segments = Segments.of_lengths([32, 0, 16]).to(device)
+    longer = Segments.of_lengths([40, 0, 24]).to(device)
     where = RowMap.of(np.arange(8) * 2, np.arange(8)[::-1].copy(), 16, 10).to(device)
     labels = (torch.arange(tokens) * 3).to(device)
     weights = torch.rand(tokens, generator=draw).to(device)
@@ -54,6 +55,10 @@ def case(name: str, device: torch.device, dtype: torch.dtype) -> Case:
         "varlen_attention": lambda: (
             lambda q, k, v: varlen_attention(q, k, v, segments, True),
             (drawn(tokens, 4, 2 * half), drawn(*keys), drawn(*keys)),
+        ),
+        "varlen_attention_with_keys": lambda: (
+            lambda q, k, v: varlen_attention(q, k, v, segments, True, keys=longer),
+            (drawn(tokens, 4, 2 * half), drawn(64, 2, 2 * half), drawn(64, 2, 2 * half)),
         ),
         "gather_rows": lambda: (lambda source: gather_rows(source, where), (drawn(*sources),)),
         "merge_rows": lambda: (lambda base, source: merge_rows(base, source, where), (drawn(*rows), drawn(*sources))),

@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from megatron_rb.kernels.varlen_attention import op, reference
+from megatron_rb.kernels.varlen_attention import cost, op, reference, torch_impl
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.kernels.varlen_attention.torch_impl import equal_runs
 
@@ -54,8 +54,61 @@ def test_gradients_equal_the_definition(causal):
 
 
 def test_neighbours_of_one_length_are_one_call():
-    assert equal_runs((0, 4, 8, 12, 12, 14, 18)) == [(3, 4), (1, 2), (1, 4)]
-    assert equal_runs((0,)) == equal_runs((0, 0)) == []
+    assert equal_runs(Segments.of_lengths([4, 4, 4, 0, 2, 4])) == [(3, 4, 4), (1, 2, 2), (1, 4, 4)]
+    keys = Segments.of_lengths([6, 4, 2])
+    assert equal_runs(Segments.of_lengths([4, 4, 0]), keys) == [(1, 4, 6), (1, 4, 4), (1, 0, 2)]
+    assert equal_runs(Segments.of_lengths([])) == equal_runs(Segments.of_lengths([0])) == []
+
+
+QUERIES_AND_KEYS = [
+    ([3, 4, 1, 2], [7, 4, 1, 5]),  # samples of which the first part is elsewhere, beside whole ones
+    ([2, 0, 3], [2, 4, 3]),  # a part without queries
+    ([4], [9]),
+    ([2, 2, 0, 1], [6, 6, 0, 1]),
+]
+
+
+def masked(q, k, v, queries, keys, causal):
+    """One fp64 softmax over all keys under one mask, made token by token."""
+    mask = torch.zeros(q.shape[0], k.shape[0], dtype=torch.bool)
+    row = column = 0
+    for count, seen in zip(queries, keys, strict=True):
+        for place in range(count):
+            mask[row + place, column : column + (seen - count + place + 1 if causal else seen)] = True
+        row, column = row + count, column + seen
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", q, k).masked_fill(~mask, float("-inf")) / q.shape[2] ** 0.5
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("block", [2048, 2])
+@pytest.mark.parametrize(("queries", "keys"), QUERIES_AND_KEYS)
+def test_queries_at_the_end_of_longer_keys_equal_one_mask(queries, keys, block, groups, causal, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch_impl, "QUERY_BLOCK", block)
+    shapes = (sum(queries), 4, 8), (sum(keys), groups, 8), (sum(keys), groups, 8)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    weights = torch.randn(shapes[0], dtype=torch.float64)
+    truth = masked(*inputs, queries, keys, causal)
+    expected = torch.autograd.grad((truth * weights).sum(), inputs)
+    for attention in (op.varlen_attention, reference.varlen_attention):
+        out = attention(*inputs, Segments.of_lengths(queries), causal, keys=Segments.of_lengths(keys))
+        torch.testing.assert_close(out, truth)
+        for ours, gradient in zip(torch.autograd.grad((out * weights).sum(), inputs), expected, strict=True):
+            torch.testing.assert_close(ours, gradient)
+    single = [x.detach().float() for x in inputs]
+    out = op.varlen_attention(*single, Segments.of_lengths(queries), causal, keys=Segments.of_lengths(keys))
+    torch.testing.assert_close(out, truth.detach().float())
+
+
+def test_work_of_the_parts_of_a_sequence_is_that_of_the_whole():
+    whole = cost.forward_flops([10, 4], 4, 8, causal=True)
+    assert whole == 2 * (100 + 16) * 4 * 8
+    parts = cost.forward_flops([3, 5, 2, 4], 4, 8, True, [3, 8, 10, 4])
+    assert parts == whole and cost.forward_flops([3], 4, 8, False, [10]) == 4 * 30 * 4 * 8
+    assert cost.forward_bytes(3, 4, 2, 8, 2, key_tokens=10) == 2 * (2 * 3 * 4 + 2 * 10 * 2) * 8
 
 
 def test_no_tokens():
@@ -80,7 +133,9 @@ def test_flash_attn_is_called_as_its_interface_wants(causal, monkeypatch):
         monkeypatch.setattr(op, "choose", lambda *rest, name=name: name)
         q = torch.zeros(5, 2, 8)
         op.varlen_attention(q, q, q, Segments.of_lengths([2, 3]), causal)
-    assert calls == [([0, 2, 5], [0, 2, 5], 3, 3, causal)] * 2
+        k = torch.zeros(8, 2, 8)
+        op.varlen_attention(q, k, k, Segments.of_lengths([2, 3]), causal, keys=Segments.of_lengths([2, 6]))
+    assert calls == [([0, 2, 5], [0, 2, 5], 3, 3, causal), ([0, 2, 5], [0, 2, 8], 3, 6, causal)] * 2
 
 
 def test_torch_varlen_traces_on_a_fake_gpu(monkeypatch):
@@ -96,6 +151,9 @@ def test_torch_varlen_traces_on_a_fake_gpu(monkeypatch):
         fake = Segments(segments.borders, torch.empty(3, dtype=torch.int32, device="cuda"), 3)
         for causal in (True, False):
             assert op.varlen_attention(q, k, k, fake, causal).shape == q.shape
+            longer = Segments((0, 2, 9), torch.empty(3, dtype=torch.int32, device="cuda"), 7)
+            more = torch.empty(9, 2, 64, dtype=torch.bfloat16, device="cuda")
+            assert op.varlen_attention(q, more, more, fake, causal, keys=longer).shape == q.shape
 
 
 @pytest.mark.parametrize(
@@ -107,6 +165,10 @@ def test_torch_varlen_traces_on_a_fake_gpu(monkeypatch):
         ({"v": torch.zeros(5, 2, 8).half()}, "v is torch.float16"),
         ({"segments": Segments.of_lengths([2, 2])}, "segments go from 0 to 4; they must cover all 5 rows"),
         ({"segments": Segments((0, 4, 3, 5), torch.zeros(4), 4)}, "segments have the border 3 after 4"),
+        ({"keys": Segments.of_lengths([5])}, "there are 1 segments of keys and 2 of queries"),
+        ({"keys": Segments.of_lengths([3, 2])}, "segment 1 has 3 queries and 2 keys"),
+        ({"keys": Segments.of_lengths([5, 0]), "causal": False}, "segment 1 has 3 queries and 0 keys"),
+        ({"keys": Segments.of_lengths([2, 4])}, "keys go from 0 to 6; they must cover all 5 rows"),
         ({"implementation": "flash_attn"}, "flash_attn was asked for, but it does not run on cpu"),
     ],
 )

@@ -79,9 +79,9 @@ def test_dry_run_writes_and_prints_the_folder_and_starts_nothing(model: Path, tm
     assert done.returncode == 0, done.stderr
     assert "export A='b c'" in done.stdout
     assert [line.split() for line in (tmp_path / "r/launch/ranks.txt").read_text().splitlines()] == [
-        ["rank", "node", "local_rank", "tp", "dp", "pp"],
-        ["0", "localhost", "0", "0", "0", "0"],
-        ["1", "localhost", "1", "1", "0", "0"],
+        ["rank", "node", "local_rank", "tp", "cp", "dp", "pp"],
+        ["0", "localhost", "0", "0", "0", "0", "0"],
+        ["1", "localhost", "1", "1", "0", "0", "0"],
     ]
     assert not (tmp_path / "r/run.json").exists()
 

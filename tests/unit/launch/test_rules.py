@@ -10,7 +10,7 @@ from megatron_rb.launch.job import Host, JobSpec
 from megatron_rb.launch.limits import Beat, Limits, Progress
 from megatron_rb.launch.record import AttemptNote, effective_time_ratio, running_seconds
 from megatron_rb.launch.simulate import FaultFigures, simulate_ettr
-from megatron_rb.launch.topology import choose_nodes, leaf_of_nodes, rank_table
+from megatron_rb.launch.topology import choose_nodes, leaf_of_nodes, rank_table, table_text
 from megatron_rb.launch.verdict import class_of_exit, judge
 
 TOPOLOGY = """SwitchName=leaf1 Level=0 LinkSpeed=1 Nodes=node[1-2]
@@ -100,6 +100,14 @@ def test_tensor_parallel_ranks_share_a_machine():
         groups.setdefault((place.dp_rank, place.pp_rank), set()).add(place.node)
     assert all(len(nodes) == 1 for nodes in groups.values())
     assert [place.pp_rank for place in places] == [0] * 8 + [1] * 8
+
+
+def test_the_table_counts_context_parallel_ranks():
+    text = table_text(rank_table(JobSpec("m", (), 8, Path(), tp_size=2, cp_size=2), ["a"]))
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[0] == ["rank", "node", "local_rank", "tp", "cp", "dp", "pp"]
+    assert [(row[3], row[4], row[5]) for row in rows[1:4]] == [("0", "0", "0"), ("1", "0", "0"), ("0", "1", "0")]
+    assert [row[5] for row in rows[1:]] == ["0"] * 4 + ["1"] * 4
 
 
 def test_host_file_of_flagscale_is_read(tmp_path):

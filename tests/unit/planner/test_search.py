@@ -1,5 +1,8 @@
 """The search: what it returns, what it refuses, and in which words."""
 
+import math
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -7,8 +10,8 @@ from megatron_rb.layout import parse_layout
 from megatron_rb.planner.device import load_device, with_memory
 from megatron_rb.planner.histogram import Histogram
 from megatron_rb.planner.predict import evaluate, expected_maximum
-from megatron_rb.planner.report import as_json, table, why
-from megatron_rb.planner.search import lower_bound, plan
+from megatron_rb.planner.report import as_json, settings, table, why
+from megatron_rb.planner.search import _first_look, feasible_degrees, lower_bound, plan
 from megatron_rb.planner.search import sampled_bound as drawn_bound
 from megatron_rb.planner.task import Degrees, Infeasible
 from tests.unit.planner.cases import published, task, tiny
@@ -26,7 +29,7 @@ def test_ranked_from_fast_to_slow_and_within_memory(seven):
     assert len(ranked) >= 5
     for item in ranked:
         degrees = item.degrees
-        assert degrees.tp * degrees.pp * degrees.dp == 64
+        assert degrees.replica * degrees.dp == 64
         assert max(stage.total for stage in item.memory) <= work.pricing.device.memory
         assert item.layout.pp_size == degrees.pp and item.layout.vpp_size == degrees.vpp
         assert 0 < item.mfu < 1 and 0 <= item.bubble_ratio < 1
@@ -38,7 +41,7 @@ def test_json_has_what_a_script_needs(seven):
     work, ranked = seven
     content = as_json(work, ranked)
     assert content["best"] == content["ranked"][0]
-    wanted = "layout tp pp vpp dp micro_batch recompute step_seconds tokens_per_second_per_gpu mfu bubble_ratio"
+    wanted = "layout tp pp vpp cp dp micro_batch recompute step_seconds tokens_per_second_per_gpu mfu bubble_ratio"
     assert {*wanted.split(), "memory_per_stage"} <= set(content["best"])
     assert content["mode"] == content["best"]["mode"] == "nominal"
     assert "not a measurement" in content["note"]
@@ -49,14 +52,16 @@ def test_table_says_the_mode_and_why_others_lose(seven):
     work, ranked = seven
     text = table(work, ranked)
     assert text.startswith("nominal prediction, not a measurement")
-    assert "no context parallelism" in text
+    assert f" {ranked[0].degrees.cp} " in text.splitlines()[2]
     assert "most of it" in why(ranked[0], ranked[1])
 
 
 def test_given_degrees_are_kept():
-    ranked = plan(task(published("RoboBrain2.0-7B"), gpus=16, tp=2, pp=2, vpp=1, micro_batch=1, sequence_parallel=1))
-    assert [(item.degrees.tp, item.degrees.pp, item.degrees.vpp) for item in ranked] == [(2, 2, 1)]
-    assert ranked[0].degrees.sequence_parallel
+    asked = {"tp": 2, "pp": 2, "vpp": 1, "cp": 2, "micro_batch": 1, "sequence_parallel": 1}
+    ranked = plan(task(published("RoboBrain2.0-7B"), gpus=16, **asked))
+    assert [item.degrees for item in ranked] == [Degrees(2, 2, 1, 2, 1, True, cp=2)]
+    told = settings(task(published("RoboBrain2.0-7B"), gpus=16), ranked[0])
+    assert told["parallel"]["cp_size"] == 2 and "cp 2" in str(ranked[0].degrees)
 
 
 def test_search_looks_at_everything_that_could_win():
@@ -64,13 +69,23 @@ def test_search_looks_at_everything_that_could_win():
     work = task(tiny(4, 6), gpus=4, global_batch_size=32)
     best = plan(work)[0]
     singles = []
-    for tp in (1, 2):
-        for pp in (1, 2, 4):
-            for packs in (1, 2, 4):
-                if 4 % (tp * pp) == 0:
-                    asked = {"tp": tp, "pp": pp, "micro_batch": packs}
-                    singles += plan(task(tiny(4, 6), gpus=4, global_batch_size=32, **asked))
+    for tp, pp, cp, packs in product((1, 2), (1, 2, 4), (1, 2, 4), (1, 2, 4)):
+        if 4 % (tp * pp * cp) == 0:
+            asked = {"tp": tp, "pp": pp, "cp": cp, "micro_batch": packs}
+            singles += plan(task(tiny(4, 6), gpus=4, global_batch_size=32, **asked))
     assert best.step_seconds <= min(item.step_seconds for item in singles) * 1.001
+    assert {item.degrees.cp for item in singles} == {1, 2, 4}
+
+
+@pytest.mark.parametrize("memory", [28e9, 50e9])
+def test_bounds_leave_out_nothing_that_is_faster_where_memory_is_short(memory):
+    """Every choice looked at, one by one; recompute is needed by some and impossible for others."""
+    work = task(published("RoboBrain2.0-7B"), gpus=8, device=with_memory(load_device("h200"), memory))
+    best = min((item.seconds for d in feasible_degrees(work) if (item := _first_look(work, d))), default=math.inf)
+    assert plan(work)[0].step_seconds <= best
+    for degrees in feasible_degrees(work):
+        item = _first_look(work, degrees)
+        assert item is None or drawn_bound(work, degrees, item.seconds) <= item.seconds * (1 + 1e-9), degrees
 
 
 def test_tp_above_the_kv_heads_is_refused_with_what_works():
@@ -102,9 +117,19 @@ def test_memory_below_one_stage_names_the_need_and_what_would_fit():
 
 def test_batch_too_small_for_the_gpus_says_how_large():
     model = published("RoboBrain2.0-3B")
-    with pytest.raises(Infeasible, match="global_batch_size 4 binds: 4096 gpus .* at least 64"):
-        plan(task(model, gpus=4096, global_batch_size=4))
-    assert plan(task(model, gpus=4096, global_batch_size=64))
+    with pytest.raises(Infeasible, match="global_batch_size 4 binds: 8192 gpus .* at least 8"):
+        plan(task(model, gpus=8192, global_batch_size=4))
+    assert plan(task(model, gpus=8192, global_batch_size=8))
+
+
+def test_a_batch_with_fewer_samples_than_gpus_shares_its_tokens():
+    best = plan(task(published("RoboBrain2.0-3B"), gpus=64, global_batch_size=8, pp=1))[0]
+    assert best.degrees.cp * best.degrees.tp >= 8
+
+
+def test_parts_of_a_micro_batch_must_be_equal():
+    with pytest.raises(ValueError, match="cp 3 cuts a micro-batch into 6 equal parts, .* seq_length 4096; use .* 4098"):
+        plan(task(published("RoboBrain2.0-7B"), gpus=6, cp=3))
 
 
 def test_gpus_that_cannot_be_split_get_the_nearest_numbers():

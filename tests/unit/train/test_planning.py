@@ -62,6 +62,15 @@ def test_training_refuses_an_unplanned_run():
         derive(load_config(["parallel=auto"]), tiny())
 
 
+def test_forecast_counts_the_part_of_a_context_parallel_rank():
+    shape, totals = published("RoboBrain2.0-32B"), []
+    for cp in (1, 2):
+        config = load_config(["experiment=robobrain20_32b_cot", f"parallel.cp_size={cp}", "world_size=128"])
+        lines = memory_forecast(config, derive(config, shape), shape)
+        totals.append([float(line.split()[-1]) for line in lines[2:]])
+    assert all(half < whole for half, whole in zip(totals[1], totals[0], strict=True))
+
+
 def test_forecast_has_a_line_for_every_stage():
     config = load_config(["experiment=robobrain20_32b_cot"])
     lines = memory_forecast(config, derive(config, published("RoboBrain2.0-32B")), published("RoboBrain2.0-32B"))
@@ -75,7 +84,6 @@ def test_forecast_has_a_line_for_every_stage():
     [
         (["model=robobrain20_7b", "gpus=8", "data=x"], "rb plan needs cluster"),
         (["cluster=h200", "gpus=8", "data=x"], "rb plan needs a model"),
-        (["model=robobrain20_7b", "cluster=h200", "gpus=8", "data=x", "cp=2"], "no context parallelism"),
         (["model=robobrain20_7b", "cluster=h200", "gpus=8", "dat=x"], "rb plan knows no 'dat'; did you mean data"),
         (["model=robobrain20_7b", "cluster=h200", "gpus=eight", "data=x"], "there is no histogram x|whole number"),
         (["model=robobrain99", "cluster=h200", "gpus=8", "data=x"], "model 'robobrain99' is neither"),
@@ -90,13 +98,14 @@ def test_words_that_cannot_be_meant(words: list[str], message: str):
 
 def test_words_reach_the_task(stats: str):
     words = ["experiment=robobrain20_32b_cot", "model=robobrain20_32b", "tp=8", "cluster=a800", "gpus=64", stats]
-    words += ["max_gpu_memory=70GiB", "global_batch_size=128", "model.freeze.vision=true", "sequence_parallel=true"]
+    words += ["cp=2", "max_gpu_memory=70GiB"]
+    words += ["global_batch_size=128", "model.freeze.vision=true", "sequence_parallel=true"]
     request = read_request(words)
     assert request.shape.text.num_layers == 64
     assert request.config.data.seq_length == 32768 and request.config.data.global_batch_size == 128
     assert request.config.model.freeze.vision
     assert request.device.memory == 70 * 2**30
-    assert request.asked == {"tp": 8, "sequence_parallel": 1}
+    assert request.asked == {"tp": 8, "cp": 2, "sequence_parallel": 1}
 
 
 def test_sizes_in_words():
