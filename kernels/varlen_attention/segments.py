@@ -31,11 +31,11 @@ class Segments:
 
     @property
     def lengths(self) -> list[int]:
-        return [stop - start for start, stop in zip(self.borders, self.borders[1:], strict=False)]
+        return [stop - start for start, stop in pairwise(self.borders)]
 
     def slices(self) -> list[slice]:
         """The rows of every segment."""
-        return [slice(start, stop) for start, stop in zip(self.borders, self.borders[1:], strict=False)]
+        return [slice(start, stop) for start, stop in pairwise(self.borders)]
 
     def check_covers(self, rows: int, name: str) -> None:
         """Raises ValueError unless the segments begin at 0, never run backwards and end at the last of `rows` rows."""

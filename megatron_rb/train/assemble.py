@@ -61,7 +61,11 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
     place = build_groups(
         derived.tp_size, derived.pp_size, layout.vpp_size, timeout, config.seed, derived.cp_size
     )
-    _log_start(config, derived, layout, place, platform)
+    rows = kernel_report(
+        platform, DTYPES[config.model.dtype], config.model.layers, vars(config.kernels), shape.text.head_dim,
+        (shape.vision.head_dim, 0),
+    )  # fmt: skip
+    _log_start(config, derived, layout, place, platform, taken_line(rows))
     ledger = Ledger(derived.run_dir / "ledger.jsonl", place.rank)
     training, evaluation = _datasets(config, derived, shape, ledger, place)
     train_steps = derive_steps(config.schedule, config.data, len(training), int(training.sizes[:, 0].sum()))
@@ -156,6 +160,6 @@ def _log_start(
     print(
         f"{config.name}: {platform.name}, {place.world_size} processes = tp {place.tp_size} x pp {place.pp_size} x "
         f"{f'cp {place.cp_size} x ' if place.cp_size > 1 else ''}dp {place.dp_size}, layout {layout}, run folder "
-        f"{Path(derived.run_dir)}",
+        f"{Path(derived.run_dir)}\n{kernels}",
         flush=True,
     )

@@ -20,24 +20,14 @@ def transformer_engine_parity(cases: list[dict], folder: str) -> list[dict]:
 
 
 def parity(cases: list[dict], folder: str, layers: str = "local") -> list[dict]:
-    """Every case: `hf`, `layout`, `tp`, `pp`, `sp`, `packed`. Rank 0 returns what was compared."""
+    """Every case: `hf`, `layout`, `tp`, `pp`, `cp`, `sp`, `packed`. Rank 0 returns what was compared."""
     platform = adapted_cpu()
     from megatron_rb.evaluation.parity import compare, default_packs, first_parting, merge_traces, run_stack
     from megatron_rb.evaluation.parity_samples import draw_samples
-    from megatron_rb.launch.job import JobSpec
-    from megatron_rb.launch.topology import rank_table
-    from megatron_rb.layout import parse_layout
     from megatron_rb.models.layer_choice import select_layers
 
     results = []
-    for case in cases:
-        shape = load_shape(case["hf"])
-        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
-        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, 0, case.get("cp", 1))
-        job = JobSpec("m", (), place.world_size, Path(), tp_size=case["tp"], pp_size=case["pp"], cp_size=place.cp_size)
-        told = rank_table(job, ["here"])[place.rank]
-        names = ("tp_rank", "cp_rank", "dp_rank", "pp_rank")
-        assert [getattr(told, name) for name in names] == [getattr(place, name) for name in names]
+    for case, shape, layout, place in each_layout(cases, platform):
         samples = draw_samples(shape, case["sample_seed"])
         packs = [samples] if case.get("packed") else default_packs(samples)
         part = run_stack(

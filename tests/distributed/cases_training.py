@@ -39,10 +39,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
     from megatron_rb.train.totals import sum_over_world
 
     curves = []
-    for case in cases:
-        shape = load_shape(case["hf"])
-        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
-        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, 0, case.get("cp", 1))
+    for case, shape, layout, place in each_layout(cases, platform):
         config = Config()
         config.model.dtype = case.get("dtype", "fp32")
         config.model.recompute.vision = config.model.recompute.language = case.get("recompute", 0)
@@ -71,16 +68,11 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         curve = []
         for step in range(first, case.get("last", steps)):
             samples = draw_samples(shape, seed=case["sample_seed"] + step % 2)
-            share = share_packs([samples] if case.get("packed") else [[sample] for sample in samples], place)
-            batches = [
-                build_micro_batch(
-                    share.samples(number), shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
-                    sequence_parallel=runner.chunks[0].config.sequence_parallel, cp_rank=place.cp_rank,
-                    cp_size=place.cp_size,
-                    padded=Size(*case.get("padded", (0, 0))),
-                )
-                for number in share.mine
-            ]  # fmt: skip
+            packs = [samples] if case.get("packed") else [[sample] for sample in samples]
+            batches = micro_batches(
+                packs, shape, place, runner.chunks[0].config.sequence_parallel,
+                padded=Size(*case.get("padded", (0, 0))),
+            )  # fmt: skip
             for chunk in trainable.chunks:
                 chunk.zero_grad_buffer()
             trainable.optimizer.zero_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -19,7 +20,10 @@ def adapted_cpu() -> Platform:
 
 
 def each_layout(cases: Sequence[dict[str, Any]], platform: Platform) -> Iterator[tuple[dict[str, Any], Any, Any, Any]]:
-    """Every case with its shape, layout and place, in groups of its own. A case has `hf`, `layout`, `tp` and `pp`."""
+    """Every case with its shape, layout and place, in groups of its own. A case has `hf`, `layout`, `tp` and `pp`, and
+    may have `cp`. The launcher's table of ranks must say of this one what megatron-core says."""
+    from megatron_rb.launch.job import JobSpec
+    from megatron_rb.launch.topology import rank_table
     from megatron_rb.layout import parse_layout
     from megatron_rb.models.robobrain.config import load_shape
     from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
@@ -28,7 +32,12 @@ def each_layout(cases: Sequence[dict[str, Any]], platform: Platform) -> Iterator
     for case in cases:
         shape = load_shape(case["hf"])
         layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
-        yield case, shape, layout, build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, seed=0)
+        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, 0, case.get("cp", 1))
+        job = JobSpec("m", (), place.world_size, Path(), tp_size=case["tp"], pp_size=case["pp"], cp_size=place.cp_size)
+        told = rank_table(job, ["here"])[place.rank]
+        for name in ("tp_rank", "cp_rank", "dp_rank", "pp_rank"):
+            assert getattr(told, name) == getattr(place, name), (name, told, place)
+        yield case, shape, layout, place
         destroy_groups()
 
 
@@ -41,7 +50,7 @@ def micro_batches(packs: Sequence[Sequence[Any]], shape, place, sequence_paralle
     return [
         build_micro_batch(
             share.samples(number), shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
-            sequence_parallel=sequence_parallel, **options,
+            sequence_parallel=sequence_parallel, cp_rank=place.cp_rank, cp_size=place.cp_size, **options,
         )
         for number in share.mine
     ]  # fmt: skip
