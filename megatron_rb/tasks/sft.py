@@ -15,7 +15,7 @@ from megatron_rb.checkpoint.sharded import synchronized_parameters
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import StepLoader, StepSamples
-from megatron_rb.data.packing import Budget, plan_step
+from megatron_rb.data.packing import Budget, plan_step, share_out
 from megatron_rb.data.padding import NO_PADDING, PaddingPlan, PaddingPolicy, Size, plan_sizes
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
@@ -159,19 +159,23 @@ class SupervisedFineTuning:
         padded = [self.padding.bucket(size) if self.padding else Size(0, 0) for size in plan_sizes(sizes, plan)]
         batches: list[list[EncodedSample]] = []
         failed: set[tuple[int, int]] = set()
+        mine = [row for rows in plan[place.dp_rank] for row in rows]
+        owners = iter(share_out(sizes[mine, 1], place.tp_size))
         for rows in plan[place.dp_rank]:
             batches.append([])
             for row in rows:
-                sample, readable = self._load_evaluation(numbers[row])
+                sample, readable = self._load_evaluation(numbers[row], next(owners) == place.tp_rank)
                 if not readable:
                     failed.add((len(batches) - 1, len(batches[-1])))
                 batches[-1].append(sample)
         self._drop_failed(batches, failed)
         return [self._pack(samples, size) for samples, size in zip(batches, padded, strict=True)]
 
-    def _load_evaluation(self, number: int) -> tuple[EncodedSample, bool]:
-        """The sample, and whether its media could be read; if not, its pixels are zeros."""
+    def _load_evaluation(self, number: int, mine: bool) -> tuple[EncodedSample, bool]:
+        """The sample, and whether its media could be read; if not, or if another rank has them, its pixels are zeros."""
         assert self.evaluation is not None
+        if self.needs_pixels and not mine:
+            return self.evaluation.blank(number), True
         try:
             return self.evaluation.get(number, with_pixels=self.needs_pixels), True
         except BadSample as problem:
@@ -202,4 +206,5 @@ class SupervisedFineTuning:
         return build_micro_batch(
             samples, self.runner.shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
             sequence_parallel=self.sequence_parallel, cp_rank=place.cp_rank, cp_size=place.cp_size, padded=padded,
+            pixels_shared=self.needs_pixels and place.tp_size > 1,
         )  # fmt: skip

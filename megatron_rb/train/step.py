@@ -95,8 +95,13 @@ def run_schedule(
 
 
 def _loss_step(runner: Runner, iterator: Iterator[MicroBatch], chunk: torch.nn.Module):
-    batch = to_device(next(iterator), runner.shape, runner.device)
+    batch = _batch_for(chunk, runner, iterator)
     return chunk(batch), partial(_loss, batch=batch)
+
+
+def _batch_for(chunk: torch.nn.Module, runner: Runner, iterator: Iterator[MicroBatch]) -> MicroBatch:
+    with_pixels = chunk.module.part.needs_pixels
+    return to_device(next(iterator), runner.shape, runner.device, with_pixels=with_pixels)
 
 
 def _loss(loss_sum: torch.Tensor, *, batch: MicroBatch):
@@ -105,5 +110,5 @@ def _loss(loss_sum: torch.Tensor, *, batch: MicroBatch):
 
 
 def _logits_step(runner: Runner, iterator: Iterator[MicroBatch], chunk: torch.nn.Module):
-    batch = to_device(next(iterator), runner.shape, runner.device)
+    batch = _batch_for(chunk, runner, iterator)
     return chunk(batch, HeadOutput.ALL_LOGITS), lambda logits, non_loss_data=True: logits.float()
