@@ -41,7 +41,7 @@ def build_task(
         needs_pixels=needs_pixels, sequence_parallel=derived.sequence_parallel,
         micro_batch_multiple=derived.micro_batch_multiple,
         padding=_padding(config, derived, runner.shape, training, platform),
-        start_memory_anew=partial(start_memory_anew, platform),
+        pin_memory=platform.offers("pinned_memory"), start_memory_anew=partial(start_memory_anew, platform),
     )  # fmt: skip
 
 

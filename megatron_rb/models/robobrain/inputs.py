@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -65,6 +65,9 @@ class ContextKeys:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> ContextKeys:
         return replace(self, segments=self.segments.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> ContextKeys:
+        return replace(self, segments=self.segments.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -338,10 +341,24 @@ def text_to_device(text: TextInputs, shape: RoboBrainShape, device: torch.device
     return replace(text, rope_cos=cos, rope_sin=sin)
 
 
+def pinned(batch: MicroBatch) -> MicroBatch:
+    """The same in page-locked memory. From other memory a device copies only when all work before is done."""
+    return replace(batch, vision=_each(batch.vision, _pin), text=_each(batch.text, _pin))
+
+
+def _pin(value):
+    return value if value is NOT_YET else value.pin_memory()
+
+
 def _move(inputs, device: torch.device):
-    moved = {
-        field.name: value.to(device, non_blocking=True)
+    return _each(inputs, lambda value: value.to(device, non_blocking=True))
+
+
+def _each(inputs, change: Callable):
+    """The inputs with every tensor, and everything that holds one, changed."""
+    changed = {
+        field.name: change(value)
         for field in fields(inputs)
         if isinstance(value := getattr(inputs, field.name), torch.Tensor | Segments | RowMap | ContextKeys)
     }
-    return replace(inputs, **moved)
+    return replace(inputs, **changed)
