@@ -89,8 +89,10 @@ def mrope_angles(
 
 
 def frequency_axes(section: tuple[int, ...], interleaved: bool, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Which axis (0 time, 1 height, 2 width) turns each of the `sum(section)` frequencies; filled in on the device, since
-    a list brought there would make the host wait."""
+    """Which axis (0 time, 1 height, 2 width) turns each of the `sum(section)` frequencies.
+
+    Filled in on the device: a list that is brought there would make the host wait.
+    """
     axes = torch.zeros(sum(section), dtype=torch.long, device=device)
     for axis in (1, 2):
         start = sum(section[:axis])

@@ -175,7 +175,7 @@ class SupervisedFineTuning:
         return [self._pack(samples, size) for samples, size in zip(batches, padded, strict=True)]
 
     def _load_evaluation(self, number: int, mine: bool) -> tuple[EncodedSample, bool]:
-        """The sample, and whether its media could be read; if not, or if another rank has them, its pixels are zeros."""
+        """The sample, and whether its media could be read; its pixels are zeros if not, or if another rank opens it."""
         assert self.evaluation is not None
         if self.needs_pixels and not mine:
             return self.evaluation.blank(number), True

@@ -135,7 +135,8 @@ def test_unreadable_image_is_noted_and_takes_no_part(inputs, tmp_path):
     rows[2]["image"] = [str(broken)]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = [*SPLIT_VISION, "parallel.tp_size=2", f"data.train=[{data}]", "schedule.train_steps=1", "checkpoint.save_every=0"]
+    layout = [*SPLIT_VISION, "parallel.tp_size=2"]
+    settings = [*layout, f"data.train=[{data}]", "schedule.train_steps=1", "checkpoint.save_every=0"]
     finish(inputs, tmp_path / "run", settings)
     notes = [json.loads(line) for line in (tmp_path / "run/ledger.jsonl").read_text().splitlines()]
     assert [(note["kind"], note["id"]) for note in notes] == [("unreadable", rows[2]["id"])]

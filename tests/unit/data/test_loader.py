@@ -170,7 +170,8 @@ def test_broken_media_keep_their_place_and_are_reported(open_loader, tmp_path):
 
 
 def test_ranks_that_share_decoding_open_each_sample_once(open_loader):
-    steps = [open_loader(Numbers(8), needs_pixels=True, decode_rank=rank, decode_size=3).next_step() for rank in range(3)]
+    loaders = [open_loader(Numbers(8), needs_pixels=True, decode_rank=rank, decode_size=3) for rank in range(3)]
+    steps = [loader.next_step() for loader in loaders]
     assert len({tuple(_names(step)) for step in steps}) == 1
     decoded = [[s for members in step.micro_batches for s in members if s.pixels[0].any()] for step in steps]
     pictures = [s.sample_id for members in steps[0].micro_batches for s in members if s.num_patches]
