@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,8 +62,10 @@ class RowMap:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> RowMap:
-        names = ("index", "inverse", "rows", "sources")
-        return replace(self, **{name: change(getattr(self, name)) for name in names})
+        changed: dict[str, Any] = {
+            name: change(getattr(self, name)) for name in ("index", "inverse", "rows", "sources")
+        }
+        return replace(self, **changed)
 
 
 def unpacking(lengths: Sequence[int], longest: int) -> RowMap:
