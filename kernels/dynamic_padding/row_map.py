@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,11 +56,16 @@ class RowMap:
         return RowMap(self.num_sources, self.num_rows, self.inverse, self.index, self.sources, self.rows)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> RowMap:
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=non_blocking)
-            for name in ("index", "inverse", "rows", "sources")
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> RowMap:
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> RowMap:
+        changed: dict[str, Any] = {
+            name: change(getattr(self, name)) for name in ("index", "inverse", "rows", "sources")
         }
-        return replace(self, **moved)
+        return replace(self, **changed)
 
 
 def unpacking(lengths: Sequence[int], longest: int) -> RowMap:

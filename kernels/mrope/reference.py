@@ -83,16 +83,18 @@ def mrope_angles(
     """
     half = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
     frequencies = 1.0 / theta ** (half / head_dim)
-    axis = frequency_axes(section, interleaved).to(positions.device)
+    axis = frequency_axes(section, interleaved, positions.device)
     angles = positions.float()[axis].T.contiguous() * frequencies
     return angles.cos(), angles.sin()
 
 
-def frequency_axes(section: tuple[int, ...], interleaved: bool) -> torch.Tensor:
-    """Which axis (0 time, 1 height, 2 width) turns each of the `sum(section)` frequencies."""
-    if not interleaved:
-        return torch.repeat_interleave(torch.arange(3), torch.tensor(section))
-    axes = torch.zeros(sum(section), dtype=torch.long)
+def frequency_axes(section: tuple[int, ...], interleaved: bool, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Which axis (0 time, 1 height, 2 width) turns each of the `sum(section)` frequencies.
+
+    Filled in on the device: a list that is brought there would make the host wait.
+    """
+    axes = torch.zeros(sum(section), dtype=torch.long, device=device)
     for axis in (1, 2):
-        axes[axis : section[axis] * 3 : 3] = axis
+        start = sum(section[:axis])
+        axes[slice(axis, section[axis] * 3, 3) if interleaved else slice(start, start + section[axis])] = axis
     return axes

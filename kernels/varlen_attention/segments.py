@@ -49,3 +49,6 @@ class Segments:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Segments:
         return replace(self, cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Segments:
+        return replace(self, cu_seqlens=self.cu_seqlens.pin_memory())

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.data.packing import Budget, Plan, fill_step, most_that_fit, plan_step
+from megatron_rb.data.packing import Budget, Plan, fill_step, most_that_fit, plan_step, share_out
 from megatron_rb.data.padding import Size, plan_sizes
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
@@ -97,6 +97,8 @@ class StepLoader:
         dp_size: int,
         micro_batch_multiple: int,
         needs_pixels: bool,
+        decode_rank: int = 0,
+        decode_size: int = 1,
         seed: int,
         shuffle: bool,
         ledger: Ledger,
@@ -109,6 +111,8 @@ class StepLoader:
                 is `global_batch_size` samples.
             micro_batch_multiple: every rank gets a multiple of this many micro-batches.
             needs_pixels: whether this rank holds the patch embedding.
+            decode_rank, decode_size: place among the ranks that hold the same patch embedding and read the same
+                micro-batches. Each opens its share of the media of a step; the other samples have zeros for pixels.
             prefetch_steps: steps prepared beyond the one that is asked for.
         """
         self._dataset = dataset
@@ -118,6 +122,7 @@ class StepLoader:
         self._dp_rank, self._dp_size = dp_rank, dp_size
         self._multiple = micro_batch_multiple
         self._needs_pixels = needs_pixels
+        self._decode_rank, self._decode_size = decode_rank, decode_size
         self._ledger = ledger
         self._prefetch = prefetch_steps
         self._sampler = Sampler(len(dataset), shuffle)
@@ -191,7 +196,11 @@ class StepLoader:
         numbers, after, plan = self._plan(before)
         rows = self._dataset.sizes[numbers]
         mine = [numbers[members].tolist() for members in plan[self._dp_rank]]
-        samples = [[self._pool.submit(self._fetch, number) for number in members] for members in mine]
+        owners = iter(share_out(self._dataset.sizes[[n for members in mine for n in members], 1], self._decode_size))
+        samples = [
+            [self._pool.submit(self._fetch, number, next(owners) == self._decode_rank) for number in members]
+            for members in mine
+        ]
         self._ahead.append(_Prepared(mine, samples, before.epoch, after, plan_sizes(rows, plan)))
 
     def _plan(self, before: SamplerState) -> tuple[np.ndarray, SamplerState, Plan]:
@@ -212,8 +221,10 @@ class StepLoader:
                 return numbers
             count *= 2
 
-    def _fetch(self, number: int) -> tuple[EncodedSample, BadSample | None]:
-        """The sample, and why its pixels are zeros, if they are."""
+    def _fetch(self, number: int, mine: bool) -> tuple[EncodedSample, BadSample | None]:
+        """The sample, and why its pixels are zeros, if they are for another reason than that another rank has them."""
+        if self._needs_pixels and not mine:
+            return self._dataset.blank(number), None
         try:
             return self._dataset.get(number, with_pixels=self._needs_pixels), None
         except BadSample as problem:

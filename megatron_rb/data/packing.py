@@ -115,6 +115,16 @@ def _unevenness(bins: list[list[int]], sizes: np.ndarray) -> float:
     return float(patches.max() / max(patches.mean(), 1))
 
 
+def share_out(work: np.ndarray, ranks: int) -> list[int]:
+    """The rank that does each piece of work, `[pieces]`: largest first, each to the rank with the least so far."""
+    owners, loads = np.zeros(len(work), dtype=np.int64), np.zeros(ranks, dtype=np.int64)
+    for piece in np.argsort(-np.asarray(work), kind="stable").tolist() if ranks > 1 else ():
+        owners[piece] = np.argmin(loads)
+        # A piece without work counts too, so that equal pieces go round.
+        loads[owners[piece]] += max(int(work[piece]), 1)
+    return owners.tolist()
+
+
 def most_that_fit(sizes: np.ndarray, budget: Budget, count: int) -> int:
     """Upper bound for the number of first samples that `count` micro-batches hold: their sums allow no more."""
     return int((np.cumsum(sizes, axis=0) <= budget.limits * count).all(axis=1).sum())

@@ -12,8 +12,8 @@ import torch
 
 from megatron_rb.platform.move import move_module
 
-CAPABILITIES = ("te", "triton", "flash_attn", "fused_adam")
-"""What `Platform.offers` answers: Transformer Engine, Triton, flash-attn, a vendor's fused Adam."""
+CAPABILITIES = ("te", "triton", "flash_attn", "fused_adam", "pinned_memory")
+"""What `Platform.offers` answers: Transformer Engine, Triton, flash-attn, a vendor's fused Adam, page-locked memory."""
 Use = Literal["compute", "collective", "autocast"]
 """What a dtype is wanted for: matrix products, collectives between processes, the low precision of autocast."""
 

@@ -56,6 +56,8 @@ class CudaPlatform(AcceleratorPlatform):
                 return module_exists("flash_attn")
             case "fused_adam":
                 return self._offers("te") or nvidia_apex_exists()
+            case "pinned_memory":
+                return True
         return False
 
     def info(self) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class MusaPlatform(AcceleratorPlatform):
                 return module_exists("transformer_engine.musa")
             case "triton":
                 return module_exists("triton")
+            case "pinned_memory":
+                return True
         return False
 
     def info(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def build_task(
         needs_pixels=needs_pixels, sequence_parallel=derived.sequence_parallel,
         micro_batch_multiple=derived.micro_batch_multiple,
         padding=_padding(config, derived, runner.shape, training, platform),
-        start_memory_anew=partial(start_memory_anew, platform),
+        pin_memory=platform.offers("pinned_memory"), start_memory_anew=partial(start_memory_anew, platform),
     )  # fmt: skip
 
 
@@ -53,7 +53,8 @@ def build_loader(
     return StepLoader(
         training, global_batch_size=data.global_batch_size, global_micro_batches=data.global_micro_batches,
         seq_length=data.seq_length, max_patches=data.max_patches, dp_rank=place.dp_rank, dp_size=place.dp_size,
-        micro_batch_multiple=derived.micro_batch_multiple, needs_pixels=needs_pixels, seed=config.seed,
+        micro_batch_multiple=derived.micro_batch_multiple, needs_pixels=needs_pixels, decode_rank=place.tp_rank,
+        decode_size=place.tp_size, seed=config.seed,
         shuffle=data.shuffle, ledger=ledger, prefetch_steps=data.prefetch_steps, decode_threads=data.decode_threads,
     )  # fmt: skip
 

@@ -15,11 +15,11 @@ from megatron_rb.checkpoint.sharded import synchronized_parameters
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import StepLoader, StepSamples
-from megatron_rb.data.packing import Budget, plan_step
+from megatron_rb.data.packing import Budget, plan_step, share_out
 from megatron_rb.data.padding import NO_PADDING, PaddingPlan, PaddingPolicy, Size, plan_sizes
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
-from megatron_rb.models.robobrain.inputs import IGNORED, MicroBatch, build_micro_batch
+from megatron_rb.models.robobrain.inputs import IGNORED, MicroBatch, build_micro_batch, pinned
 from megatron_rb.parallel import groups
 from megatron_rb.train.step import Runner, loss_pass, train_pass
 from megatron_rb.train.task import StepBatches
@@ -90,15 +90,18 @@ class SupervisedFineTuning:
         needs_pixels: this rank holds the patch embedding.
         micro_batch_multiple: see `StepLoader`.
         padding: sizes that micro-batches are padded to; None = their own.
+        pin_memory: whether the device copies from page-locked memory without waiting.
         start_memory_anew: gives cached device memory back and says so; called before a step that outgrew the padding.
     """
 
     def __init__(
         self, runner: Runner, loader: StepLoader, evaluation: ConversationDataset | None, budget: Budget,
         ledger: Ledger, *, needs_pixels: bool, sequence_parallel: bool, micro_batch_multiple: int,
-        padding: PaddingPolicy | None = None, start_memory_anew: Callable[[PaddingPlan], None] = lambda plan: None,
+        padding: PaddingPolicy | None = None, pin_memory: bool = False,
+        start_memory_anew: Callable[[PaddingPlan], None] = lambda plan: None,
     ) -> None:  # fmt: skip
         self.padding = padding
+        self.pin_memory = pin_memory
         self.start_memory_anew = start_memory_anew
         self.runner = runner
         self.loader = loader
@@ -159,19 +162,23 @@ class SupervisedFineTuning:
         padded = [self.padding.bucket(size) if self.padding else Size(0, 0) for size in plan_sizes(sizes, plan)]
         batches: list[list[EncodedSample]] = []
         failed: set[tuple[int, int]] = set()
+        mine = [row for rows in plan[place.dp_rank] for row in rows]
+        owners = iter(share_out(sizes[mine, 1], place.tp_size))
         for rows in plan[place.dp_rank]:
             batches.append([])
             for row in rows:
-                sample, readable = self._load_evaluation(numbers[row])
+                sample, readable = self._load_evaluation(numbers[row], next(owners) == place.tp_rank)
                 if not readable:
                     failed.add((len(batches) - 1, len(batches[-1])))
                 batches[-1].append(sample)
         self._drop_failed(batches, failed)
         return [self._pack(samples, size) for samples, size in zip(batches, padded, strict=True)]
 
-    def _load_evaluation(self, number: int) -> tuple[EncodedSample, bool]:
-        """The sample, and whether its media could be read; if not, its pixels are zeros."""
+    def _load_evaluation(self, number: int, mine: bool) -> tuple[EncodedSample, bool]:
+        """The sample, and whether its media could be read; its pixels are zeros if not, or if another rank opens it."""
         assert self.evaluation is not None
+        if self.needs_pixels and not mine:
+            return self.evaluation.blank(number), True
         try:
             return self.evaluation.get(number, with_pixels=self.needs_pixels), True
         except BadSample as problem:
@@ -199,7 +206,9 @@ class SupervisedFineTuning:
 
     def _pack(self, samples: Sequence[EncodedSample], padded: Size) -> MicroBatch:
         place = self.runner.place
-        return build_micro_batch(
+        batch = build_micro_batch(
             samples, self.runner.shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
             sequence_parallel=self.sequence_parallel, cp_rank=place.cp_rank, cp_size=place.cp_size, padded=padded,
+            pixels_shared=self.needs_pixels and place.tp_size > 1,
         )  # fmt: skip
+        return pinned(batch) if self.pin_memory else batch

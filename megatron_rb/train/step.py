@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -15,6 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_rb.models.language.blocks import HeadOutput
 from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.models.robobrain.inputs import MicroBatch, to_device
+from megatron_rb.models.robobrain.stage import RoboBrainStage
 from megatron_rb.parallel.groups import Place
 
 Results = list[dict[str, torch.Tensor]]
@@ -95,8 +96,13 @@ def run_schedule(
 
 
 def _loss_step(runner: Runner, iterator: Iterator[MicroBatch], chunk: torch.nn.Module):
-    batch = to_device(next(iterator), runner.shape, runner.device)
+    batch = _batch_for(chunk, runner, iterator)
     return chunk(batch), partial(_loss, batch=batch)
+
+
+def _batch_for(chunk: torch.nn.Module, runner: Runner, iterator: Iterator[MicroBatch]) -> MicroBatch:
+    stage = cast(RoboBrainStage, chunk.module)
+    return to_device(next(iterator), runner.shape, runner.device, with_pixels=stage.part.needs_pixels)
 
 
 def _loss(loss_sum: torch.Tensor, *, batch: MicroBatch):
@@ -105,5 +111,5 @@ def _loss(loss_sum: torch.Tensor, *, batch: MicroBatch):
 
 
 def _logits_step(runner: Runner, iterator: Iterator[MicroBatch], chunk: torch.nn.Module):
-    batch = to_device(next(iterator), runner.shape, runner.device)
+    batch = _batch_for(chunk, runner, iterator)
     return chunk(batch, HeadOutput.ALL_LOGITS), lambda logits, non_loss_data=True: logits.float()

@@ -124,7 +124,8 @@ def test_data_parallel_run_equals_the_pipeline_run(inputs, undisturbed, tmp_path
 
 
 def test_unreadable_image_is_noted_and_takes_no_part(inputs, tmp_path):
-    """The header is fine, so the index takes the row; the ranks without pixels must learn that it does not decode."""
+    """The header is fine, so the index takes the row; only one of two tensor-parallel ranks opens it and finds out, and
+    the other three ranks must learn it."""
     rows = [json.loads(line) for line in (inputs / "heldout.jsonl").read_text().splitlines()[:6]]
     for row in rows:
         row["image"] = [str(inputs / row["image"][0])]
@@ -134,7 +135,8 @@ def test_unreadable_image_is_noted_and_takes_no_part(inputs, tmp_path):
     rows[2]["image"] = [str(broken)]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = [*SPLIT_VISION, f"data.train=[{data}]", "schedule.train_steps=1", "checkpoint.save_every=0"]
+    layout = [*SPLIT_VISION, "parallel.tp_size=2"]
+    settings = [*layout, f"data.train=[{data}]", "schedule.train_steps=1", "checkpoint.save_every=0"]
     finish(inputs, tmp_path / "run", settings)
     notes = [json.loads(line) for line in (tmp_path / "run/ledger.jsonl").read_text().splitlines()]
     assert [(note["kind"], note["id"]) for note in notes] == [("unreadable", rows[2]["id"])]

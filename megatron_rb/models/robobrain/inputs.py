@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -46,6 +46,9 @@ class VisionInputs:
     position_weights: torch.Tensor
     pixels: torch.Tensor | None
     """float32 `[patches, patch_dim]`; None on ranks that do not hold the patch embedding."""
+    pixels_shared: bool = False
+    """Whether this rank has the pixels of some samples only and zeros for the others, which the other tensor-parallel
+    ranks have."""
     rope_cos: torch.Tensor = NOT_YET
     """float32 `[patches, head_dim / 2]`, computed by `to_device`."""
     rope_sin: torch.Tensor = NOT_YET
@@ -62,6 +65,9 @@ class ContextKeys:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> ContextKeys:
         return replace(self, segments=self.segments.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> ContextKeys:
+        return replace(self, segments=self.segments.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -113,12 +119,13 @@ class MicroBatch:
 
 def build_micro_batch(
     samples: Sequence[EncodedSample], shape: RoboBrainShape, *, tp_rank: int, tp_size: int, sequence_parallel: bool,
-    cp_rank: int = 0, cp_size: int = 1, padded: Size = Size(0, 0),
+    cp_rank: int = 0, cp_size: int = 1, padded: Size = Size(0, 0), pixels_shared: bool = False,
 ) -> MicroBatch:  # fmt: skip
     """Pack samples into one micro-batch; no samples give a batch of padding with no loss.
 
     Args:
         padded: rows of all context-parallel ranks to pad to, where the samples have fewer; they are never cut.
+        pixels_shared: see `VisionInputs`.
 
     Raises:
         ValueError: a sample whose placeholders do not match its images.
@@ -135,8 +142,9 @@ def build_micro_batch(
         text = _context_part(text, cp_rank, cp_size)
     if sequence_parallel:
         text = _local_visuals(text, tp_rank, tp_size)
+    inputs = _vision_inputs(samples, shares, cp_rank, shape, patches)
     return MicroBatch(
-        _vision_inputs(samples, shares, cp_rank, shape, patches), text, tuple(sample.sample_id for sample in samples)
+        replace(inputs, pixels_shared=pixels_shared), text, tuple(sample.sample_id for sample in samples)
     )
 
 
@@ -306,9 +314,15 @@ def _local_visuals(text: TextInputs, tp_rank: int, tp_size: int) -> TextInputs:
     return replace(text, local_visual=text.visual.of_rows(np.arange(tp_rank * width, (tp_rank + 1) * width)))
 
 
-def to_device(batch: MicroBatch, shape: RoboBrainShape, device: torch.device) -> MicroBatch:
-    """Move a micro-batch and compute the rotary angles there, in fp32."""
-    vision = _move(batch.vision, device)
+def to_device(
+    batch: MicroBatch, shape: RoboBrainShape, device: torch.device, *, with_pixels: bool = True
+) -> MicroBatch:
+    """Move a micro-batch and compute the rotary angles there, in fp32.
+
+    Args:
+        with_pixels: whether the model chunk that it is for holds the patch embedding; else pixels stay behind.
+    """
+    vision = _move(batch.vision if with_pixels else replace(batch.vision, pixels=None), device)
     cos, sin = vision_angles(vision.positions, shape.vision.head_dim, shape.vision.rope_theta)
     return replace(
         batch,
@@ -327,10 +341,24 @@ def text_to_device(text: TextInputs, shape: RoboBrainShape, device: torch.device
     return replace(text, rope_cos=cos, rope_sin=sin)
 
 
+def pinned(batch: MicroBatch) -> MicroBatch:
+    """The same in page-locked memory. From other memory a device copies only when all work before is done."""
+    return replace(batch, vision=_each(batch.vision, _pin), text=_each(batch.text, _pin))
+
+
+def _pin(value):
+    return value if value is NOT_YET else value.pin_memory()
+
+
 def _move(inputs, device: torch.device):
-    moved = {
-        field.name: value.to(device, non_blocking=True)
+    return _each(inputs, lambda value: value.to(device, non_blocking=True))
+
+
+def _each(inputs, change: Callable):
+    """The inputs with every tensor, and everything that holds one, changed."""
+    changed = {
+        field.name: change(value)
         for field in fields(inputs)
         if isinstance(value := getattr(inputs, field.name), torch.Tensor | Segments | RowMap | ContextKeys)
     }
-    return replace(inputs, **moved)
+    return replace(inputs, **changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from megatron.core import tensor_parallel
 
 from megatron_rb.kernels.mrope.op import apply_mrope
@@ -11,6 +12,7 @@ from megatron_rb.kernels.window_attention.op import chosen_kernel, window_attent
 from megatron_rb.models.layers import MLP, BuildContext, column_linear, row_linear
 from megatron_rb.models.robobrain.config import VisionShape
 from megatron_rb.models.robobrain.inputs import VisionInputs
+from megatron_rb.parallel import groups
 from megatron_rb.parallel.sharding import ShardSpec, set_shard
 
 
@@ -28,7 +30,11 @@ class PatchEmbed(torch.nn.Module):
     def forward(self, inputs: VisionInputs) -> torch.Tensor:
         """Returns `[patches (/ tp), 1, hidden]`."""
         assert inputs.pixels is not None, "this rank holds the patch embedding but was given no pixels"
-        hidden = torch.nn.functional.linear(inputs.pixels.to(self.weight.dtype), self.weight, self.bias)
+        pixels = inputs.pixels.to(self.weight.dtype, copy=inputs.pixels_shared)
+        if inputs.pixels_shared:
+            # What one rank has the others have zeros for, so the sum is exact.
+            dist.all_reduce(pixels, group=groups.tp_group())
+        hidden = torch.nn.functional.linear(pixels, self.weight, self.bias)
         if self.position is not None:
             taps = torch.nn.functional.embedding(inputs.position_taps, self.position)
             hidden = hidden + (taps * inputs.position_weights.unsqueeze(-1)).sum(1).to(hidden.dtype)

@@ -54,4 +54,6 @@ def _install_device(name: str, devices: int) -> None:
     _setup_privateuseone_for_python_backend(name, runtime)
     runtime.kernels = Kernels(runtime.current_device, runtime.next_seed)
     teach_storages()
+    # Page-locked memory belongs to a driver; here all memory is the host's, and a copy stands for it.
+    torch.Tensor.pin_memory = lambda tensor, device=None: tensor.clone()  # type: ignore[method-assign]
     register_backend(BACKENDS[name])

@@ -169,6 +169,24 @@ def test_broken_media_keep_their_place_and_are_reported(open_loader, tmp_path):
     assert (record["kind"], record["source"], record["line"]) == ("unreadable", "numbers.jsonl", 4)
 
 
+def test_ranks_that_share_decoding_open_each_sample_once(open_loader):
+    loaders = [open_loader(Numbers(8), needs_pixels=True, decode_rank=rank, decode_size=3) for rank in range(3)]
+    steps = [loader.next_step() for loader in loaders]
+    assert len({tuple(_names(step)) for step in steps}) == 1
+    decoded = [[s for members in step.micro_batches for s in members if s.pixels[0].any()] for step in steps]
+    pictures = [s.sample_id for members in steps[0].micro_batches for s in members if s.num_patches]
+    assert sorted(s.sample_id for samples in decoded for s in samples) == sorted(pictures)
+    patches = [sum(s.num_patches for s in samples) for samples in decoded]
+    assert max(patches) - min(patches) <= max(s.num_patches for samples in decoded for s in samples)
+
+
+def test_a_broken_sample_is_reported_by_the_rank_that_opens_it(open_loader):
+    data = [Numbers(8, broken=frozenset({3})) for _ in range(2)]
+    loaders = [open_loader(d, needs_pixels=True, decode_rank=rank, decode_size=2) for rank, d in enumerate(data)]
+    failed = [problem.sample_id for loader in loaders for problem in loader.next_step().failed]
+    assert failed == ["3"]
+
+
 def test_ranks_without_pixels_decode_nothing(open_loader):
     step = open_loader(Numbers(8, broken=frozenset({3}))).next_step()
     assert step.failed == []

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_rb.data.packing import Budget, fill_step, most_that_fit, plan_step
+from megatron_rb.data.packing import Budget, fill_step, most_that_fit, plan_step, share_out
 
 BUDGET = Budget(tokens=100, patches=40)
 SIZES = st.lists(st.tuples(st.integers(1, 100), st.integers(0, 40)), min_size=1, max_size=60)
@@ -109,3 +109,11 @@ def test_more_than_a_group_of_micro_batches_is_filled_without_a_gap():
     loads = np.array([sizes[members].sum(axis=0) for members in bins])
     assert len(loads) == 600 and (loads <= BUDGET.limits).all()
     assert loads[:, 0].mean() > 95
+
+
+def test_work_is_shared_out_evenly():
+    assert share_out(np.array([5, 3, 3, 2, 0, 0]), 2) == [0, 1, 1, 0, 1, 0]
+    assert share_out(np.array([4, 9]), 1) == [0, 0] and share_out(np.array([], dtype=int), 3) == []
+    owners = share_out(np.random.default_rng(0).integers(0, 1000, 100), 8)
+    loads = np.bincount(owners, np.random.default_rng(0).integers(0, 1000, 100), 8)
+    assert loads.max() - loads.min() < 100

@@ -7,7 +7,7 @@ import torch
 from megatron_rb.data.padding import Size
 from megatron_rb.evaluation.parity_samples import draw_samples
 from megatron_rb.models.robobrain.config import load_shape
-from megatron_rb.models.robobrain.inputs import build_micro_batch
+from megatron_rb.models.robobrain.inputs import build_micro_batch, pinned, to_device
 from tests.parity.tiny_models import write_model
 
 
@@ -55,3 +55,30 @@ def test_a_size_below_the_samples_cuts_nothing(shape):
     plain, padded = build(shape, Size(0, 0)), build(shape, Size(1, 4))
     assert padded.text.num_tokens == plain.text.num_tokens
     assert padded.vision.num_patches == plain.vision.num_patches
+
+
+def test_everything_that_goes_to_the_device_is_pinned(shape, monkeypatch):
+    pinned_ones: set[int] = set()
+
+    def pin(tensor):
+        copy = tensor.clone()
+        pinned_ones.add(copy.data_ptr())
+        return copy
+
+    moved: list[torch.Tensor] = []
+    to = torch.Tensor.to
+
+    def note(tensor, *arguments, **options):
+        if tensor.numel() and options.get("non_blocking"):
+            moved.append(tensor)
+        return to(tensor, *arguments, **options)
+
+    samples = draw_samples(shape, 7)
+    batch = build_micro_batch(samples, shape, tp_rank=0, tp_size=1, sequence_parallel=False, cp_rank=1, cp_size=2)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    there = pinned(batch)
+    monkeypatch.setattr(torch.Tensor, "to", note)
+    to_device(there, shape, torch.device("cpu"))
+    assert len(moved) > 15 and {tensor.data_ptr() for tensor in moved} <= pinned_ones
+    assert torch.equal(there.vision.pixels, batch.vision.pixels)
+    assert there.text.keys.segments.borders == batch.text.keys.segments.borders
