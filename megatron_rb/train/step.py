@@ -101,7 +101,7 @@ def _loss_step(runner: Runner, iterator: Iterator[MicroBatch], chunk: torch.nn.M
 
 
 def _batch_for(chunk: torch.nn.Module, runner: Runner, iterator: Iterator[MicroBatch]) -> MicroBatch:
-    stage = cast(RoboBrainStage, chunk.module)
+    stage = cast(RoboBrainStage, chunk.module if isinstance(chunk, DistributedDataParallel) else chunk)
     return to_device(next(iterator), runner.shape, runner.device, with_pixels=stage.part.needs_pixels)
 
 

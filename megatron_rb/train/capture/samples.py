@@ -147,10 +147,12 @@ def text_hash(sample: PlacedSample, batch: MicroBatch) -> str:
 
 
 def pixel_hash(sample: PlacedSample, batch: MicroBatch) -> str | None:
-    """Of the patches of a sample; None on ranks that have no pixels."""
+    """Of the patches of a sample; None on ranks that do not have its pixels."""
     if batch.vision.pixels is None:
         return None
-    state = Checksum()
     pixels = batch.vision.pixels[sample.patch_start : sample.patch_start + sample.patches]
+    if batch.vision.pixels_shared and not pixels.any():
+        return None
+    state = Checksum()
     state.update(pixels.contiguous().numpy().data)
     return state.hexdigest()

@@ -26,7 +26,8 @@ def test_plan_prints_a_table_and_writes_its_files(tmp_path: Path, capsys):
     assert text.startswith("nominal prediction, not a measurement")
     assert "planned in" in text and "layout    P v*" in text
     content = json.loads((tmp_path / "plan.json").read_text())
-    assert content["best"]["pp"] == 2 and content["best"]["dp"] * content["best"]["tp"] == 8
+    best = content["best"]
+    assert best["pp"] == 2 and best["dp"] * best["cp"] * best["tp"] == 8
     assert len(content["best"]["memory_per_stage"]) == 2
     config = load_config(["experiment=robobrain20_7b_stage1", f"settings={tmp_path / 'plan.yaml'}"])
     assert config.parallel.layout == content["best"]["layout"]

@@ -246,14 +246,19 @@ def test_finished_files_are_kept(model, sharded, tmp_path, monkeypatch):
     def fails_at_the_fifth(path, targets, job):
         written.append(path.name)
         if len(written) == 5:
+            # Files are written side by side: fail when the journal has one of the first four.
+            deadline = time.monotonic() + 30
+            while len(journal_file.read_text().splitlines()) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
             raise OSError(28, "No space left on device")
         return real(path, targets, job)
 
+    journal_file = tmp_path / "out.partial" / "journal.jsonl"
     monkeypatch.setattr(import_hf, "write_dist_file", fails_at_the_fifth)
     with pytest.raises(ValueError, match="is full; free some space and run the same command again"):
         import_folder(sharded, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    journal = (tmp_path / "out.partial" / "journal.jsonl").read_text().splitlines()
+    journal = journal_file.read_text().splitlines()
     kept = {json.loads(line)["file"] for line in journal[1:]}
     assert kept
     again = []
