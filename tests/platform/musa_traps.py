@@ -247,10 +247,10 @@ def test_linears_of_megatron_core_go_back_through_autocast(platform, config):
 
 
 def test_every_group_serves_both_devices_under_the_full_name(platform):
-    from megatron_rb.parallel.groups import dp_group, pp_group, tp_group
+    from megatron_rb.parallel.groups import cp_group, dp_cp_group, pp_group, tp_group
 
     assert dist.get_backend_config() == "cpu:gloo,musa:mccl"
-    groups = [dist.group.WORLD, tp_group(), pp_group(), dp_group(), dist.new_group([0])]
+    groups = [dist.group.WORLD, tp_group(), pp_group(), cp_group(), dp_cp_group(), dist.new_group([0])]
     for group in groups:
         assert dist.get_backend_config(group) == "cpu:gloo,musa:mccl"
         for device in ("cpu", platform.current_device()):
