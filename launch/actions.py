@@ -18,7 +18,7 @@ from megatron_rb.launch.batch import carry_on
 from megatron_rb.launch.folder import check_same_run, nothing_left_behind, own_folder, write_folder
 from megatron_rb.launch.job import JobSpec, load_job
 from megatron_rb.launch.local import check_port
-from megatron_rb.launch.loop import STOP_FILE
+from megatron_rb.launch.plan import STOP_FILE
 from megatron_rb.launch.record import (
     COMPLETED,
     ENDED,

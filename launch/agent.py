@@ -25,7 +25,7 @@ from typing import Any
 from megatron_rb.launch.beats import Beats, Hang, remove_earlier
 from megatron_rb.launch.job import JobSpec, load_job
 from megatron_rb.launch.limits import Limits
-from megatron_rb.launch.plan import AttemptPlan, beats_dir, load_plan, owner, sign_of_life
+from megatron_rb.launch.plan import STOP_FILE, AttemptPlan, beats_dir, load_plan, owner, sign_of_life
 from megatron_rb.launch.topology import rank_table
 
 POLL_SECONDS, REPORT_SECONDS, FENCE_SECONDS = 0.1, 0.5, 0.3
@@ -118,9 +118,11 @@ class Agent:
         self.rescued = True
         self._obey("kill")
         claim = self.job.launch_dir / f"rescue_{self.plan.number}"
+        job_id = os.environ["SLURM_JOB_ID"]
+        if (self.job.launch_dir / STOP_FILE).exists() or not _still_runs(job_id):
+            return  # its user has ended the job, which ended the loop too
         with contextlib.suppress(FileExistsError):
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-            job_id = os.environ["SLURM_JOB_ID"]
             for words in (["requeue", job_id], ["update", f"JobId={job_id}", f"ExcNodeList={self.plan.loop_node}"]):
                 subprocess.run(["scontrol", *words], timeout=30)
 
@@ -175,6 +177,13 @@ class Agent:
             print(json.dumps({"kind": kind, "node": self.node, **values}), flush=True)
         except BrokenPipeError:  # nobody listens any more
             self._obey("kill")
+
+
+def _still_runs(job_id: str) -> bool:
+    """False when Slurm says that the job is ending; a controller that does not answer says nothing."""
+    command = ["squeue", "-h", "-j", job_id, "-o", "%T"]
+    found = subprocess.run(command, timeout=30, capture_output=True, text=True)
+    return found.returncode != 0 or found.stdout.strip() in ("", "RUNNING")
 
 
 def main(argv: Sequence[str]) -> int:

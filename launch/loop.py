@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from megatron_rb.launch.job import JobSpec, write_whole
-from megatron_rb.launch.plan import AttemptPlan, fence_file, owner, sign_of_life
+from megatron_rb.launch.plan import STOP_FILE, AttemptPlan, fence_file, owner, sign_of_life
 from megatron_rb.launch.record import (
     COMPLETED,
     FAILED,
@@ -29,8 +29,6 @@ from megatron_rb.launch.record import (
 )
 from megatron_rb.launch.verdict import judge
 from megatron_rb.launch.watch import AttemptResult, RankState, lost_steps
-
-STOP_FILE = "stop"
 
 
 class Engine(Protocol):

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from megatron_rb.launch.job import write_whole
 
+STOP_FILE = "stop"
+"""In the launch folder: the user has asked the run to end."""
+
 
 @dataclass(frozen=True)
 class AttemptPlan:
