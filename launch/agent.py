@@ -119,10 +119,11 @@ class Agent:
         self._obey("kill")
         claim = self.job.launch_dir / f"rescue_{self.plan.number}"
         job_id = os.environ["SLURM_JOB_ID"]
-        if (self.job.launch_dir / STOP_FILE).exists() or not _still_runs(job_id):
-            return  # its user has ended the job, which ended the loop too
         with contextlib.suppress(FileExistsError):
+            # One machine alone asks Slurm.
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+            if (self.job.launch_dir / STOP_FILE).exists() or not _still_runs(job_id):
+                return  # its user has ended the job, which ended the loop too
             for words in (["requeue", job_id], ["update", f"JobId={job_id}", f"ExcNodeList={self.plan.loop_node}"]):
                 subprocess.run(["scontrol", *words], timeout=30)
 
@@ -182,7 +183,10 @@ class Agent:
 def _still_runs(job_id: str) -> bool:
     """False when Slurm says that the job is ending; a controller that does not answer says nothing."""
     command = ["squeue", "-h", "-j", job_id, "-o", "%T"]
-    found = subprocess.run(command, timeout=30, capture_output=True, text=True)
+    try:
+        found = subprocess.run(command, timeout=30, capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        return True
     return found.returncode != 0 or found.stdout.strip() in ("", "RUNNING")
 
 

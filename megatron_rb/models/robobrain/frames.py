@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from megatron_rb.data.packing import share_out
 from megatron_rb.data.sample import VisionGrid
 from megatron_rb.models.robobrain.positions import window_order
 
@@ -32,10 +33,7 @@ class FrameShares:
     def of(cls, grids: Sequence[VisionGrid], cp_size: int) -> FrameShares:
         """Largest frames first, each to the rank with the fewest patches so far."""
         patches = np.array([grid.h * grid.w for grid in grids for _ in range(grid.t)], dtype=np.int64)
-        owners, loads = np.zeros(len(patches), dtype=np.int64), np.zeros(cp_size, dtype=np.int64)
-        for frame in np.argsort(-patches, kind="stable").tolist() if cp_size > 1 else ():
-            owners[frame] = np.argmin(loads)
-            loads[owners[frame]] += patches[frame]
+        owners = np.array(share_out(patches, cp_size), dtype=np.int64)
         ends = np.cumsum([grid.t for grid in grids], dtype=np.int64)
         return cls(tuple(grids), tuple(np.split(owners, ends[:-1])) if grids else (), cp_size)
 
