@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -60,10 +61,14 @@ class AnswerProblem(str, Enum):
     __str__ = str.__str__
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
-class PointsAnswer:
-    points: np.ndarray
-    """[n, 2] in the unit that was asked for, or [n, 3] with metres; [0, ...] on failure."""
+class Answer(Generic[T]):
+    """A value that was read, or why there is none; each kind says what its value is, and what stands for none."""
+
+    value: T
     reason: str = ""
     """Why nothing could be read; empty on success."""
     problem: AnswerProblem | None = None
@@ -74,16 +79,18 @@ class PointsAnswer:
         return not self.reason
 
 
-@dataclass(frozen=True)
-class BoxAnswer:
-    box: np.ndarray
-    """[4]: x1, y1, x2, y2 with x1 <= x2 and y1 <= y2; zeros on failure."""
-    reason: str = ""
-    problem: AnswerProblem | None = None
-
+class PointsAnswer(Answer[np.ndarray]):
     @property
-    def ok(self) -> bool:
-        return not self.reason
+    def points(self) -> np.ndarray:
+        """[n, 2] in the unit that was asked for, or [n, 3] with metres; [0, ...] on failure."""
+        return self.value
+
+
+class BoxAnswer(Answer[np.ndarray]):
+    @property
+    def box(self) -> np.ndarray:
+        """[4]: x1, y1, x2, y2 with x1 <= x2 and y1 <= y2; zeros on failure."""
+        return self.value
 
 
 @dataclass(frozen=True)

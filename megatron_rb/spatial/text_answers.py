@@ -7,46 +7,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from megatron_rb.spatial.answers import LONGEST_ANSWER, AnswerProblem, final_answer
+from megatron_rb.spatial.answers import LONGEST_ANSWER, Answer, AnswerProblem, final_answer
 
 
-@dataclass(frozen=True)
-class LengthAnswer:
-    metres: float
-    """NaN on failure."""
-    reason: str = ""
-    problem: AnswerProblem | None = None
-
+class LengthAnswer(Answer[float]):
     @property
-    def ok(self) -> bool:
-        return not self.reason
+    def metres(self) -> float:
+        """NaN on failure."""
+        return self.value
 
 
-@dataclass(frozen=True)
-class ChoiceAnswer:
-    letter: str
-    """A capital letter; empty on failure."""
-    reason: str = ""
-    problem: AnswerProblem | None = None
-
+class ChoiceAnswer(Answer[str]):
     @property
-    def ok(self) -> bool:
-        return not self.reason
+    def letter(self) -> str:
+        """A capital letter; empty on failure."""
+        return self.value
 
 
-@dataclass(frozen=True)
-class NumberAnswer:
-    value: float
-    """NaN on failure."""
-    reason: str = ""
-    problem: AnswerProblem | None = None
-
-    @property
-    def ok(self) -> bool:
-        return not self.reason
-
+NumberAnswer = Answer[float]
+"""The value is NaN on failure."""
 
 _METRES = {
     "mm": 0.001, "millimeter": 0.001, "millimetre": 0.001, "cm": 0.01, "centimeter": 0.01, "centimetre": 0.01,

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-from megatron_rb.spatial.answers import AnswerProblem, final_answer
+from megatron_rb.spatial.answers import LONGEST_ANSWER, Answer, AnswerProblem, final_answer
 
 QUANTISATIONS = ("percent", "tenths")
-LONGEST_ANSWER = 100_000
-"""Characters; a longer answer is not searched."""
 _TAGGED = re.compile(r"<score>\s*([^<]{0,64}?)\s*(?:</?score>|$)", re.IGNORECASE)
 _NUMBER = re.compile(r"([-+]?)\s*(\d{1,12}(?:\.\d{0,12})?|\.\d{1,12})\s*%?")
 _SIGNS = str.maketrans({"−": "-", "–": "-", "＋": "+", "％": "%", "﹣": "-", "－": "-"})
 
 
-@dataclass(frozen=True)
-class ScoreAnswer:
-    hop: float
-    """In [-1, 1]; 0 on failure, the value that moves no progress."""
-    reason: str = ""
-    """Why nothing could be read; empty on success."""
-    problem: AnswerProblem | None = None
-    """The kind of failure, for counting."""
-
+class ScoreAnswer(Answer[float]):
     @property
-    def ok(self) -> bool:
-        return not self.reason
+    def hop(self) -> float:
+        """In [-1, 1]; 0 on failure, the value that moves no progress."""
+        return self.value
 
     @property
     def or_nan(self) -> float:

@@ -1,5 +1,7 @@
 """A job that its user has ended is not queued again by the machines that outlive its batch script."""
 
+import subprocess
+
 import pytest
 
 from megatron_rb.launch.agent import _still_runs
@@ -15,3 +17,11 @@ def test_only_a_job_that_slurm_still_runs_is_queued_again(answer, runs, tmp_path
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert _still_runs("17") is runs
+
+
+def test_a_controller_that_does_not_answer_says_nothing(monkeypatch):
+    def waits(command, timeout, **options):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", waits)
+    assert _still_runs("17")
