@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rb.data.ground_truth import check_points, pixel_size
+from megatron_rb.data.media_options import NO_OPTIONS, MediaOptions
 from megatron_rb.data.problems import BadSample
 
 ROLES = {
@@ -32,6 +33,8 @@ class MediaRef:
     """A file, a folder of frames, or the files of the frames."""
     fps: float | None = None
     """Frames per second of a folder or list of frames, when the row says so."""
+    options: MediaOptions = NO_OPTIONS
+    """How the row wants it resized, cut and sampled."""
 
 
 @dataclass(frozen=True)
