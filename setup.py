@@ -23,7 +23,7 @@ setup(
         "transformers>=5.0",
         "tokenizers",
         "xxhash>=3.0",
-        "hydra-core>=1.3",
+        "hydra-core>=1.3,<1.4",
         "safetensors>=0.4",
         "numpy",
         "pillow",

@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
+from megatron_rb.config.arguments import alternatives, as_text, holds_text, read_argument
+from megatron_rb.config.recipes import compose_files
 from megatron_rb.config.rules import check_values
 from megatron_rb.config.schema import Config
+from megatron_rb.config.written import NO_TEXT, load_yaml, value_of
 
 CONF_MODULE = "megatron_rb.conf"
 
@@ -50,9 +52,7 @@ def load_config(overrides: Sequence[str]) -> Config:
         ValueError: an unknown key, group choice or a value of the wrong type, in one sentence.
     """
     settings = [item for text in overrides for item in _read(text)]
-    tree = OmegaConf.to_container(_compose_files([item for item in settings if item.picks_file]), resolve=False)
-    assert isinstance(tree, dict)
-    config = _merge(tree, origin="conf/")
+    config = _merge(_compose([item for item in settings if item.picks_file]), origin="conf/")
     for item in settings:
         if not item.picks_file:
             _apply(config, item)
@@ -70,8 +70,11 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
 
 def _values_of(text: str) -> list[str]:
     key, equals, raw = text.partition("=")
-    if not equals or "," not in raw or _type_of(RENAMED.get(key, key)) in (None, str) and not group_choices(key):
+    declared = _type_of(RENAMED.get(key, key))
+    if not equals or "," not in raw or declared in (None, str) and not group_choices(key):
         return [text]
+    if holds_text(declared):
+        return [f"{key}={value}" for value in alternatives(raw, declared)]
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
@@ -87,11 +90,12 @@ def config_from_file(path: str | Path) -> Config:
 
 
 def _read_yaml(path: Path) -> Mapping[Any, Any]:
+    """The tree of a file of settings; its leaves are for `value_of`."""
     if not path.is_file():
         raise ValueError(f"there is no config file {path}")
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except yaml.YAMLError as error:
+        tree = load_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold settings as `key: value`")
@@ -136,14 +140,7 @@ def _read(text: str) -> list[Setting]:
     key, equals, path = text.partition("=")
     if key.strip() != SETTINGS_FILE or not equals:
         return [_parse(text)]
-    tree = _read_yaml(Path(path))
-    items = [Setting(name, value, False) for name, value in _leaves(tree)]
-    for item in items:
-        try:
-            _check_key(item.key)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    return items
+    return [Setting(name, value, False) for name, value in _known_leaves(_read_yaml(Path(path)), path)]
 
 
 def _parse(text: str) -> Setting:
@@ -152,25 +149,19 @@ def _parse(text: str) -> Setting:
     key = RENAMED.get(key, key)
     if not equals or not key or key.startswith("~"):
         raise ValueError(f"'{text}' is not a setting; write key=value, e.g. experiment=demo or parallel.tp_size=2")
-    picks_file = bool(group_choices(key))
-    if not picks_file:
-        _check_key(key)
+    if group_choices(key):
+        name = as_text(raw.strip())
+        _check_choice(key, name)
+        return Setting(key, name, True)
+    _check_key(key)
     try:
-        override = OverridesParser.create().parse_override(f"{key}={raw}")
+        return Setting(key, read_argument(key, raw, _type_of(key)), False)
     except HydraException as error:
-        if not picks_file and _type_of(key) is str:  # e.g. the bars of a layout, which Hydra's grammar refuses bare
-            return Setting(key, raw, False)
         raise ValueError(
             f"cannot read the value of '{text}' ({_one_line(error)}); put quotes around values with special characters"
         ) from error
-    if override.is_sweep_override():
-        if not picks_file and _type_of(key) is str:
-            return Setting(key, raw, False)
-        raise ValueError(f"'{text}' is a sweep; a run takes one value (a list is written [a,b])")
-    value = override.value()
-    if picks_file:
-        _check_choice(key, value)
-    return Setting(key, value, picks_file)
+    except ValueError as error:
+        raise ValueError(f"{key} {error}" if str(error) == NO_TEXT else str(error)) from error
 
 
 def _check_choice(group: str, name: Any) -> None:
@@ -196,10 +187,10 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _compose_files(choices: Sequence[Setting]) -> DictConfig:
+def _compose(choices: Sequence[Setting]) -> Mapping[Any, Any]:
     try:
-        with initialize_config_module(CONF_MODULE, version_base="1.3"):
-            return compose("config", overrides=[f"{item.key}={item.value}" for item in choices])
+        # In quotes, so that Hydra takes no name for a number.
+        return compose_files(CONF_MODULE, [f"{item.key}='{item.value}'" for item in choices])
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(f"the files in conf/ do not fit together: {_one_line(error)}") from error
 
@@ -207,13 +198,22 @@ def _compose_files(choices: Sequence[Setting]) -> DictConfig:
 def _merge(tree: Mapping[Any, Any], origin: str) -> DictConfig:
     """The schema's defaults with the values of `tree`, each checked."""
     config = OmegaConf.structured(Config)
+    for key, value in _known_leaves(tree, origin):
+        _set(config, key, value)
+    return config
+
+
+def _known_leaves(tree: Mapping[Any, Any], origin: str) -> Iterator[tuple[str, Any]]:
+    """Every setting of a tree of `load_yaml` with its value; an unknown one, or one without a text, names the file."""
     for key, value in _leaves(tree):
         try:
             _check_key(key)
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
-        _set(config, key, value)
-    return config
+        try:
+            yield key, value_of(value, _type_of(key))
+        except ValueError as error:
+            raise ValueError(f"{origin}: {key} {error}") from error
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

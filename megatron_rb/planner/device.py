@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from megatron_rb.config.written import load_yaml, value_of
+
 CONF_MODULE = "megatron_rb.conf"
 
 
@@ -106,15 +108,17 @@ def load_device(name: str) -> Device:
 def device_from_text(text: str, origin: str) -> Device:
     """Read a description; every figure must be there, be a number and make sense."""
     try:
-        tree = yaml.safe_load(text)
+        tree = value_of(load_yaml(text), Device)
     except yaml.YAMLError as error:
         raise ValueError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{origin}: name {error}") from error
     tree = _section(tree, Device, origin)
     peaks = tree["peak_flops"] or {}
     if not isinstance(peaks, dict):
         raise ValueError(f"{origin}: peak_flops must map dtypes to FLOP/s")
     device = Device(
-        name=str(tree["name"]),
+        name=tree["name"],
         peak_flops={str(dtype): _number(value, f"peak_flops.{dtype}", origin) for dtype, value in peaks.items()},
         memory=_number(tree["memory"], "memory", origin),
         memory_bandwidth=_number(tree["memory_bandwidth"], "memory_bandwidth", origin),

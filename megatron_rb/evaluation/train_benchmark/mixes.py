@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from megatron_rb.config.written import load_yaml, value_of
+
 
 @dataclass(frozen=True)
 class SampleKind:
@@ -117,11 +119,12 @@ def load_mix(name: str) -> Mix:
         if not path.is_file():
             raise ValueError(f"there is no mix file {path}")
         try:
-            tree = yaml.safe_load(path.read_text())
+            tree = load_yaml(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
         # A result holds the mix it was measured on.
-        return mix_from_tree(tree["mix"] if isinstance(tree, dict) and "mix" in tree else tree, str(path))
+        tree = tree["mix"] if isinstance(tree, dict) and "mix" in tree else tree
+        return mix_from_tree(value_of(tree, Mix), str(path))
     close = difflib.get_close_matches(name, MIXES, n=1)
     hint = f"; did you mean {close[0]}?" if close else ";"
     raise ValueError(f"there is no mix '{name}'{hint} there are {', '.join(MIXES)}, and any file NAME.yaml")

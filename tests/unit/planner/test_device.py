@@ -33,6 +33,11 @@ def test_device_by_path(tmp_path: Path):
     assert load_device(str(tmp_path / "mine.yaml")).name == "my card"
 
 
+@pytest.mark.parametrize("name", ["1.10", "4090", "1e3", "on"])
+def test_name_of_a_device_stays_as_written(name: str):
+    assert device_from_text(H200.replace("NVIDIA H200 SXM", name), "my.yaml").name == name
+
+
 def test_unknown_name_offers_the_nearest():
     with pytest.raises(ValueError, match="did you mean h200"):
         load_device("h20")

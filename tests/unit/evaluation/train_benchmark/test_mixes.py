@@ -32,6 +32,12 @@ def test_a_mix_survives_json(tmp_path):
         assert load_mix(str(path)) == mix
 
 
+def test_name_of_a_mix_stays_as_written(tmp_path):
+    written = json.dumps(asdict(MIX)).replace(f'"name": "{MIX.name}"', '"name": 1.10')
+    (tmp_path / "mine.yaml").write_text(written)
+    assert load_mix(str(tmp_path / "mine.yaml")).name == "1.10"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
