@@ -36,6 +36,8 @@ class RunStatus:
     attempt: int
     loss: float | str | None
     tokens_per_second: float | None
+    skipped_updates: int
+    """Steps whose update was left out: numbers not finite, or nothing to learn."""
     last_checkpoint: int
     nodes: list[str]
     reason: str
@@ -53,6 +55,8 @@ class RunStatus:
             parts.append(f"loss {float(self.loss):.4f}")
         if self.tokens_per_second is not None:
             parts.append(f"{self.tokens_per_second:.0f} tokens/s")
+        if self.skipped_updates:
+            parts.append(f"{self.skipped_updates} updates skipped")
         parts.append(f"checkpoint {self.last_checkpoint or 'none'}")
         parts += [f"nodes {','.join(self.nodes)}"] if self.nodes else []
         parts += [f"slow: {self.slow}"] if self.slow else []
@@ -79,7 +83,8 @@ def run_status(run_dir: Path) -> RunStatus:
     return RunStatus(
         run_id=record.run_id, state=state, step=newest.get("step", 0), attempt=attempt.number if attempt else 0,
         loss=newest.get("loss"), tokens_per_second=newest.get("tokens_per_second"),
-        last_checkpoint=newest_checkpoint(job.checkpoint_dir), nodes=attempt.nodes if attempt else [], reason=reason,
+        skipped_updates=newest.get("skipped_updates", 0), last_checkpoint=newest_checkpoint(job.checkpoint_dir),
+        nodes=attempt.nodes if attempt else [], reason=reason,
         slow=_slow(run_dir) if state == RUNNING else "", ettr=record.ettr, engine=record.engine, job_id=record.job_id,
         run_dir=str(run_dir),
     )  # fmt: skip

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_rb.config.failures import EX_CONFIG, EX_DATAERR, EX_TEMPFAIL, WRONG_INPUT
 from megatron_rb.launch.record import AttemptNote
 
-CONFIGURATION_CODES = (2, 78)
-"""Exit codes of a process that found its settings, data or checkpoint wrong (78: EX_CONFIG of sysexits.h)."""
-ELSEWHERE_CODES = (75,)
-"""Exit codes of a process that asks to be tried on another machine (75: EX_TEMPFAIL)."""
+CONFIGURATION_CODES = (WRONG_INPUT, EX_CONFIG)
+"""Exit codes of a process that found its settings, data or checkpoint wrong."""
+NUMBERS_CODES = (EX_DATAERR,)
+"""Exit codes of a process whose losses, gradients or weights are not finite."""
+ELSEWHERE_CODES = (EX_TEMPFAIL,)
+"""Exit codes of a process that asks to be tried on another machine."""
 STRIKES = 3
 """Failures in a row on one machine, while the steps differ, that make it a bad one."""
 
@@ -28,6 +31,8 @@ def class_of_exit(code: int) -> str:
     """The kind of failure that an exit code stands for."""
     if code in CONFIGURATION_CODES:
         return "configuration"
+    if code in NUMBERS_CODES:
+        return "numbers"
     return "node" if code in ELSEWHERE_CODES else "rank"
 
 
@@ -40,6 +45,8 @@ def judge(attempts: Sequence[AttemptNote], max_retries: int) -> Verdict:
     last = attempts[-1]
     if last.kind == "configuration":
         return Verdict(False, f"{last.cause}; the settings are wrong, so another attempt would fail as well")
+    if last.kind == "numbers":
+        return Verdict(False, f"{last.cause}; numbers that are not finite would come again, so look at them first")
     exclude = last.node if last.kind == "node" or _strikes(attempts) >= STRIKES else ""
     before = attempts[-2] if len(attempts) > 1 else None
     if before is not None and _same_place(before, last):

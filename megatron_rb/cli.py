@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_rb.config.failures import WRONG_INPUT, NotFinite
+
 TOOLS = Path(__file__).parent / "tools"
 
 
@@ -29,7 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or not _is_ours(error):
             raise
         _complain(error)
-        return 2
+        return WRONG_INPUT
+    except NotFinite as error:
+        if debug:
+            raise
+        _complain(error)
+        return error.exit_code
 
 
 def commands() -> dict[str, str]:

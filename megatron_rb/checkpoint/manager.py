@@ -46,6 +46,8 @@ from megatron_rb.platform.base import Platform
 
 logger = logging.getLogger(__name__)
 
+SET_ASIDE = ".not-finite"
+"""Ending of a checkpoint whose weights gave no finite loss: kept, but no longer what a run continues from."""
 LEFTOVER = re.compile(r"step_\d{8,}\.(writing|deleting)-[0-9a-f]+$")
 
 Value = TypeVar("Value")
@@ -68,7 +70,8 @@ class CheckpointManager:
 
     Args:
         folder: where the checkpoints of the run lie; made at the first save.
-        keep_last: complete checkpoints that are kept; 0 = all.
+        keep_last: complete checkpoints that are kept; 0 = all. The newest one that is proven (see `prove`) is kept in
+            any case.
         asynchronous: write in a forked process; `maybe_finalize` then completes the checkpoint.
         low_memory: gather the optimizer state in the memory of one data-parallel rank instead of all of them.
         fence: whether this attempt of the run may still write; None = nobody else can.
@@ -86,6 +89,9 @@ class CheckpointManager:
         self.low_memory = low_memory
         self.fence = fence
         self._queue = AsyncCallsQueue(persistent=False)
+        self._written: set[int] = set()
+        self._proven = -1
+        self._held_back = False
 
     def save(self, step: int, state: TrainingState) -> None:
         """Write the checkpoint of `step` (finished optimizer steps); one still being written is completed first.
@@ -120,6 +126,47 @@ class CheckpointManager:
     def close(self) -> None:
         """Complete what is still being written."""
         self.maybe_finalize(blocking=True)
+
+    def prove(self, step: int) -> None:
+        """The weights after `step` have given finite numbers: checkpoints up to it may take the place of older ones."""
+        self._proven = max(self._proven, step)
+        if self._held_back and dist.get_rank() == 0:
+            self._delete_older()
+
+    def set_aside_unproven(self) -> None:
+        """Rename what this process has saved since the newest proven checkpoint, so that no run continues from it.
+
+        Without a proven checkpoint to go back to, all stays as it is.
+        """
+        self.maybe_finalize(blocking=True)
+        _on_rank_zero(self._set_aside)
+
+    def way_back(self) -> str:
+        """What the same command would continue from, in words."""
+        return _on_rank_zero(self._way_back)
+
+    def _way_back(self) -> str:
+        newest = max(complete_steps(self.folder), default=None)
+        if newest is None:
+            return "the same command then begins anew"
+        if newest <= self._proven:
+            return f"the same command then continues from step {newest}"
+        return (
+            f"the weights of its checkpoint of step {newest} have not given finite numbers here: use another run_dir, "
+            f"or move that checkpoint away"
+        )
+
+    def _set_aside(self) -> None:
+        self._check_fence()
+        steps = complete_steps(self.folder)
+        if not any(step <= self._proven for step in steps):
+            return
+        for step in sorted(step for step in steps & self._written if step > self._proven):
+            folder = self.folder / f"step_{step:08d}"
+            aside = folder.with_name(f"{folder.name}{SET_ASIDE}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            logger.warning("%s gave no finite loss and is now %s", folder, aside.name)
 
     def take_over(self) -> None:
         """Make this attempt the only writer; call it before `latest`. What others left unfinished is removed."""
@@ -173,6 +220,7 @@ class CheckpointManager:
             final = writing.with_name(writing.name.partition(".")[0])
             writing.rename(final)
             _sync_folder(self.folder)
+            self._written.add(manifest["step"])
             self._delete_older()
             logger.info("checkpoint %s is complete", final)
 
@@ -181,7 +229,10 @@ class CheckpointManager:
     def _delete_older(self) -> None:
         if not self.keep_last:
             return
-        for step in sorted(complete_steps(self.folder))[: -self.keep_last]:
+        steps = sorted(complete_steps(self.folder))
+        kept = {max((step for step in steps if step <= self._proven), default=steps[0]), *steps[-self.keep_last :]}
+        self._held_back = len(kept) > self.keep_last
+        for step in set(steps) - kept:
             folder = self.folder / f"step_{step:08d}"
             deleting = folder.with_name(f"{folder.name}.deleting-{secrets.token_hex(4)}")
             folder.rename(deleting)

@@ -41,6 +41,7 @@ LEAST: dict[str, float] = {
     "optimizer.merger_lr_ratio": 0,
     "optimizer.weight_decay": 0,
     "optimizer.clip_grad": 0,
+    "optimizer.max_bad_steps": 1,
     "schedule.train_steps": 0,
     "schedule.eval_every": 0,
     "checkpoint.save_every": 0,

@@ -174,6 +174,9 @@ class OptimizerConfig:
     """Added to the denominator of the update."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 = no clipping."""
+    max_bad_steps: int = 3
+    """A step whose loss or gradient norm is not finite, or that has nothing to learn, does not change the weights; so
+    many of them in a row end the run. Such a run is not tried again by itself."""
 
 
 @dataclass

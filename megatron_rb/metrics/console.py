@@ -100,6 +100,8 @@ def describe(record: StepRecord, left: float) -> str:
     ]
     if record.memory_bytes is not None:
         parts.append(f"memory {record.memory_bytes / 2**30:.1f} GiB")
+    if record.skipped_updates:
+        parts.append(f"{record.skipped_updates} updates skipped")
     return "  ".join([*parts, f"{record.seconds:.2f} s", f"left {duration(left)}"])
 
 

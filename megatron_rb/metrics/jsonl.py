@@ -64,6 +64,12 @@ def read_metrics(path: str | Path) -> tuple[list[dict[str, Any]], list[dict[str,
     return steps, evaluations
 
 
+def skipped_updates(path: str | Path) -> int:
+    """Updates that a run had skipped when it wrote its last step line; 0 without a file."""
+    steps = read_metrics(path)[0] if Path(path).is_file() else []
+    return int(steps[-1].get("skipped_updates", 0)) if steps else 0
+
+
 def count_repeated_steps(path: str | Path) -> int:
     """Steps that a file records more than once: a run that was put together from parts, or whose writer was lost."""
     seen: Counter[int] = Counter()

@@ -28,6 +28,9 @@ class StepRecord:
     data_wait_seconds: float
     memory_bytes: int | None
     """Peak memory of the device; None where it is not known."""
+    skipped_updates: int = 0
+    """Updates of the run so far that were skipped, this step's included: loss or gradient norm was not finite, or there
+    was nothing to learn."""
 
     @property
     def tokens_per_second(self) -> float:

@@ -49,6 +49,7 @@ class TensorBoardWriter:
             "train/grad_norm": record.grad_norm,
             "train/loss_scale": record.loss_scale,
             "train/labels": record.num_labels,
+            "train/skipped_updates": record.skipped_updates,
             "speed/tokens_per_second": record.tokens_per_second,
             "speed/patches_per_second": record.patches_per_second,
             "speed/step_seconds": record.seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,8 @@ from megatron_rb.parallel import groups
 from megatron_rb.train.step import Runner, loss_pass, train_pass
 from megatron_rb.train.task import StepBatches
 from megatron_rb.train.totals import sum_over_world
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_STEP = 64
 """Samples that are packed together in an evaluation, over all data-parallel ranks."""
@@ -130,11 +133,14 @@ class SupervisedFineTuning:
         return train_pass(self.runner, batches)
 
     def evaluate(self) -> dict[str, float]:
-        """Mean cross entropy per answer token over the held-out samples."""
-        return {} if self.evaluation is None else {"loss": self.mean_loss(range(len(self.evaluation)))}
+        """Mean cross entropy per answer token over the held-out samples; absent when none of them can be read."""
+        return {} if self.evaluation is None else self.mean_loss("loss", range(len(self.evaluation)))
 
-    def mean_loss(self, rows: Sequence[int]) -> float:
-        """Mean cross entropy per answer token over some of the held-out samples."""
+    def mean_loss(self, name: str, rows: Sequence[int]) -> dict[str, float]:
+        """Mean cross entropy per answer token over some of the held-out samples, under a name.
+
+        Nothing, and a line in the log, when not one of these samples can be read.
+        """
         loss_sum, num_labels = 0.0, 0
         with synchronized_parameters(self.runner.chunks):
             for start in range(0, len(rows), EVALUATION_STEP):
@@ -143,7 +149,12 @@ class SupervisedFineTuning:
                 totals = sum_over_world(results, batches, self.runner.place, stop_requested=False)
                 loss_sum += totals.loss_sum
                 num_labels += totals.num_labels
-        return loss_sum / num_labels
+        if not num_labels and self.runner.place.rank == 0:
+            logger.warning(
+                "no %s: none of the %d held-out samples could be read; %s names the files", name, len(rows),
+                self.ledger.path,
+            )  # fmt: skip
+        return {name: loss_sum / num_labels} if num_labels else {}
 
     def state_dict(self) -> dict[str, Any]:
         return self.ahead.state

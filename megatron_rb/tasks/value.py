@@ -14,7 +14,7 @@ class ValueEstimation(SupervisedFineTuning):
         """`loss` over all held-out samples, `hop_loss` over those that carry a hop label."""
         values = super().evaluate()
         hops = self._hop_rows()
-        return values | ({"hop_loss": self.mean_loss(hops)} if hops else {})
+        return values | (self.mean_loss("hop_loss", hops) if hops else {})
 
     def _hop_rows(self) -> list[int]:
         if self.evaluation is None:

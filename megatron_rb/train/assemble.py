@@ -19,7 +19,8 @@ from megatron_rb.data.ledger import Ledger
 from megatron_rb.evaluation.kernel_report import kernel_report, taken_line
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.metrics.heartbeat import Heartbeat
-from megatron_rb.metrics.writers import build_writers
+from megatron_rb.metrics.jsonl import skipped_updates
+from megatron_rb.metrics.writers import METRICS_FILE, build_writers
 from megatron_rb.models.robobrain.balance import default_layout
 from megatron_rb.models.robobrain.build import DTYPES
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
@@ -36,6 +37,7 @@ from megatron_rb.platform import Platform
 from megatron_rb.tasks.build import build_task
 from megatron_rb.train.build import Trainable, build_trainable
 from megatron_rb.train.capture.capture import StepCapture
+from megatron_rb.train.guard import UpdateGuard, not_finite_parameters
 from megatron_rb.train.run import Run, layout_state, seed_everything
 from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer
@@ -80,14 +82,17 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
     )  # fmt: skip
     state = _training_state(config, shape, layout, place, platform, trainable, schedule, task)
     first_step = _resume(config, checkpoints, state)
+    _check_weights(trainable, derived.init if not first_step else str(derived.checkpoint_dir))
     if place.rank == 0:
         copy_side_files(config.model.hf_path, derived.checkpoint_dir / "hf")
     writer = build_writers(config.metrics, derived.run_dir, train_steps, first_step, place.rank == 0)
+    skipped = skipped_updates(derived.run_dir / METRICS_FILE) if place.rank == 0 else 0
     sections = SectionTimer([chunk.module for chunk in trainable.chunks], platform, config.metrics.compare_ranks_every)
     return Run(
         config, place, platform, trainable.chunks, trainable.optimizer, schedule, task, checkpoints, writer,
         train_steps, state, heartbeat, sections, _capture(config, derived, shape, layout, place, platform, trainable),
-        step=first_step, saved_step=first_step if first_step else -1,
+        UpdateGuard(config.optimizer.max_bad_steps, skipped), step=first_step,
+        saved_step=first_step if first_step else -1,
     )  # fmt: skip
 
 
@@ -150,6 +155,15 @@ def _resume(config: Config, checkpoints: CheckpointManager, state: TrainingState
             f"choose another run_dir for a new run, or resume"
         )
     return checkpoints.load(state).step
+
+
+def _check_weights(trainable: Trainable, origin: str) -> None:
+    """Refuse to train on weights that are not finite; every rank looks at its own."""
+    bad = not_finite_parameters(trainable.chunks)
+    if bad:
+        raise ValueError(
+            f"{len(bad)} tensors of {origin} hold NaN or infinity, the first is {bad[0]}; train from weights without"
+        )
 
 
 def _log_start(

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     run = assemble(config, platform, Heartbeat(None, None, 0), attempt_from_environment())
     try:
         for _ in range(min(steps, run.train_steps)):
-            run.update(run.task.next_step().micro_batches)
+            run.update(run.task.next_step().micro_batches, stop_requested=False)
             run.schedule.step()
             run.step += 1
             if run.place.rank == 0:

@@ -7,6 +7,7 @@ import time
 
 from megatron_rb.train.run import Run
 from megatron_rb.train.signals import StopRequest
+from megatron_rb.train.totals import StepTotals
 
 logger = logging.getLogger(__name__)
 
@@ -21,29 +22,30 @@ def train(run: Run) -> bool:
     with StopRequest() as stop:
         if config.schedule.eval_at_start and run.step == 0:
             run.evaluate()
+        last: StepTotals | None = None
         while not run.finished:
             start = time.perf_counter()
             run.sections.begin_step(run.step)
             data = run.task.next_step()
             rates = run.schedule.learning_rates()
-            results, grad_norm = run.update(data.micro_batches)
+            outcome = run.update(data.micro_batches, stop.requested)
             run.schedule.step()
             run.step += 1
-            totals = run.totals(results, data.micro_batches, stop.requested)
-            run.report(data, totals, rates, grad_norm, start)
+            run.report(data, outcome, rates, start)
+            run.check(outcome)
+            last = outcome.totals
             run.compare_ranks(data, start)
             run.heartbeat.finish_step(run.step)
             if run.due(config.schedule.eval_every):
                 run.evaluate()
-            if run.due(config.checkpoint.save_every):
-                run.save()
+            run.save_if_due()
             run.checkpoints.maybe_finalize()
-            if totals.stop_requested:
+            if last.stop_requested:
                 logger.warning(
                     "stopped by %s after step %d: saving", stop.reason or "a signal to another rank", run.step
                 )
                 break
-        run.save()
+        run.save_last(last)
         run.finish_saving()
     if run.finished:
         run.evaluate()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -24,16 +26,29 @@ from megatron_rb.models.robobrain.inputs import MicroBatch
 from megatron_rb.parallel.groups import Place
 from megatron_rb.platform import Platform
 from megatron_rb.train.capture.capture import StepCapture
+from megatron_rb.train.guard import Finding, UpdateGuard, check_state, find_not_finite
 from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer
-from megatron_rb.train.step import update
+from megatron_rb.train.step import Results, accumulate, apply_gradients
 from megatron_rb.train.task import StepBatches, Task
 from megatron_rb.train.totals import StepTotals, sum_over_world
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What came of one optimizer step; equal on all ranks."""
+
+    totals: StepTotals
+    grad_norm: float | None
+    findings: list[Finding] = field(default_factory=list)
+    """What is not finite and where, when the update was skipped."""
 
 
 @dataclass
 class Run:
-    """One training process. Its parts are complete when it is made; only `step` changes."""
+    """One training process. Its parts are complete when it is made; only the counters of steps change."""
 
     config: Config
     place: Place
@@ -49,34 +64,48 @@ class Run:
     heartbeat: Heartbeat
     sections: SectionTimer
     capture: StepCapture
+    guard: UpdateGuard
     step: int = 0
     saved_step: int = -1
+    save_due: bool = False
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
         return self.step >= self.train_steps
 
-    def update(self, batches: Sequence[MicroBatch]) -> tuple[list[dict[str, torch.Tensor]], float | None]:
-        """Forward, backward and optimizer step; returns the sums per micro-batch and the gradient norm."""
+    def update(self, batches: Sequence[MicroBatch], stop_requested: bool) -> StepOutcome:
+        """Forward, backward and, when all numbers are finite, the optimizer step."""
 
         def run() -> list[dict[str, torch.Tensor]]:
             with self.capture.of_step(self.step + 1, batches):
                 return self.task.run(batches)
 
-        return update(self.chunks, self.optimizer, run)
+        results, norm = accumulate(self.chunks, self.optimizer, run)
+        totals = self.totals(results, batches, stop_requested, finite_norm=norm is None or math.isfinite(norm))
+        if totals.sound:
+            apply_gradients(self.optimizer, norm)
+            return StepOutcome(totals, norm)
+        return StepOutcome(totals, norm, find_not_finite(self.chunks, results, batches, self.place))
 
-    def report(
-        self, data: StepBatches, totals: StepTotals, rates: dict[str, float], norm: float | None, start: float
-    ) -> None:
+    def check(self, outcome: StepOutcome) -> None:
+        """Count the update of a finished step as made or skipped; ends the run when too many in a row are skipped."""
+        self.guard.note(self.step, outcome.totals, outcome.grad_norm, outcome.findings)
+        if self.guard.hopeless(outcome.findings):
+            self._fail(outcome.totals)
+        if self.guard.open:
+            # This step's loss was that of the weights before its update.
+            self.checkpoints.prove(self.step - 1)
+
+    def report(self, data: StepBatches, outcome: StepOutcome, rates: dict[str, float], start: float) -> None:
         """Write the numbers of a finished step."""
-        memory = self.platform.memory()
+        memory, totals = self.platform.memory(), outcome.totals
         self.writer.write_step(
             StepRecord(
                 step=self.step,
                 epoch=data.epoch,
                 loss=totals.loss,
-                grad_norm=norm,
+                grad_norm=outcome.grad_norm,
                 learning_rates=rates,
                 loss_scale=float(self.optimizer.get_loss_scale().item()),
                 num_tokens=totals.num_tokens,
@@ -86,13 +115,16 @@ class Run:
                 seconds=time.perf_counter() - start,
                 data_wait_seconds=data.wait_seconds,
                 memory_bytes=memory.peak_allocated or memory.allocated,
+                skipped_updates=self.guard.skipped + (not totals.sound),
             )
         )
 
-    def totals(self, results, batches: Sequence[MicroBatch], stop_requested: bool) -> StepTotals:
+    def totals(
+        self, results: Results, batches: Sequence[MicroBatch], stop_requested: bool, finite_norm: bool
+    ) -> StepTotals:
         """Sums of the step over the world."""
         start = time.perf_counter()
-        totals = sum_over_world(results, batches, self.place, stop_requested)
+        totals = sum_over_world(results, batches, self.place, stop_requested, finite_norm)
         self.sections.add("wait", time.perf_counter() - start)
         return totals
 
@@ -116,14 +148,48 @@ class Run:
                 values = self.evaluations[self.step] = self.task.evaluate()
                 if values:
                     self.writer.write_eval(EvalRecord(self.step, values))
+            self._judge(values)
         return self.evaluations[self.step]
 
+    def _fail(self, totals: StepTotals) -> NoReturn:
+        if totals.num_labels:
+            self.checkpoints.set_aside_unproven()
+        self.guard.fail(totals, self.checkpoints.way_back())
+
+    def _judge(self, values: dict[str, float]) -> None:
+        strange = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if strange and self.place.rank == 0:
+            logger.warning("evaluation at step %d is not finite: %s", self.step, strange)
+        if values and not strange and self.guard.open:
+            self.checkpoints.prove(self.step)
+
+    def save_if_due(self) -> None:
+        """Write a checkpoint every so many steps; while updates are skipped it waits for a good step."""
+        self.save_due = self.save_due or self.due(self.config.checkpoint.save_every)
+        if self.save_due and self.guard.open:
+            self.save()
+
     def save(self) -> None:
-        """Write a checkpoint of the present step, once."""
-        if self.saved_step != self.step:
-            with self.heartbeat.during("checkpoint"):
-                self.checkpoints.save(self.step, self.state)
-            self.saved_step = self.step
+        """Write a checkpoint of the present step, once; none of weights that may be what is wrong."""
+        if self.saved_step == self.step or not self.guard.open:
+            return
+        with self.heartbeat.during("checkpoint"):
+            check_state(self.chunks, self.optimizer, self.step)
+            self.checkpoints.save(self.step, self.state)
+        self.saved_step, self.save_due = self.step, False
+
+    def save_last(self, totals: StepTotals | None) -> None:
+        """Save where the run ends or was stopped; a run that ends while its updates are skipped has failed.
+
+        Args:
+            totals: of the last step; None = there was none.
+        """
+        if self.guard.open or totals is None:
+            self.save()
+        elif self.finished:
+            self._fail(totals)
+        else:
+            logger.warning("not saved: %s; the run continues from its newest checkpoint", self.guard.last)
 
     def finish_saving(self) -> None:
         """Wait until the newest checkpoint is published."""

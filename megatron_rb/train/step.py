@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_rb.models.language.blocks import HeadOutput
@@ -42,16 +43,35 @@ def train_pass(runner: Runner, batches: Sequence[MicroBatch]) -> list[dict[str, 
     return _run(runner, batches, partial(_loss_step, runner), forward_only=False)
 
 
-def update(
+def accumulate(
     chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, run: Callable[[], Results]
 ) -> tuple[Results, float | None]:
-    """One optimizer step around a forward and backward pass; its results, and the gradient norm before clipping."""
+    """A forward and backward pass up to the optimizer; its results, and the gradient norm before clipping."""
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     results = run()
-    _, grad_norm, _ = optimizer.step()
-    return results, None if grad_norm is None else float(grad_norm)
+    optimizer.prepare_grads()
+    norm = optimizer.get_grad_norm()
+    return results, None if norm is None else float(norm)
+
+
+def apply_gradients(optimizer: MegatronOptimizer, grad_norm: float | None) -> None:
+    """Clip the gradients of `accumulate` and update the weights, as megatron-core's `step` does after its norm."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        parameters = [] if getattr(part, "is_stub_optimizer", False) else part.get_parameters()
+        if parameters and grad_norm is not None and part.config.clip_grad > 0:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=part.config.clip_grad, total_norm=grad_norm)
+    optimizer.step_with_ready_grads()
+
+
+def update(
+    chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer, run: Callable[[], Results]
+) -> tuple[Results, float | None]:
+    """One optimizer step around a forward and backward pass, whatever its numbers are."""
+    results, norm = accumulate(chunks, optimizer, run)
+    apply_gradients(optimizer, norm)
+    return results, norm
 
 
 def loss_pass(runner: Runner, batches: Sequence[MicroBatch]) -> list[dict[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,18 +24,26 @@ class StepTotals:
     num_samples: int
     stop_requested: bool
     """Some rank received a stop signal."""
+    finite_norm: bool = True
+    """The gradient norm is finite on every rank."""
 
     @property
     def loss(self) -> float:
         """Cross entropy per label; NaN for a step without labels."""
         return self.loss_sum / self.num_labels if self.num_labels else float("nan")
 
+    @property
+    def sound(self) -> bool:
+        """Whether there is something to learn and all of it is finite; else the update must not be made."""
+        return self.num_labels > 0 and math.isfinite(self.loss_sum) and self.finite_norm
+
 
 def sum_over_world(
-    results: Sequence[dict[str, torch.Tensor]], batches: Sequence[MicroBatch], place: Place, stop_requested: bool
-) -> StepTotals:
+    results: Sequence[dict[str, torch.Tensor]], batches: Sequence[MicroBatch], place: Place, stop_requested: bool,
+    finite_norm: bool = True,
+) -> StepTotals:  # fmt: skip
     """Every rank calls this once a step; every rank gets the same numbers."""
-    values = torch.zeros(6, dtype=torch.float64)
+    values = torch.zeros(7, dtype=torch.float64)
     if place.tp_rank == 0 and results:
         # One transfer from the device for the whole step.
         sums = torch.stack([torch.stack([result["loss_sum"], result["num_labels"]]) for result in results])
@@ -44,8 +53,8 @@ def sum_over_world(
         values[3] = sum(batch.vision.num_real_patches for batch in batches)
         # Context-parallel ranks have their own tokens and patches of the same samples.
         values[4] = sum(len(batch.sample_ids) for batch in batches) if place.cp_rank == 0 else 0
-    values[5] = float(stop_requested)
+    values[5], values[6] = float(stop_requested), float(not finite_norm)
     dist.all_reduce(values)
-    loss_sum, *counts, stops = values.tolist()
+    loss_sum, *counts, stops, bad_norms = values.tolist()
     labels, tokens, patches, samples = map(round, counts)
-    return StepTotals(loss_sum, labels, tokens, patches, samples, stop_requested=stops > 0)
+    return StepTotals(loss_sum, labels, tokens, patches, samples, stop_requested=stops > 0, finite_norm=not bad_norms)

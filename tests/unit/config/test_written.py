@@ -95,8 +95,9 @@ def test_nothing_is_no_text_in_a_file(nothing: str, tmp_path: Path):
 
 
 def test_quotes_and_blocks_are_texts_without_them(tmp_path: Path):
-    (tmp_path / "mine.yaml").write_text("cluster:\n  env: {A: '010', B: \"on\", C: 'null'}\n  python: |\n    a\n    b\n")
-    config = load_config([f"settings={tmp_path / 'mine.yaml'}", "cluster.env.D='1.10'", "cluster.env.E='null'"])
+    file = tmp_path / "mine.yaml"
+    file.write_text("cluster:\n  env: {A: '010', B: \"on\", C: 'null'}\n  python: |\n    a\n    b\n")
+    config = load_config([f"settings={file}", "cluster.env.D='1.10'", "cluster.env.E='null'"])
     assert config.cluster.env == {"A": "010", "B": "on", "C": "null", "D": "1.10", "E": "null"}
     assert config.cluster.python == "a\nb\n"
 
