@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from megatron_rb.platform import get_platform
@@ -27,12 +29,16 @@ from megatron.core.tensor_parallel import (  # noqa: E402
 from megatron.core.transformer import MegatronModule, TransformerConfig  # noqa: E402
 
 from megatron_rb.checkpoint.manager import CheckpointManager, load_weights  # noqa: E402
-from megatron_rb.checkpoint.sharded import TrainingState  # noqa: E402
+from megatron_rb.checkpoint.sharded import TrainingState, synchronized_parameters  # noqa: E402
+from megatron_rb.config.failures import NotFinite  # noqa: E402
 from megatron_rb.config.schema import Config  # noqa: E402
 from megatron_rb.parallel.groups import build_groups, destroy_groups  # noqa: E402
 from megatron_rb.parallel.sharding import ShardSpec, full_to_local, sharded_tensor  # noqa: E402
+from megatron_rb.train.guard import Finding, check_state, find_not_finite  # noqa: E402
 from megatron_rb.train.optimizer import build_optimizer, ddp_config  # noqa: E402
 from megatron_rb.train.schedule import LearningRateSchedule  # noqa: E402
+from megatron_rb.train.step import accumulate, apply_gradients  # noqa: E402
+from megatron_rb.train.totals import sum_over_world  # noqa: E402
 
 HIDDEN, FFN, BATCH = 8, 12, 4
 SPECS = {
@@ -120,6 +126,27 @@ class Run:
 
     def train(self, steps: int) -> list[float]:
         return [self.train_step() for _ in range(steps)]
+
+    def guarded_step(self, factor: float) -> tuple[bool, list[Finding]]:
+        """One step as the training loop takes it, the loss of this rank times a factor; whether the update was made."""
+        x, y = torch.randn(2, BATCH, HIDDEN, generator=torch.Generator().manual_seed(self.counter.position))
+        self.counter.position += 1
+        results: list[dict[str, torch.Tensor]] = []
+
+        def run() -> list[dict[str, torch.Tensor]]:
+            loss = (self.chunk(x, self.dropout) - y).square().mean() * factor
+            loss.backward()
+            self.chunk.finish_grad_sync()
+            results.append({"loss_sum": loss.detach(), "num_labels": torch.tensor(1.0)})
+            return results
+
+        _, norm = accumulate([self.chunk], self.optimizer, run)
+        totals = sum_over_world(results, [], self.place, False, finite_norm=math.isfinite(norm))
+        if totals.sound:
+            apply_gradients(self.optimizer, norm)
+            return True, []
+        batches = [SimpleNamespace(sample_ids=[f"sample-{self.place.rank}"])]
+        return False, find_not_finite([self.chunk], results, batches, self.place)
 
     def train_step(self) -> float:
         """One step on the next batch, shared by the data-parallel ranks; returns the loss of the whole batch."""
@@ -290,11 +317,73 @@ def retention(folder: str) -> dict[str, Any]:
     manager = CheckpointManager(root, keep_last=2, asynchronous=True)
     for step in range(1, 6):
         run.train(1)
+        manager.prove(step - 1)
         manager.save(step, run.state)
     before_close = manager.latest()
     manager.close()
     manager.save(5, run.state)
     return {"names": sorted(entry.name for entry in root.iterdir()), "before": before_close, "latest": manager.latest()}
+
+
+def retention_of_the_proven(folder: str) -> dict[str, Any]:
+    """The newest checkpoint that is known to give finite losses outlives newer ones; those can be set aside."""
+    run, root, names = start_run(), Path(folder), {}
+    manager = CheckpointManager(root, keep_last=1, asynchronous=False)
+
+    def look(name: str) -> None:
+        dist.barrier()
+        names[name] = sorted(entry.name for entry in root.iterdir())
+        dist.barrier()
+
+    for step in (1, 2):
+        run.train(1)
+        manager.save(step, run.state)
+    look("one is proven by nobody")
+    manager.prove(2)
+    look("proven")
+    for step in (3, 4):
+        run.train(1)
+        manager.save(step, run.state)
+    look("two are not proven")
+    without_proof = CheckpointManager(root, keep_last=1, asynchronous=False)
+    without_proof.set_aside_unproven()
+    look("another process sets aside")
+    manager.set_aside_unproven()
+    look("set aside")
+    return names | {"latest": manager.latest(), "way back": manager.way_back(), "lost": without_proof.way_back()}
+
+
+def skipped_update(distributed_optimizer: bool, factor: float) -> dict[str, Any]:
+    """Two good steps around one in which rank 1 has a bad loss, and the same two without it."""
+    outcomes, weights = [], []
+    for bad in (True, False):
+        run = start_run(distributed_optimizer=distributed_optimizer)
+        run.guarded_step(1.0)
+        if bad:
+            outcomes.append(run.guarded_step(factor if run.place.rank == 1 else 1.0))
+        run.counter.position = 5
+        outcomes.append(run.guarded_step(1.0))
+        with synchronized_parameters([run.chunk]):
+            weights.append([parameter.tolist() for parameter in run.chunk.parameters()])
+    made = [outcome[0] for outcome in outcomes]
+    return {"made": made, "equal": weights[0] == weights[1], "findings": [vars(item) for item in outcomes[0][1]]}
+
+
+def broken_state(what: str) -> str:
+    """Rank 1 holds a number that is not finite; what every rank says of it when a checkpoint is due."""
+    run = start_run()
+    run.train(1)
+    check_state([run.chunk], run.optimizer, 1)
+    inner = run.optimizer.chained_optimizers[0].optimizer
+    if run.place.rank == 1 and what == "weights":
+        next(parameter for parameter in run.chunk.parameters() if parameter.requires_grad).data.view(-1)[0] = math.inf
+    if run.place.rank == 1 and what == "moments":
+        next(iter(inner.state.values()))["exp_avg_sq"].view(-1)[0] = math.nan
+    try:
+        check_state([run.chunk], run.optimizer, 7)
+    except NotFinite as error:
+        return str(error)
+    return "nothing"
 
 
 def frozen_everywhere() -> str:
@@ -346,6 +435,11 @@ def everything(folder: str) -> dict[str, Any]:
             results[f"reshard-{name}"] = reshard(sub(f"reshard-{name}"), dtype, distributed)
     results["refusals"] = refusals(sub("refusals"))
     results["retention"] = retention(sub("retention"))
+    results["retention_of_the_proven"] = retention_of_the_proven(sub("proven"))
+    for optimizer in ("distributed", "replicated"):
+        for factor in ("nan", "inf"):
+            results[f"skipped-{optimizer}-{factor}"] = skipped_update(optimizer == "distributed", float(factor))
+    results |= {f"broken-{what}": broken_state(what) for what in ("weights", "moments")}
     results["frozen"] = frozen_everywhere()
     results["groups"] = parameter_groups()
     for distributed in (True, False):

@@ -70,6 +70,38 @@ def test_the_newest_stay_and_leftovers_go(ranks):
     assert ranks[0]["retention"]["latest"] == 5
 
 
+def test_a_checkpoint_that_gave_finite_losses_outlives_those_not_known_to(ranks):
+    names = ranks[0]["retention_of_the_proven"]
+    assert names["one is proven by nobody"] == ["step_00000001", "step_00000002"]
+    assert names["proven"] == ["step_00000002"]
+    assert names["two are not proven"] == ["step_00000002", "step_00000004"]
+    assert names["another process sets aside"] == names["two are not proven"]
+    assert names["set aside"] == ["step_00000002", "step_00000004.not-finite"]
+    assert names["latest"] == 2
+    assert "continues from step 2" in names["way back"]
+    assert "step 2 have not given finite numbers" in names["lost"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("factor", ["nan", "inf"])
+def test_a_bad_loss_on_one_rank_changes_no_weight_on_any(ranks, optimizer, factor):
+    for rank in ranks:
+        case = rank[f"skipped-{optimizer}-{factor}"]
+        assert case["made"] == [False, True, True]
+        assert case["equal"]
+        losses = [item for item in case["findings"] if item["kind"] == "loss"]
+        assert [(item["rank"], item["where"]) for item in losses] == [(1, "micro-batch 0 with sample-1")]
+        gradients = [item for item in case["findings"] if item["kind"] == "gradients"]
+        assert gradients and all(item["where"] == "language (language.norm.weight)" for item in gradients)
+
+
+@pytest.mark.parametrize(("what", "named"), [("weights", "merger.weight"), ("moments", "the state of the optimizer")])
+def test_a_state_that_is_not_finite_on_one_rank_is_not_saved_by_any(ranks, what, named):
+    for rank in ranks:
+        message = rank[f"broken-{what}"]
+        assert "after step 7 rank 1 holds numbers that are not finite in" in message and named in message
+
+
 def test_a_model_with_nothing_to_train_is_refused(ranks):
     assert "nothing to train" in ranks[1]["frozen"]
 
