@@ -94,7 +94,8 @@ def test_a_healthy_learning_rate_continues_it(diverged, inputs, tmp_path):
     code, output = rb("train", inputs, tmp_path / "run", "schedule.train_steps=4")
     assert code == 0, output
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["skipped_updates"]) for line in steps if line["kind"] == "step"][-2:] == [(3, 0), (4, 0)]
+    counts = [(line["step"], line["skipped_updates"]) for line in steps if line["kind"] == "step"]
+    assert counts[-2:] == [(3, 0), (4, 0)]
 
 
 def test_a_run_that_ends_while_updates_are_skipped_has_failed(inputs, tmp_path):

@@ -49,7 +49,10 @@ def test_time_before_a_phase_changes_is_that_of_the_phase():
     assert limits.slowest == {"init": 20.0, "checkpoint": 5.0}
 
 
-@pytest.mark.parametrize(("code", "kind"), [(1, "rank"), (137, "rank"), (2, "configuration"), (78, "configuration"), (65, "numbers"), (75, "node")])
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(1, "rank"), (137, "rank"), (2, "configuration"), (78, "configuration"), (65, "numbers"), (75, "node")],
+)
 def test_exit_codes_have_classes(code: int, kind: str):
     assert class_of_exit(code) == kind
 
