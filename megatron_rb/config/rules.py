@@ -33,6 +33,7 @@ LEAST: dict[str, float] = {
     "data.min_pixels": 0,
     "data.max_pixels": 0,
     "data.max_video_frames": 1,
+    "data.read_seconds": 0,
     "data.prefetch_steps": 0,
     "data.decode_threads": 1,
     "optimizer.lr": 0,

@@ -148,6 +148,9 @@ class DataConfig:
     """Draw samples in a new random order each epoch; false = file order."""
     verify: str = "header"
     """Check of the media before the first step: `header` (sizes), or `decode` (every pixel)."""
+    read_seconds: float = 60.0
+    """Time that an image or video file has to answer. One that has not after two tries is unreadable, and named in the
+    ledger; 0 = wait for ever."""
     prefetch_steps: int = 2
     """Steps that are prepared ahead of the one that runs."""
     decode_threads: int = 2

@@ -23,7 +23,7 @@ from megatron_rb.models.robobrain.config import RoboBrainShape
 
 log = logging.getLogger(__name__)
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 """Raised when the same rows would be indexed in another way."""
 
 
@@ -41,6 +41,7 @@ def build_encoder(config: DataConfig, hf_path: str | Path, shape: RoboBrainShape
         template=build_template(config.chat_template, tokenizer, config.system_prompt),
         video_fps=config.video_fps,
         max_video_frames=config.max_video_frames,
+        read_seconds=config.read_seconds,
     )
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from megatron_rb.data.frames import FrameRule, group_seconds, sample_file, sample_given, second_per_grid
+from megatron_rb.data.frames import FrameRule, clip_of, sample_video, shown_second_per_grid, shown_seconds
 from megatron_rb.data.media import MediaInfo, inspect_media, load_frames, load_image
+from megatron_rb.data.patience import READ_SECONDS
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.processor import VisionProcessor
 from megatron_rb.data.prompt import ChatTemplate, Piece
@@ -42,6 +43,8 @@ class SampleEncoder:
     video_fps: float
     """Frames per second taken from a video file, and the rate of given frames when nothing else says it."""
     max_video_frames: int
+    read_seconds: float = READ_SECONDS
+    """Time that a file has to answer, twice; 0 = no limit."""
 
     def inspect(self, conversation: Conversation) -> list[MediaInfo]:
         """Sizes of all media from their headers.
@@ -49,7 +52,7 @@ class SampleEncoder:
         Raises:
             BadSample: a file is missing or unreadable.
         """
-        return [inspect_media(ref, self.video_fps) for ref in conversation.media]
+        return [inspect_media(ref, self.video_fps, self.read_seconds) for ref in conversation.media]
 
     def encode(self, conversation: Conversation, infos: Sequence[MediaInfo]) -> EncodedSample:
         """Ids and labels of the whole conversation, without pixels; no media file is touched.
@@ -66,11 +69,11 @@ class SampleEncoder:
         text = self.template.prompt(shorter.turns)
         return self._assemble(shorter, infos[: len(shorter.media)], [Piece(text, learned=False)])
 
-    def grid(self, info: MediaInfo) -> VisionGrid:
+    def grid(self, ref: MediaRef, info: MediaInfo) -> VisionGrid:
         """Patches of an image or video, from its header alone."""
         if info.frames:
-            return self.processor.video_grid(len(self._frames(info)), info.height, info.width)
-        return self.processor.image_grid(info.height, info.width)
+            return self.processor.video_grid(len(self._frames(ref, info)), info.height, info.width, options=ref.options)
+        return self.processor.image_grid(info.height, info.width, ref.options)
 
     def pixels(self, conversation: Conversation, infos: Sequence[MediaInfo]) -> list[np.ndarray]:
         """Patches of all media, in order.
@@ -86,16 +89,17 @@ class SampleEncoder:
 
     def _patches(self, ref: MediaRef, info: MediaInfo) -> np.ndarray:
         if ref.kind == "image":
-            return self.processor.image_patches(load_image(ref, info))
-        return self.processor.video_patches(load_frames(ref, info, self._frames(info)))
+            return self.processor.image_patches(load_image(ref, info, self.read_seconds), ref.options)
+        frames = load_frames(ref, info, self._frames(ref, info), self.read_seconds)
+        return self.processor.video_patches(frames, ref.options)
 
-    def _frames(self, info: MediaInfo) -> list[int]:
+    def _frames(self, ref: MediaRef, info: MediaInfo) -> list[int]:
         limits = self.processor.video_limits
         rule = FrameRule(
             self.processor.family, self.video_fps, limits.min_frames,
             min(limits.max_frames, self.max_video_frames), self.processor.temporal_patch_size,
         )  # fmt: skip
-        return sample_given(info.frames, rule) if info.given_frames else sample_file(info.frames, info.fps, rule)
+        return sample_video(info, ref.options, rule)
 
     def _assemble(self, conversation: Conversation, infos: Sequence[MediaInfo], pieces: list[Piece]) -> EncodedSample:
         shown = [self._show(ref, info) for ref, info in zip(conversation.media, infos, strict=True)]
@@ -146,25 +150,25 @@ class SampleEncoder:
     def _show(self, ref: MediaRef, info: MediaInfo) -> _Shown:
         try:
             if ref.kind == "image":
-                grid = self.processor.image_grid(info.height, info.width)
+                grid = self.grid(ref, info)
                 return _Shown(IMAGE_TOKEN, grid, IMAGE_TOKEN, self.processor.num_tokens(grid))
-            return self._show_video(info)
+            return self._show_video(ref, info)
         except BadSample:
             raise
         except ValueError as error:
             raise BadSample("unfit media", f"{ref.source}: {error}") from error
 
-    def _show_video(self, info: MediaInfo) -> _Shown:
-        frames, depth = self._frames(info), self.processor.temporal_patch_size
+    def _show_video(self, ref: MediaRef, info: MediaInfo) -> _Shown:
+        frames, depth = self._frames(ref, info), self.processor.temporal_patch_size
         if self.processor.family == "qwen2_5_vl":
-            seconds = second_per_grid(frames, info.frames, info.fps, depth)
-            grid = self.processor.video_grid(len(frames), info.height, info.width, seconds)
+            seconds = shown_second_per_grid(info, frames, clip_of(info, ref.options), depth)
+            grid = self.processor.video_grid(len(frames), info.height, info.width, seconds, ref.options)
             return _Shown(VIDEO_TOKEN, grid, VIDEO_TOKEN, self.processor.num_tokens(grid))
         # Qwen3-VL writes the time of each temporal patch. transformers replaces the placeholder alone, so the start and
         # end that the template writes stay around all of it.
-        grid = self.processor.video_grid(len(frames), info.height, info.width)
+        grid = self.grid(ref, info)
         blocks = [
             f"<{second:.1f} seconds>{VISION_START}{VIDEO_TOKEN}{VISION_END}"
-            for second in group_seconds(frames, info.fps, depth)
+            for second in shown_seconds(info, frames, depth)
         ]
         return _Shown(VIDEO_TOKEN, grid, "".join(blocks), self.processor.num_tokens(grid) // grid.t)

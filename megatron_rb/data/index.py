@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -39,7 +39,11 @@ class Index:
     media_starts: np.ndarray
     """int64 `[rows + 1]`: where the media of each row begin in `media`."""
     media: np.ndarray
-    """float64 `[media, 5]`: the fields of `MediaInfo`."""
+    """float64 `[media, 5]`: the fields of `MediaInfo` but its time stamps."""
+    stamp_starts: np.ndarray
+    """int64 `[media + 1]`: where the time stamps of each of the media begin in `stamps`."""
+    stamps: np.ndarray
+    """float64: time stamps of the videos whose rate varies."""
     rejected: dict[str, int]
     """Rows left out, by problem."""
 
@@ -48,8 +52,12 @@ class Index:
 
     def media_infos(self, row: int) -> list[MediaInfo]:
         """What the headers of a row's media said when it was indexed."""
-        part = self.media[self.media_starts[row] : self.media_starts[row + 1]]
-        return [MediaInfo(int(h), int(w), int(n), float(fps), bool(given)) for h, w, n, fps, given in part]
+        return [self._media_info(number) for number in range(self.media_starts[row], self.media_starts[row + 1])]
+
+    def _media_info(self, number: int) -> MediaInfo:
+        height, width, frames, fps, given = self.media[number].tolist()
+        stamps = self.stamps[self.stamp_starts[number] : self.stamp_starts[number + 1]]
+        return MediaInfo(int(height), int(width), int(frames), fps, bool(given), tuple(stamps.tolist()))
 
     def save(self, path: Path) -> None:
         """Write all of it to one file, which appears complete or not at all."""
@@ -58,7 +66,8 @@ class Index:
         with unfinished.open("wb") as file:
             np.savez(
                 file, files=np.array(self.files), places=self.places, sizes=self.sizes,
-                media_starts=self.media_starts, media=self.media, rejected=np.array(json.dumps(self.rejected)),
+                media_starts=self.media_starts, media=self.media, stamp_starts=self.stamp_starts,
+                stamps=self.stamps, rejected=np.array(json.dumps(self.rejected)),
             )  # fmt: skip
         unfinished.replace(path)
 
@@ -72,6 +81,8 @@ def load_index(path: Path) -> Index:
             sizes=arrays["sizes"],
             media_starts=arrays["media_starts"],
             media=arrays["media"],
+            stamp_starts=arrays["stamp_starts"],
+            stamps=arrays["stamps"],
             rejected=json.loads(str(arrays["rejected"])),
         )
 
@@ -159,13 +170,16 @@ def describe(rejected: dict[str, int]) -> str:
 
 def _arrays(files: Sequence[str], entries: list[_Entry], rejected: Counter[str]) -> Index:
     lines = [entry.line for entry in entries]
-    media = [astuple(info) for entry in entries for info in entry.media]
+    media = [info for entry in entries for info in entry.media]
+    sizes = [(info.height, info.width, info.frames, info.fps, info.given_frames) for info in media]
     return Index(
         files=tuple(files),
         places=np.array([(x.file, x.number, x.offset, len(x.content)) for x in lines], dtype=np.int64),
         sizes=np.array([entry.size for entry in entries], dtype=np.int64),
         media_starts=np.cumsum([0] + [len(entry.media) for entry in entries]).astype(np.int64),
-        media=np.array(media, dtype=np.float64).reshape(-1, 5),
+        media=np.array(sizes, dtype=np.float64).reshape(-1, 5),
+        stamp_starts=np.cumsum([0] + [len(info.stamps) for info in media]).astype(np.int64),
+        stamps=np.array([second for info in media for second in info.stamps], dtype=np.float64),
         rejected=dict(rejected),
     )
 

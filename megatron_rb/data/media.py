@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageOps
 
+from megatron_rb.data.colours import ORIENTATION, DeepColours, eight_bit
+from megatron_rb.data.patience import READ_SECONDS, answered
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.rows import MediaRef
+from megatron_rb.data.video_file import decode_video_file, inspect_video_file
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-ORIENTATION = 0x0112
-"""EXIF tag; values from 5 on turn the image by 90 degrees."""
 
 
 @dataclass(frozen=True)
@@ -30,56 +31,79 @@ class MediaInfo:
     fps: float = 0.0
     given_frames: bool = False
     """The video lies there as images, already sampled."""
+    stamps: tuple[float, ...] = ()
+    """Seconds from the first frame of a video file to each frame; empty when frame n is shown at n / fps."""
+
+    def seconds(self, number: int) -> float:
+        """When a frame is shown, from the first one on."""
+        return self.stamps[number] if self.stamps else number / self.fps
 
 
-def inspect_media(ref: MediaRef, default_fps: float) -> MediaInfo:
+def inspect_media(ref: MediaRef, default_fps: float, read_seconds: float = READ_SECONDS) -> MediaInfo:
     """Size of an image or video without decoding it.
 
     Args:
         default_fps: rate of frames that lie there as images when nothing else says it.
+        read_seconds: see `answered`.
 
     Raises:
-        BadSample: a file is missing or is no image or video.
+        BadSample: a file is missing, is no image or video, or does not answer.
     """
-    if ref.kind == "image":
-        return MediaInfo(*_image_size(_one_file(ref)))
-    frames = frame_files(ref)
-    if not frames:
-        return _inspect_video_file(_one_file(ref))
-    sizes = {_image_size(Path(frame)) for frame in frames}
-    if len(sizes) > 1:
-        raise BadSample("unequal frames", f"the frames of {_name(ref)} have {len(sizes)} different sizes")
-    fps = ref.fps or _rate_beside(ref) or default_fps
-    return MediaInfo(*sizes.pop(), frames=len(frames), fps=fps, given_frames=True)
+    return answered(lambda: _inspect(ref, default_fps), _name(ref), read_seconds)
 
 
-def load_image(ref: MediaRef, info: MediaInfo) -> Image.Image:
+def load_image(ref: MediaRef, info: MediaInfo, read_seconds: float = READ_SECONDS) -> Image.Image:
     """Decoded RGB image, turned as its EXIF tag says, transparency on white.
 
     Raises:
-        BadSample: it does not decode, or has another size than `info` says.
+        BadSample: it does not decode, does not answer, or has another size than `info` says.
     """
-    image = _decode(_one_file(ref))
+    image = answered(lambda: _decode(_source(ref), _name(ref)), _name(ref), read_seconds)
     _check_size(image, info, _name(ref))
     return image
 
 
-def load_frames(ref: MediaRef, info: MediaInfo, numbers: Sequence[int]) -> list[Image.Image]:
+def load_frames(
+    ref: MediaRef, info: MediaInfo, numbers: Sequence[int], read_seconds: float = READ_SECONDS
+) -> list[Image.Image]:
     """The frames of a video with these numbers.
 
     Raises:
-        BadSample: a frame is missing, does not decode, or has another size than `info` says.
+        BadSample: a frame is missing, does not decode or answer, or has another size than `info` says.
     """
-    if info.given_frames:
-        files = frame_files(ref)
-        if len(files) != info.frames:
-            raise BadSample("changed media", f"{_name(ref)} has {len(files)} frames, it had {info.frames} when indexed")
-        images = [_decode(Path(files[number])) for number in numbers]
-    else:
-        images = _decode_video_file(_one_file(ref), numbers)
+    images = answered(lambda: _decode_frames(ref, info, numbers), _name(ref), read_seconds)
     for image in images:
         _check_size(image, info, _name(ref))
     return images
+
+
+def _inspect(ref: MediaRef, default_fps: float) -> MediaInfo:
+    if ref.kind == "image":
+        return MediaInfo(*_image_size(_source(ref), _name(ref)))
+    frames = frame_files(ref)
+    if not frames:
+        track = inspect_video_file(_existing(ref), _name(ref))
+        return MediaInfo(track.height, track.width, track.frames, track.fps, stamps=track.stamps)
+    sizes = {_image_size(Path(frame), frame) for frame in frames}
+    if len(sizes) > 1:
+        raise BadSample("unequal frames", f"the frames of {_name(ref)} have {len(sizes)} different sizes")
+    fps = _rate_of_row(ref) or _rate_beside(ref) or default_fps
+    return MediaInfo(*sizes.pop(), frames=len(frames), fps=fps, given_frames=True)
+
+
+def _decode_frames(ref: MediaRef, info: MediaInfo, numbers: Sequence[int]) -> list[Image.Image]:
+    if not info.given_frames:
+        return decode_video_file(_existing(ref), _name(ref), numbers, info.fps, info.stamps)
+    files = frame_files(ref)
+    if len(files) != info.frames:
+        raise BadSample("changed media", f"{_name(ref)} has {len(files)} frames, it had {info.frames} when indexed")
+    return [_decode(Path(files[number]), files[number]) for number in numbers]
+
+
+def _rate_of_row(ref: MediaRef) -> float | None:
+    """Rate of frames that lie there as images, as the row says it: of these frames before that of their video."""
+    options = ref.options
+    return options.sample_fps or options.fps or ref.fps or options.raw_fps
 
 
 def frame_files(ref: MediaRef) -> list[str]:
@@ -87,7 +111,7 @@ def frame_files(ref: MediaRef) -> list[str]:
     if isinstance(ref.source, tuple):
         return list(ref.source)
     folder = Path(ref.source)
-    if not folder.is_dir():
+    if ref.inline is not None or not folder.is_dir():
         return []
     files = [str(path) for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
     if not files:
@@ -104,34 +128,46 @@ def _name(ref: MediaRef) -> str:
     return ref.source if isinstance(ref.source, str) else f"{ref.source[0]} and {len(ref.source) - 1} more"
 
 
-def _one_file(ref: MediaRef) -> Path:
+def _source(ref: MediaRef) -> Path | io.BytesIO:
+    """The file of an image or video, or the content that its row brings."""
+    if ref.inline is not None:
+        return io.BytesIO(ref.inline)
     if not isinstance(ref.source, str):
         raise BadSample("missing media", f"{ref.kind} {_name(ref)} is a list, not one file")
     return Path(ref.source)
 
 
-def _image_size(path: Path) -> tuple[int, int]:
+def _existing(ref: MediaRef) -> Path | io.BytesIO:
+    source = _source(ref)
+    if isinstance(source, Path) and not source.exists():
+        raise BadSample("missing media", f"no file or folder {source}")
+    return source
+
+
+def _image_size(source: Path | io.BytesIO, name: str) -> tuple[int, int]:
     """Height and width from the header."""
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             # For a PNG without the tag in its header, Pillow would decode the image to look for it at the end.
             tags = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
             turned = tags.get(ORIENTATION, 1) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
     except FileNotFoundError as error:
-        raise BadSample("missing media", f"no file {path}") from error
+        raise BadSample("missing media", f"no file {name}") from error
     except Exception as error:  # Broken headers make Pillow raise nearly anything.
-        raise BadSample("unreadable media", f"{path} is not a readable image: {error}") from error
+        raise BadSample("unreadable media", f"{name} is not a readable image: {error}") from error
 
 
-def _decode(path: Path) -> Image.Image:
+def _decode(source: Path | io.BytesIO, name: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return _rgb(ImageOps.exif_transpose(image))
+        with Image.open(source) as image:
+            return _rgb(ImageOps.exif_transpose(eight_bit(image)))
     except FileNotFoundError as error:
-        raise BadSample("missing media", f"no file {path}") from error
+        raise BadSample("missing media", f"no file {name}") from error
+    except DeepColours as error:
+        raise BadSample("deep colours", f"{name} {error}") from error
     except Exception as error:  # Broken files make Pillow raise nearly anything.
-        raise BadSample("unreadable media", f"{path} does not decode: {error}") from error
+        raise BadSample("unreadable media", f"{name} does not decode: {error}") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -162,46 +198,3 @@ def _rate_beside(ref: MediaRef) -> float | None:
     if rate <= 0:
         raise BadSample("bad fps", f"{file} says fps {rate:g}; it must be above 0")
     return rate
-
-
-def _pyav(path: Path) -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError(
-            f"the video file {path} needs PyAV: install megatron-rb[video], or give a folder of frames"
-        ) from error
-    return av
-
-
-def _inspect_video_file(path: Path) -> MediaInfo:
-    if not path.is_file():
-        raise BadSample("missing media", f"no file or folder {path}")
-    av = _pyav(path)
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            fps = float(stream.average_rate)
-            # Some containers do not say how many frames they hold.
-            frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
-            return MediaInfo(stream.codec_context.height, stream.codec_context.width, frames, fps)
-    except (av.FFmpegError, IndexError, TypeError) as error:
-        raise BadSample("unreadable media", f"{path} is not a readable video: {error}") from error
-
-
-def _decode_video_file(path: Path, numbers: Sequence[int]) -> list[Image.Image]:
-    av = _pyav(path)
-    wanted, found = set(numbers), {}
-    try:
-        with av.open(str(path)) as container:
-            for number, frame in enumerate(container.decode(video=0)):
-                if number in wanted:
-                    found[number] = frame.to_image()
-                if len(found) == len(wanted):
-                    break
-    except av.FFmpegError as error:
-        raise BadSample("unreadable media", f"{path} does not decode: {error}") from error
-    missing = sorted(wanted - found.keys())
-    if missing:
-        raise BadSample("unreadable media", f"{path} ends before frame {missing[0]}")
-    return [found[number] for number in numbers]

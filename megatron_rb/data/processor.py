@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from megatron_rb.data.resize import SizeRule, resized
+from megatron_rb.data.media_options import NO_OPTIONS, MediaOptions
+from megatron_rb.data.resize import SizeRule, image_target, video_target
 from megatron_rb.data.sample import VisionGrid
 from megatron_rb.models.robobrain.config import RoboBrainShape
 
@@ -80,29 +81,33 @@ class VisionProcessor:
         """Placeholders that a grid takes in the sequence."""
         return grid.patches // self.merge_size**2
 
-    def image_grid(self, height: int, width: int) -> VisionGrid:
+    def image_grid(self, height: int, width: int, options: MediaOptions = NO_OPTIONS) -> VisionGrid:
         """Patches of an image of this size in pixels."""
-        high, wide = resized(height, width, self.image_size)
+        high, wide = image_target(height, width, self.image_size, options)
         return VisionGrid(1, high // self.patch_size, wide // self.patch_size, "image")
 
-    def video_grid(self, frames: int, height: int, width: int, second_per_grid: float = 0.0) -> VisionGrid:
+    def video_grid(
+        self, frames: int, height: int, width: int, second_per_grid: float = 0.0, options: MediaOptions = NO_OPTIONS
+    ) -> VisionGrid:
         """Patches of so many frames of this size; an odd last frame is repeated to fill its temporal patch."""
-        high, wide = resized(height, width, self.video_size, frames, self.temporal_patch_size)
+        high, wide = self._video_target(frames, height, width, options)
         depth = -(-frames // self.temporal_patch_size)
         return VisionGrid(depth, high // self.patch_size, wide // self.patch_size, "video", second_per_grid)
 
-    def image_patches(self, image: Image.Image) -> np.ndarray:
+    def image_patches(self, image: Image.Image, options: MediaOptions = NO_OPTIONS) -> np.ndarray:
         """float32 `[h * w, patch_dim]`: the image stands in every frame of its temporal patch."""
-        size = resized(image.height, image.width, self.image_size)
+        size = image_target(image.height, image.width, self.image_size, options)
         return self._patches(self.image_colours.planes([_resize(image, size)]), repeat=self.temporal_patch_size)
 
-    def video_patches(self, frames: Sequence[Image.Image]) -> np.ndarray:
+    def video_patches(self, frames: Sequence[Image.Image], options: MediaOptions = NO_OPTIONS) -> np.ndarray:
         """float32 `[t * h * w, patch_dim]` of frames that share one size."""
-        first = frames[0]
-        size = resized(first.height, first.width, self.video_size, len(frames), self.temporal_patch_size)
+        size = self._video_target(len(frames), frames[0].height, frames[0].width, options)
         pixels = [_resize(frame, size) for frame in frames]
         pixels += [pixels[-1]] * (-len(frames) % self.temporal_patch_size)
         return self._patches(self.video_colours.planes(pixels), repeat=1)
+
+    def _video_target(self, frames: int, height: int, width: int, options: MediaOptions) -> tuple[int, int]:
+        return video_target(height, width, self.video_size, frames, self.temporal_patch_size, options)
 
     def _patches(self, planes: np.ndarray, repeat: int) -> np.ndarray:
         """float32 `[3, frames, height, width]` -> patches in merge-block order, each channel, frame, row, column.

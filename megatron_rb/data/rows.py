@@ -35,6 +35,8 @@ class MediaRef:
     """Frames per second of a folder or list of frames, when the row says so."""
     options: MediaOptions = NO_OPTIONS
     """How the row wants it resized, cut and sampled."""
+    inline: bytes | None = None
+    """The content itself, when the row brings it; `source` is then a name for messages."""
 
 
 @dataclass(frozen=True)

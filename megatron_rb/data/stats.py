@@ -14,7 +14,9 @@ def sample_histogram(dataset: ConversationDataset) -> Histogram:
     tokens, patches = dataset.sizes.T
     seen = np.zeros(len(dataset))
     for row in range(len(dataset)):
-        grids = [dataset.encoder.grid(info) for info in dataset.index.media_infos(row)]
+        infos = dataset.index.media_infos(row)
+        refs = dataset.conversation(row).media if infos else ()
+        grids = [dataset.encoder.grid(ref, info) for ref, info in zip(refs, infos, strict=True)]
         seen[row] = sum(grid.patches * grid.h * grid.w for grid in grids)
     frame_patches = seen / np.maximum(patches, 1)
     unit = dataset.encoder.processor.merge_size**2
