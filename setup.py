@@ -4,7 +4,8 @@ from setuptools import find_namespace_packages, setup
 
 CUDA = ["transformer-engine[pytorch]>=2.0", "flash-attn>=2.7", "triton>=3.1", "liger-kernel>=0.8.5"]
 MUSA = ["torch_musa>=2.7"]
-VIDEO = ["av>=12"]
+# From 17 on PyAV tells the turn of a frame and the key frames that a file lists.
+VIDEO = ["av>=17"]
 # On a machine without a GPU Triton's interpreter and its assemblers test the kernels, Liger-Kernel's among them.
 KERNEL_TESTS = ["triton; sys_platform == 'linux'", "liger-kernel>=0.8.5; sys_platform == 'linux'"]
 PYTEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6"]

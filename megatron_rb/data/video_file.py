@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -69,8 +70,8 @@ def decode_video_file(
 ) -> list[Image.Image]:
     """The frames with these numbers, turned as the display matrix says.
 
-    Frames are decoded in one pass. Only a gap that is longer than the groups of pictures met so far is jumped over, as
-    a jump lands on the key frame before its aim and decodes from there.
+    Frames are decoded in one pass. A gap is jumped over where the file lists a key frame in it: a jump lands on the
+    last one before its aim and decodes from there.
 
     Args:
         fps, stamps: as `VideoTrack` has them.
@@ -133,46 +134,44 @@ class _Reader:
     def __init__(self, container: Any, fps: float, stamps: Sequence[float], jumps: bool) -> None:
         self.container = container
         self.stream = container.streams.video[0]
-        self.fps, self.stamps, self.jumps = fps, stamps, jumps
-        self.group = 0
-        """Longest distance of two key frames seen so far, in frames; 0 = not known."""
-        self.aimed_at: int | None = None
-        """Frame of the last jump. From the first jump on frames are told by their time stamps instead of counted."""
+        self.fps, self.stamps = fps, stamps
+        self.key_frames = [entry.timestamp for entry in self.stream.index_entries if entry.is_keyframe] if jumps else []
+        """When they are decoded, in ticks; empty where the file does not list them."""
+        self.delay = 0
+        """Ticks from the decoding of a key frame to its showing."""
+        self.jumped = False
+        """From the first jump on frames are told by their time stamps instead of counted."""
 
     def frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, Any]]:
         """Number and frame of each wanted one that is there."""
-        left = list(wanted)
-        origin, last_key = None, 0
+        left, number, origin = list(wanted), -1, None
         decoded = self.container.decode(self.stream)
-        number = -1
         while left:
             frame = next(decoded, None)
             if frame is None:
                 return
-            if origin is None:
+            if origin is None and frame.pts is not None:
                 origin = frame.pts
-            number = number + 1 if self.aimed_at is None else self._number(frame, origin)
-            if frame.key_frame:
-                self.group = max(self.group, number - last_key)
-                last_key = number
-            while left and left[0] < number:  # a jump went too far
+                self.delay = max(0, origin - self.key_frames[0]) if self.key_frames else 0
+            number = self._number(frame, origin) if self.jumped else number + 1
+            if left[0] < number:  # a jump went too far
                 return
             if left[0] == number:
                 yield left.pop(0), frame
-            if left and origin is not None and self._worth_a_jump(left[0], number):
-                self._jump(left[0], origin)
-                decoded, last_key = self.container.decode(self.stream), left[0]
+                if left and origin is not None and self._jump(frame.pts, self._ticks(left[0], origin)):
+                    decoded = self.container.decode(self.stream)
 
-    def _worth_a_jump(self, aim: int, number: int) -> bool:
-        return self.jumps and aim != self.aimed_at and 0 < self.group < aim - number
+    def _jump(self, here: int, aim: int) -> bool:
+        """Go to the last key frame that is shown before the aim, when that lies ahead."""
+        ahead = bisect_right(self.key_frames, aim - self.delay) > bisect_right(self.key_frames, here - self.delay)
+        if ahead:
+            self.jumped = True
+            self.container.seek(aim - self.delay, backward=True, any_frame=False, stream=self.stream)
+        return ahead
 
-    def _jump(self, number: int, origin: int) -> None:
-        self.aimed_at = number
-        aim = origin + round(self._seconds(number) / self.stream.time_base)
-        self.container.seek(aim, backward=True, any_frame=False, stream=self.stream)
-
-    def _seconds(self, number: int) -> float:
-        return self.stamps[number] if self.stamps else number / self.fps
+    def _ticks(self, number: int, origin: int) -> int:
+        seconds = self.stamps[number] if self.stamps else number / self.fps
+        return origin + round(seconds / self.stream.time_base)
 
     def _number(self, frame: Any, origin: int) -> int:
         seconds = float((frame.pts - origin) * self.stream.time_base)
