@@ -63,6 +63,25 @@ def load_image(ref: MediaRef, info: MediaInfo, read_seconds: float = READ_SECOND
     return image
 
 
+def load_picture(path: str | Path) -> Image.Image:
+    """A picture as a model is shown it before resizing: RGB of 8 bits, turned, transparency on white.
+
+    Raises:
+        BadSample: it is missing or does not decode.
+    """
+    return _decode(Path(path), str(path))
+
+
+def shown_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a picture as a model is shown it before resizing, from its header.
+
+    Raises:
+        BadSample: it is missing or no picture.
+    """
+    height, width = _image_size(Path(path), str(path))
+    return width, height
+
+
 def load_frames(
     ref: MediaRef, info: MediaInfo, numbers: Sequence[int], read_seconds: float = READ_SECONDS
 ) -> list[Image.Image]:

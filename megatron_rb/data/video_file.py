@@ -153,7 +153,7 @@ class _Reader:
             if origin is None and frame.pts is not None:
                 origin = frame.pts
                 self.delay = max(0, origin - self.key_frames[0]) if self.key_frames else 0
-            number = self._number(frame, origin) if self.jumped else number + 1
+            number = self._number(frame, origin) if self.jumped and origin is not None else number + 1
             if left[0] < number:  # a jump went too far
                 return
             if left[0] == number:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from megatron_rb.data.media import shown_size
+from megatron_rb.data.problems import BadSample
 from megatron_rb.evaluation.answer_file import write_whole
 from megatron_rb.evaluation.benchmark_files import (
     Usage,
@@ -101,9 +101,8 @@ def _with_unit(question: dict[str, Any], root: Path, coordinates: str, shown: Sh
     if unit in (Coordinates.GRID, Coordinates.FRACTIONS) or (told and unit is not Coordinates.SHOWN):
         return made
     try:
-        with Image.open(root / image_paths(made)[-1]) as picture:
-            size = picture.size
-    except (IndexError, OSError):  # then it cannot be asked either; the check says so where the size is needed
+        size = shown_size(root / image_paths(made)[-1])
+    except (IndexError, BadSample):  # then it cannot be asked either; the check says so where the size is needed
         return made
     seen = {"shown_size": list(shown(*size))} if unit is Coordinates.SHOWN and shown is not None else {}
     return made | ({} if told else {"size": list(size)}) | seen

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
+from megatron_rb.data.media import load_picture
+from megatron_rb.data.problems import BadSample
 from megatron_rb.evaluation import tracespatial, truth
 from megatron_rb.evaluation.answer_file import write_whole
 from megatron_rb.evaluation.benchmark_files import image_paths
@@ -75,9 +77,8 @@ def draw(question: Mapping[str, Any], answer: str, root: Path) -> Image.Image | 
     """
     paths = image_paths(question)
     try:
-        with Image.open(root / paths[-1]) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")  # as the model was shown it
-    except (IndexError, OSError):  # none, missing, or broken: the card then says so in words
+        image = load_picture(root / paths[-1])
+    except (IndexError, BadSample):  # none, missing, or broken: the card then says so in words
         return None
     _draw_mask(image, question, root)
     pen = ImageDraw.Draw(image)
@@ -162,9 +163,8 @@ def _strip(paths: Sequence[str], last: Image.Image, root: Path) -> str:
     shown = []
     for path in paths:
         try:
-            with Image.open(root / path) as opened:
-                shown.append(_img(opened.convert("RGB"), side, side))
-        except OSError:
+            shown.append(_img(load_picture(root / path), side, side))
+        except BadSample:
             shown.append(f"<small>{html.escape(path)} cannot be shown</small>")
     return "".join([*shown, _img(last, side, side)])
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from megatron_rb.data.colours import DeepColours, eight_bit
 from megatron_rb.spatial.answers import FRACTIONS, BoxAnswer, PointsAnswer, parse_box
 from megatron_rb.spatial.points import GRID, ImageSize
 from megatron_rb.spatial.text_answers import parse_choice, parse_length, parse_number
@@ -150,8 +151,9 @@ def mask_of(question: Question, root: Path) -> np.ndarray:
     """
     try:
         with Image.open(root / str(question["mask_path"])) as image:
-            values = np.asarray(image.convert("RGB"))[..., 0] if image.mode not in ("1", "L") else np.asarray(image)
-    except (KeyError, OSError) as error:
+            grey = eight_bit(image)
+            values = np.asarray(grey.convert("RGB"))[..., 0] if grey.mode not in ("1", "L") else np.asarray(grey)
+    except (KeyError, OSError, DeepColours) as error:
         raise ValueError(f"question {question['question_id']} has no readable mask_path: {error}") from error
     return values.astype(np.float64) / (1.0 if values.dtype == bool else 255.0)
 

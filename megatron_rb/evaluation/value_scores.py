@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from megatron_rb.data.hop_file import path_from, store_frames
+from megatron_rb.data.media import load_picture
 from megatron_rb.data.problems import BadSample
 from megatron_rb.evaluation.value_metrics import evaluation_frames, spearman, voc_minus, voc_plus
 from megatron_rb.value.answers import parse_score
@@ -175,8 +176,7 @@ def plot_curves(entry: Mapping[str, Any], pictures: Sequence[Path], out: Path) -
             `MOST_PICTURES` evenly spaced ones are shown.
     """
     from matplotlib.figure import Figure
-    from PIL import Image
-
+    
     frames = entry["frames"]
     shown = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), MOST_PICTURES)).round().astype(int))
     figure = Figure(figsize=(max(7.0, 1.2 * len(shown) + 1), 5.4), dpi=100)
@@ -200,7 +200,6 @@ def plot_curves(entry: Mapping[str, Any], pictures: Sequence[Path], out: Path) -
         below = figure.add_subplot(grid[1, column])
         below.axis("off")
         if pictures[number].is_file():
-            with Image.open(pictures[number]) as image:
-                below.imshow(np.asarray(image.convert("RGB")))
+            below.imshow(np.asarray(load_picture(pictures[number])))
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)

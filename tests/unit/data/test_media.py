@@ -14,7 +14,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.video_utils import VideoMetadata
 
 from megatron_rb.data.frames import FrameRule, group_seconds, sample_file, sample_given, second_per_grid
-from megatron_rb.data.media import MediaInfo, inspect_media, load_frames, load_image
+from megatron_rb.data.media import MediaInfo, inspect_media, load_frames, load_image, load_picture, shown_size
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.rows import MediaRef
 
@@ -29,6 +29,15 @@ def test_size_of_a_turned_photo_is_that_of_its_pixels(draw_image):
     info = inspect_media(ref, 1.0)
     assert (info.height, info.width) == (40, 30)
     assert load_image(ref, info).size == (30, 40)
+
+
+def test_pictures_of_reports_are_those_that_the_model_was_shown(draw_image, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = draw_image("turned.jpg", 40, 30, exif=exif)
+    assert shown_size(path) == load_picture(path).size == (30, 40)
+    Image.fromarray(np.full((4, 4), 257 * 80, np.uint16)).save(tmp_path / "deep.png")
+    assert load_picture(tmp_path / "deep.png").getpixel((1, 1)) == (80, 80, 80)
 
 
 def test_transparency_becomes_white(tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from megatron_rb.evaluation.html_report import PREDICTED, TRUE, draw
 from megatron_rb.evaluation.scoring import score, score_all, summarise
+from megatron_rb.evaluation.truth import mask_of
 from megatron_rb.tools import eval as eval_tool
 
 
@@ -227,3 +228,10 @@ def test_numbers_are_scored_by_the_paper_and_as_released(tmp_path):
     table = summarise(score_all(questions, {"0": "9", "1": "10", "2": "about ten"}, tmp_path))["number"]
     assert table["score"] == pytest.approx((0.8 + 1.0 + 0.0) / 3)
     assert table["border_met"] == pytest.approx((0.9 + 1.0 + 0.0) / 3)
+
+
+def test_a_mask_of_sixteen_bits_counts_as_its_eight_bit_version(tmp_path):
+    for name, values in (("plain", np.uint8(128)), ("deep", np.uint16(128 * 257))):
+        Image.fromarray(np.full((4, 4), values)).save(tmp_path / f"{name}.png")
+    plain, deep = (mask_of({"question_id": "q", "mask_path": f"{name}.png"}, tmp_path) for name in ("plain", "deep"))
+    assert np.array_equal(plain, deep)
