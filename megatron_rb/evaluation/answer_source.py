@@ -70,9 +70,28 @@ def answers_of(
     Args:
         out: jsonl that generated answers are written to; an earlier run in it is continued.
         start_workers: starts so many processes of a module on a folder and returns their exit code.
+
+    Raises:
+        ValueError: not one of the questions could be asked.
     """
     if options.answers:
         return read_answers(Path(options.answers))
+    answers = _generated(options, questions, media_root, out, start_workers)
+    if questions and not answers:
+        raise ValueError(
+            f"not one of the {len(questions)} questions could be asked, so there is nothing to score; "
+            f"{out.with_suffix('.ledger.jsonl')} says of each why"
+        )
+    return answers
+
+
+def _generated(
+    options: argparse.Namespace,
+    questions: Sequence[dict],
+    media_root: Path,
+    out: Path,
+    start_workers: Callable[[str, Path, int], int],
+) -> dict[str, str]:
     sampling = Sampling(options.temperature, options.top_p, options.top_k, options.sampling_seed)
     if options.hf:
         if not sampling.greedy:

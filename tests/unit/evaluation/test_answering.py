@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from megatron_rb.config.schema import DataConfig
-from megatron_rb.evaluation.answer_source import shown_size
+from megatron_rb.evaluation.answer_source import answers_of, shown_size
 from megatron_rb.evaluation.answering import answer_all
 from megatron_rb.evaluation.evaluate import load_benchmark
 from megatron_rb.evaluation.scoring import score
@@ -76,6 +76,18 @@ def test_a_picture_that_breaks_off_gives_no_answer_and_the_others_go_on(made, tm
     torn = rows[0] | {"id": "torn", "image": [str(tmp_path / "torn.jpg")]}
     answers = answer_all([torn, rows[1]], data, str(hf), tmp_path / "a.jsonl", counting([]), DataConfig())
     assert answers.keys() == {rows[1]["id"]} and "unreadable" in (tmp_path / "a.ledger.jsonl").read_text()
+
+
+def test_an_evaluation_in_which_nothing_can_be_asked_stops(made, tmp_path):
+    _, hf, rows = made
+    (tmp_path / "torn.jpg").write_bytes(b"no picture")
+    torn = [rows[0] | {"id": f"torn-{number}", "image": ["torn.jpg"]} for number in range(2)]
+    options = argparse.Namespace(
+        answers="", hf=str(hf), ckpt="", max_new_tokens=1, temperature=0.0, top_p=1.0, top_k=0, sampling_seed=0
+    )
+    with pytest.raises(ValueError, match="not one of the 2 questions could be asked.*a.ledger.jsonl says of each why"):
+        answers_of(options, torn, tmp_path, tmp_path / "a.jsonl", lambda *_: 0)
+    assert len((tmp_path / "a.ledger.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("source", ["hf", "ckpt"])
