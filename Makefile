@@ -1,5 +1,6 @@
 # make demo   set up, then train, save, resume, export and check a small model on this machine
 # make test   set up, then the tests; ARGS="-k name" passes on to pytest
+# make test-fast  set up, then the tests of one process
 # make bench  set up, then the benchmarks
 # make lint   set up, then ruff and mypy
 #
@@ -15,7 +16,7 @@ BIN := .venv/bin
 # Ranks share the cores; `rb launch` gives each its own share.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test test-fast bench lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.ready
@@ -28,6 +29,9 @@ test: .venv/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE) $(ARGS) || [ $$? = 5 ] || status=1; \
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(ALONE)) $(ARGS) || [ $$? = 5 ] || status=1; \
 	exit $$status
+
+test-fast: .venv/.ready
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE) $(ARGS)
 
 bench: .venv/.ready
 	$(BIN)/rb bench

@@ -15,6 +15,7 @@ setup(
     name="megatron-rb",
     version="0.1.0",
     description="Hybrid-parallel training of the RoboBrain embodied vision-language models on megatron-core",
+    license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["megatron_rb", "megatron_rb.*"]),
     package_data={"megatron_rb.conf": ["**/*.yaml", "*.yaml"], "megatron_rb.launch": ["*.j2"]},
