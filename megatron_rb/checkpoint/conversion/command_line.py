@@ -22,7 +22,7 @@ def options(argv: list[str], description: str | None) -> argparse.Namespace:
     way.add_argument("--hf", default="", metavar="DIR", help="config and tokenizer; default: kept with the run")
     way.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
     _common(way)
-    way = ways.add_parser("from-megatron", help="legacy Megatron checkpoint (mp_rank_*) to training checkpoint")
+    way = ways.add_parser("from-megatron", help="Megatron checkpoint (mp_rank_* or torch_dist) to training checkpoint")
     way.add_argument("--ckpt", required=True, metavar="DIR", help="its root, or the folder of one iteration")
     way.add_argument("--hf", default="", metavar="DIR", help="config and tokenizer; default: config.json beside it")
     way.add_argument("--no-optimizer", action="store_true", help="weights only")

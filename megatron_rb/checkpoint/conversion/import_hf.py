@@ -28,12 +28,12 @@ from megatron_rb.checkpoint.conversion.stream import (
 from megatron_rb.checkpoint.conversion.workspace import Workspace
 from megatron_rb.checkpoint.hf.folder import EMBEDDING, Matched, find_tensors, match_tensors
 from megatron_rb.checkpoint.hf.side_files import copy_side_files
-from megatron_rb.checkpoint.hf.table import stored_rules
+from megatron_rb.checkpoint.hf.table import WeightRule, stored_rules
 from megatron_rb.checkpoint.hf.tied import check_tied
 from megatron_rb.checkpoint.manifest import FORMAT, SIDE_FOLDER
 from megatron_rb.checkpoint.manifest import MANIFEST as CHECKPOINT
 from megatron_rb.checkpoint.storage.restricted import read_torch_file
-from megatron_rb.checkpoint.storage.tensors import open_files
+from megatron_rb.checkpoint.storage.tensors import StoredTensor, open_files
 from megatron_rb.checkpoint.storage.torch_dist import Blob, read_dist_folder, write_dist_metadata
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
 
@@ -78,18 +78,22 @@ def import_folder(
 
 def import_targets(shape: RoboBrainShape, matched: Matched, dtype: torch.dtype | None) -> list[Target]:
     """What a checkpoint of the model stores, as rows of the folder's tensors."""
-    targets = []
-    for name, rule in stored_rules(shape).items():
-        sources = [matched.tensors[hf_name] for hf_name in rule.hf_names]
-        pieces = tuple(Piece(sources[run.source], run.start, run.count) for run in rule.runs)
-        types = {source.value_dtype for source in sources}
-        if len(types) > 1 and dtype is None:
-            raise ValueError(
-                f"{name} is made of tensors of different types ({', '.join(sorted(map(str, types)))}); "
-                "choose one with --dtype"
-            )
-        targets.append(Target(name, dtype or types.pop(), rule.stored_shape, pieces))
-    return targets
+    return [
+        joined_target(name, rule, [matched.tensors[hf_name] for hf_name in rule.hf_names], dtype)
+        for name, rule in stored_rules(shape).items()
+    ]
+
+
+def joined_target(name: str, rule: WeightRule, sources: Sequence[StoredTensor], dtype: torch.dtype | None) -> Target:
+    """A native parameter as rows of the Hugging Face tensors that it is made of."""
+    pieces = tuple(Piece(sources[run.source], run.start, run.count) for run in rule.runs)
+    types = {source.value_dtype for source in sources}
+    if len(types) > 1 and dtype is None:
+        raise ValueError(
+            f"{name} is made of tensors of different types ({', '.join(sorted(map(str, types)))}); "
+            "choose one with --dtype"
+        )
+    return Target(name, dtype or types.pop(), rule.stored_shape, pieces)
 
 
 def dequantised(matched: Matched) -> list[str]:
