@@ -20,6 +20,7 @@ install_mcore_shims(get_platform("cpu"))
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from megatron.core import dist_checkpointing, parallel_state  # noqa: E402
+from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding  # noqa: E402
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig  # noqa: E402
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
 from megatron.core.models.gpt.gpt_model import GPTModel  # noqa: E402
@@ -34,6 +35,7 @@ from megatron.core.transformer import MegatronModule, TransformerConfig  # noqa:
 from megatron.core.transformer.mlp import MLPSubmodules  # noqa: E402
 from megatron.core.transformer.torch_norm import WrappedTorchNorm  # noqa: E402
 from megatron.core.transformer.transformer_block import TransformerBlock  # noqa: E402
+from megatron.core.transformer.utils import sharded_state_dict_default  # noqa: E402
 from transformers import AutoModelForImageTextToText  # noqa: E402
 
 Tensors = dict[str, torch.Tensor]
@@ -156,7 +158,7 @@ class PaiTower(MegatronModule):
         if is_qwen3:
             self.pos_embed = torch.nn.Embedding(vision.num_position_embeddings, vision.hidden_size)
         spec = get_gpt_layer_local_spec(normalization=self.config.normalization)
-        self.decoder = TransformerBlock(self.config, spec, post_layer_norm=True, post_process=True)
+        self.decoder = PaiBlock(self.config, spec, post_layer_norm=True)
         self.projection = _projector(vision)
         taps = getattr(vision, "deepstack_visual_indexes", [])
         if is_qwen3:
@@ -165,6 +167,19 @@ class PaiTower(MegatronModule):
             self.decoder.deepstack_norm_list = torch.nn.ModuleList(
                 WrappedTorchNorm(self.config, size, 1e-6) for _ in taps
             )
+
+
+class PaiBlock(TransformerBlock):
+    """Every module of its lists is saved on its own."""
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> dict:
+        found = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        found = {key: value for key, value in found.items() if ".deepstack_" not in key}
+        for name in ("deepstack_merger_list", "deepstack_norm_list"):
+            for number, module in enumerate(getattr(self, name, [])):
+                own = f"{prefix}{name}.{number}."
+                found |= sharded_state_dict_default(module, own, sharded_offsets, metadata, self.tp_group)
+        return found
 
 
 def _projector(vision: Any) -> MultimodalProjector:
@@ -187,11 +202,27 @@ class BridgeTower(MegatronModule):
         self.patch_embed = PatchEmbed(vision, True)
         self.pos_embed = torch.nn.Embedding(vision.num_position_embeddings, vision.hidden_size)
         spec = get_gpt_layer_local_spec()
-        self.decoder = TransformerBlock(self.config, spec, post_layer_norm=False)
+        self.decoder = BridgeBlock(self.config, spec, post_layer_norm=False)
         self.decoder.deepstack_merger_list = torch.nn.ModuleList(
             BridgeMerger(self.config, vision, True) for _ in vision.deepstack_visual_indexes
         )
         self.merger = BridgeMerger(self.config, vision, False)
+
+
+class BridgeBlock(TransformerBlock):
+    """Its mergers share their keys where its layers do."""
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: tuple = (), metadata: Any = None) -> dict:
+        found = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        found = {key: value for key, value in found.items() if ".deepstack_" not in key}
+        mergers, numbered = self.deepstack_merger_list, metadata["non_homogeneous_layers"]
+        for number, merger in enumerate(mergers):
+            own = f"{prefix}deepstack_merger_list.{number}."
+            part = merger.sharded_state_dict(own, () if numbered else ((0, number, len(mergers)),), metadata)
+            if not numbered:
+                replace_prefix_for_sharding(part, own, f"{prefix}deepstack_merger_list.")
+            found |= part
+        return found
 
 
 class BridgeMerger(MegatronModule):

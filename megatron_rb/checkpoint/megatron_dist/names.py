@@ -14,7 +14,8 @@ from megatron_rb.checkpoint.legacy.names import TEXT, place_of
 
 GATE, UP = "_w", "_v"
 """Endings under which `singleton_local_shards` keeps the two halves of a gated layer apart."""
-_STACKED = re.compile(r"(.*\blayers)\.(?!\d)(.+)")
+_STACKED = re.compile(r"(.*\b(?:layers|deepstack_merger_list))\.(?!\d)(.+)")
+"""Homogeneous layers share a key, and so do Megatron-Bridge's DeepStack mergers."""
 _WRAPPERS = ("module.", "model.")
 _GPT = ("decoder.", "embedding.", "output_layer.")
 _HF_TOWERS = ("visual.visual.", "vision_model.visual.", "visual.", "vision_model.")
