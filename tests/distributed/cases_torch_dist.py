@@ -61,7 +61,8 @@ def _write(root: Path, case: dict[str, Any]) -> None:
     with mock.patch.object(torch.Tensor, "cuda", lambda tensor: tensor):  # of a tied head on another stage
         model = Vlm(config, case["tower"], case["padded_vocabulary"]).to(loaded.dtype)
     _fill(model, _layouts(loaded.state_dict(), config), case["tower"], loaded.model.visual)
-    metadata = {"non_homogeneous_layers": case["numbered"]}
+    numbered, singleton = case["numbered"], case.get("singleton", False)
+    metadata = {"non_homogeneous_layers": numbered or singleton, "singleton_local_shards": singleton}
     folder = root / "iter_0000007"
     if dist.get_rank() == 0:
         folder.mkdir(parents=True)

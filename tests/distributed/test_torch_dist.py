@@ -33,6 +33,7 @@ CASES = {
     "Pai, Qwen3-VL": {"model": "qwen3_vl", "tower": "pai", "layout": MANY},
     "one rank, with optimizer": {"model": "qwen2_5_vl", "tower": "pai", "layout": ONE, "optimizer": True},
     "one rank, wrapped": {"model": "qwen3_vl", "tower": "bridge", "layout": ONE, "prefix": "module."},
+    "gate and up apart": {"model": "qwen2_5_vl", "tower": "pai", "layout": MANY, "singleton": True},
     "one rank, fp32": {"model": "qwen3_vl", "tower": "bridge", "layout": ONE, "dtype": "fp32"},
 }  # fmt: skip
 
@@ -84,6 +85,7 @@ def test_what_was_saved_is_of_the_kind_that_the_case_names(written: Path):
     assert "vision_model.decoder.deepstack_merger_list.patch_norm.weight" in names["Bridge, Qwen3-VL"]
     assert "vision_model.decoder.deepstack_norm_list.2.weight" in names["Pai, Qwen3-VL"]
     assert any(key.startswith("optimizer.") for key in names["one rank, with optimizer"])
+    assert "language_model.decoder.layers.3.mlp.linear_fc1.weight_v" in names["gate and up apart"]
     assert f"module.language_model.{stacked}" in names["one rank, wrapped"]
 
 

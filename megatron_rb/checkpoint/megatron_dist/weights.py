@@ -59,8 +59,8 @@ def find_weights(
         else:
             unknown.append(tensor.name)
             continue
-        found.keys.add(tensor.name)
-    _sort_out(dist, found, sorted({key.removesuffix(GATE).removesuffix(UP) for key in unknown}), allow_drop)
+        found.keys |= {tensor.name} if tensor.name in dist.stored.tensors else {tensor.name + GATE, tensor.name + UP}
+    _sort_out(dist, found, sorted(set(unknown)), allow_drop)
     _fit(dist, found, rules, wanted, pool)
     missing = [name for name, rule in rules.items() if found.sources(name, rule) is None]
     if missing:
@@ -94,7 +94,8 @@ def _single_layers(dist: MegatronDist, shape: RoboBrainShape) -> Iterator[tuple[
         other = key.removesuffix(GATE) + UP
         if key.endswith((f".linear_fc1.weight{GATE}", f".linear_fc1.bias{GATE}")) and other in tensors:
             del tensors[key]
-            tensors[key.removesuffix(GATE)] = _gate_and_up(tensor, tensors.pop(other))
+            name = key.removesuffix(GATE)
+            tensors[name] = _gate_and_up(name, tensor, tensors.pop(other))
     for key, tensor in tensors.items():
         place = stacked(key)
         if place is None or non_parameter(key):
@@ -105,10 +106,10 @@ def _single_layers(dist: MegatronDist, shape: RoboBrainShape) -> Iterator[tuple[
             yield f"{place[0]}.{layer}.{place[1]}", _without_first_dimension(cropped(tensor, start, sizes))
 
 
-def _gate_and_up(gate: StoredTensor, up: StoredTensor) -> StoredTensor:
+def _gate_and_up(name: str, gate: StoredTensor, up: StoredTensor) -> StoredTensor:
     rows = gate.shape[0]
     zeros = (0,) * (len(gate.shape) - 1)
-    return joined(gate.name, (rows + up.shape[0], *gate.shape[1:]), [(gate, (0, *zeros)), (up, (rows, *zeros))])
+    return joined(name, (rows + up.shape[0], *gate.shape[1:]), [(gate, (0, *zeros)), (up, (rows, *zeros))])
 
 
 def _without_first_dimension(tensor: StoredTensor) -> StoredTensor:
