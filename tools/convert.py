@@ -21,7 +21,7 @@ from megatron_rb.checkpoint.conversion.console import (
 )
 from megatron_rb.checkpoint.conversion.describe import describe
 from megatron_rb.checkpoint.conversion.export_hf import export_checkpoint
-from megatron_rb.checkpoint.conversion.from_megatron import convert_legacy
+from megatron_rb.checkpoint.conversion.from_megatron import convert_megatron
 from megatron_rb.checkpoint.conversion.import_hf import import_folder
 from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
 from megatron_rb.checkpoint.conversion.outcome import Summary
@@ -60,7 +60,7 @@ def _run(o: Namespace, bars: ByteBars) -> Summary | Comparison:
     if o.way == "export":
         return export_checkpoint(o.ckpt, o.out, o.hf, o.dtype, o.max_shard_size, bars)
     if o.way == "from-megatron":
-        return convert_legacy(o.ckpt, o.out, o.hf, o.dtype, not o.no_optimizer, o.allow_drop, bars)
+        return convert_megatron(o.ckpt, o.out, o.hf, o.dtype, not o.no_optimizer, o.allow_drop, bars)
     return migrate_checkpoint(o.ckpt, o.out, o.to, bars)
 
 

@@ -15,18 +15,18 @@ def options(argv: list[str], description: str | None) -> argparse.Namespace:
     )
     way = ways.add_parser("import", help="Hugging Face folder to training checkpoint")
     way.add_argument("--hf", required=True, metavar="DIR", help="Hugging Face folder")
-    way.add_argument("--allow-drop", action="append", default=[], metavar="NAME", help="a tensor to leave out")
+    _allow_drop(way)
     _common(way)
     way = ways.add_parser("export", help="training checkpoint to Hugging Face folder")
     way.add_argument("--ckpt", required=True, metavar="DIR", help="a checkpoint, or a run folder: its newest one")
     way.add_argument("--hf", default="", metavar="DIR", help="config and tokenizer; default: kept with the run")
     way.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
     _common(way)
-    way = ways.add_parser("from-megatron", help="legacy Megatron checkpoint (mp_rank_*) to training checkpoint")
+    way = ways.add_parser("from-megatron", help="Megatron checkpoint (mp_rank_* or torch_dist) to training checkpoint")
     way.add_argument("--ckpt", required=True, metavar="DIR", help="its root, or the folder of one iteration")
     way.add_argument("--hf", default="", metavar="DIR", help="config and tokenizer; default: config.json beside it")
     way.add_argument("--no-optimizer", action="store_true", help="weights only")
-    way.add_argument("--allow-drop", action="append", default=[], metavar="NAME", help="a key to leave out")
+    _allow_drop(way)
     _common(way)
     way = ways.add_parser("migrate", help="training checkpoint for a cluster of another kind")
     way.add_argument("--ckpt", required=True, metavar="DIR", help="a checkpoint, or a run folder: its newest one")
@@ -47,3 +47,8 @@ def options(argv: list[str], description: str | None) -> argparse.Namespace:
 def _common(way: argparse.ArgumentParser) -> None:
     way.add_argument("--out", required=True, metavar="DIR", help="new folder")
     way.add_argument("--dtype", default="keep", metavar="TYPE", help="keep (default), bf16 or fp32")
+
+
+def _allow_drop(way: argparse.ArgumentParser) -> None:
+    words = "a tensor to leave out, or a pattern of names such as '*.name'; may be repeated"
+    way.add_argument("--allow-drop", action="append", default=[], metavar="NAME", help=words)

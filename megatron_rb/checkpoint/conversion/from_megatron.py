@@ -1,4 +1,4 @@
-"""A legacy Megatron checkpoint of Qwen2.5-VL as a checkpoint of this stack, with its optimizer where there is one."""
+"""A checkpoint of another Megatron stack as one of this stack; a legacy one with its optimizer where there is one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_rb.checkpoint.conversion.from_torch_dist import convert_torch_dist
 from megatron_rb.checkpoint.conversion.import_hf import (
     checkpoint_json,
     finish_checkpoint,
@@ -27,6 +28,7 @@ from megatron_rb.checkpoint.legacy.config import derive_config
 from megatron_rb.checkpoint.legacy.optimizer import LegacyOptimizer
 from megatron_rb.checkpoint.legacy.tree import find_iteration, read_tree
 from megatron_rb.checkpoint.manifest import RESEED, SIDE_FOLDER
+from megatron_rb.checkpoint.megatron_dist.folders import find_megatron_dist
 from megatron_rb.checkpoint.storage.tensors import StoredTensor, open_files
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
@@ -36,6 +38,21 @@ GROUP_DEFAULTS = {
     "wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False, "default_config": False,
 }  # fmt: skip
 DEFAULT_SEED = 1234
+
+
+def convert_megatron(
+    checkpoint: str | Path, out: str | Path, hf: str = "", dtype: str = "keep", optimizer: bool = True,
+    allow_drop: Collection[str] = (), progress: Progress | None = None,
+) -> Summary:  # fmt: skip
+    """Turn a checkpoint of another Megatron stack into one of this stack, whichever of its formats it has.
+
+    Raises:
+        ValueError: it is of none that is read, or as `convert_legacy` and `convert_torch_dist` raise it.
+    """
+    folder = find_megatron_dist(checkpoint)
+    if folder is not None:
+        return convert_torch_dist(folder, out, hf, dtype, allow_drop, progress)
+    return convert_legacy(checkpoint, out, hf, dtype, optimizer, allow_drop, progress)
 
 
 def convert_legacy(

@@ -23,16 +23,17 @@ from megatron_rb.checkpoint.conversion.stream import (
     known_checksums,
     paths_of,
     plan_files,
-    tensor_checksum,
+    sources_of,
 )
 from megatron_rb.checkpoint.conversion.workspace import Workspace
-from megatron_rb.checkpoint.hf.folder import Matched, find_tensors, match_tensors
+from megatron_rb.checkpoint.hf.folder import EMBEDDING, Matched, find_tensors, match_tensors
 from megatron_rb.checkpoint.hf.side_files import copy_side_files
-from megatron_rb.checkpoint.hf.table import TEXT, stored_rules
+from megatron_rb.checkpoint.hf.table import WeightRule, stored_rules
+from megatron_rb.checkpoint.hf.tied import check_tied
 from megatron_rb.checkpoint.manifest import FORMAT, SIDE_FOLDER
 from megatron_rb.checkpoint.manifest import MANIFEST as CHECKPOINT
 from megatron_rb.checkpoint.storage.restricted import read_torch_file
-from megatron_rb.checkpoint.storage.tensors import open_files
+from megatron_rb.checkpoint.storage.tensors import StoredTensor, open_files
 from megatron_rb.checkpoint.storage.torch_dist import Blob, read_dist_folder, write_dist_metadata
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
 
@@ -48,7 +49,7 @@ def import_folder(
 
     Args:
         dtype: `keep`, or the type all weights are converted to.
-        allow_drop: tensors of the folder, by name, that may be left out.
+        allow_drop: tensors of the folder, by name or pattern of names, that may be left out.
 
     Raises:
         ValueError: the folder is no RoboBrain model, its tensors are not those of its config.json, or `out` is taken.
@@ -63,9 +64,11 @@ def import_folder(
         job = Job(pool, progress or Silent(), known=known_checksums(hf))
         pickled = [path for path in paths_of(targets) if path.suffix != ".safetensors"]
         check_containers([read_torch_file(path) for path in pickled], job)
-        _check_tied(hf, matched, job)
+        check_tied(hf, matched.tensors[EMBEDDING], matched.head_copy, pool)
         source = {"folder": str(hf.resolve())}
-        outcome = Outcome("import", source, {}, key_map(targets), matched.dropped)
+        outcome = Outcome(
+            "import", source, {}, key_map(targets), matched.dropped, extra={"warnings": dequantised(matched)}
+        )
         with workspace.opened(sum(target.num_bytes for target in targets)):
             write_checkpoint(workspace, targets, outcome, checkpoint_json(0, shape), {}, job)
             copy_side_files(hf, workspace.folder / SIDE_FOLDER)
@@ -75,18 +78,30 @@ def import_folder(
 
 def import_targets(shape: RoboBrainShape, matched: Matched, dtype: torch.dtype | None) -> list[Target]:
     """What a checkpoint of the model stores, as rows of the folder's tensors."""
-    targets = []
-    for name, rule in stored_rules(shape).items():
-        sources = [matched.tensors[hf_name] for hf_name in rule.hf_names]
-        pieces = tuple(Piece(sources[run.source], run.start, run.count) for run in rule.runs)
-        types = {source.dtype for source in sources}
-        if len(types) > 1 and dtype is None:
-            raise ValueError(
-                f"{name} is made of tensors of different types ({', '.join(sorted(map(str, types)))}); "
-                "choose one with --dtype"
-            )
-        targets.append(Target(name, dtype or types.pop(), rule.stored_shape, pieces))
-    return targets
+    return [
+        joined_target(name, rule, [matched.tensors[hf_name] for hf_name in rule.hf_names], dtype)
+        for name, rule in stored_rules(shape).items()
+    ]
+
+
+def joined_target(name: str, rule: WeightRule, sources: Sequence[StoredTensor], dtype: torch.dtype | None) -> Target:
+    """A native parameter as rows of the Hugging Face tensors that it is made of."""
+    pieces = tuple(Piece(sources[run.source], run.start, run.count) for run in rule.runs)
+    types = {source.value_dtype for source in sources}
+    if len(types) > 1 and dtype is None:
+        raise ValueError(
+            f"{name} is made of tensors of different types ({', '.join(sorted(map(str, types)))}); "
+            "choose one with --dtype"
+        )
+    return Target(name, dtype or types.pop(), rule.stored_shape, pieces)
+
+
+def dequantised(matched: Matched) -> list[str]:
+    """The note on tensors that are multiplied with their block scales; empty when there are none."""
+    scaled = [tensor for tensor in matched.tensors.values() if tensor.scales is not None]
+    if not scaled:
+        return []
+    return [f"{len(scaled)} fp8 tensors were multiplied with their block scales in fp32, e.g. {scaled[0].name}"]
 
 
 def checkpoint_json(step: int, shape: RoboBrainShape) -> dict[str, Any]:
@@ -121,16 +136,4 @@ def finish_checkpoint(workspace: Workspace, outcome: Outcome, job: Job) -> None:
 
 def key_map(targets: Sequence[Target]) -> dict[str, list[str]]:
     """Names of the sources of every target."""
-    return {t.name: list(dict.fromkeys(piece.tensor.name for piece in t.pieces)) for t in targets}
-
-
-def _check_tied(folder: Path, matched: Matched, job: Job) -> None:
-    """A stored copy of a tied embedding must be one."""
-    if matched.head_copy is None:
-        return
-    embedding = matched.tensors[f"{TEXT}.embed_tokens.weight"]
-    if tensor_checksum(embedding, job) != tensor_checksum(matched.head_copy, job):
-        raise ValueError(
-            f"{folder} says tie_word_embeddings, but its {matched.head_copy.name} is not {embedding.name}; "
-            "set tie_word_embeddings to false in its config.json if the head is its own"
-        )
+    return {target.name: [tensor.name for tensor in sources_of(target)] for target in targets}

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from megatron_rb.checkpoint.storage.block_scales import ROW_BYTES_LIMIT, scaled_rows
 from megatron_rb.checkpoint.storage.checksum import ALGORITHM, Checksum, count_nans
 from megatron_rb.checkpoint.storage.tensors import (
     BLOCK_BYTES,
@@ -182,7 +183,7 @@ class TensorCopy:
         self.checksum = Checksum()
         self.nans = 0
         self.sources: dict[str, str] = {}
-        casts = any(piece.tensor.dtype != target.dtype for piece in target.pieces)
+        casts = any(p.tensor.scales is None and p.tensor.dtype != target.dtype for p in target.pieces)
         self.cast = CastReport() if casts else None
 
     def blocks(self, doing: str) -> Iterator[memoryview]:
@@ -199,12 +200,20 @@ class TensorCopy:
 
     def _piece_blocks(self, piece: Piece, own: Checksum | None) -> Iterator[memoryview]:
         tensor = piece.tensor
-        for start, count in row_blocks(piece.count, tensor.row_bytes):
+        limit = BLOCK_BYTES if tensor.scales is None else ROW_BYTES_LIMIT
+        for start, count in row_blocks(piece.count, tensor.row_bytes, limit):
             block = self.job.buffer(count * tensor.row_bytes)
             self.job.pool.read_rows(tensor, piece.start + start, count, block)
             if own is not None:
                 own.update(block)
-            yield block if tensor.dtype == self.target.dtype else self._converted(block, tensor.dtype)
+            if tensor.scales is not None:
+                yield self._scaled(tensor, piece.start + start, block)
+            else:
+                yield block if tensor.dtype == self.target.dtype else self._converted(block, tensor.dtype)
+
+    def _scaled(self, tensor: StoredTensor, first: int, block: memoryview) -> memoryview:
+        rows = torch.frombuffer(block, dtype=tensor.dtype).view(-1, *tensor.shape[1:])
+        return as_bytes(scaled_rows(self.job.pool, tensor, first, rows).to(self.target.dtype)).data
 
     def _converted(self, block: memoryview, dtype: torch.dtype) -> memoryview:
         before = torch.frombuffer(block, dtype=dtype)
@@ -215,10 +224,10 @@ class TensorCopy:
 
     def record(self) -> Copied:
         """Reads those sources again that were not read from their first row to their last."""
-        for piece in self.target.pieces:
-            if piece.tensor.name not in self.sources:
-                self.sources[piece.tensor.name] = self.job.source_checksum(piece.tensor)
-            self.job.check_source(piece.tensor, self.sources[piece.tensor.name])
+        for tensor in sources_of(self.target):
+            if tensor.name not in self.sources:
+                self.sources[tensor.name] = self.job.source_checksum(tensor)
+            self.job.check_source(tensor, self.sources[tensor.name])
         target = self.target
         return Copied(
             target.name, target.dtype, target.shape, self.checksum.hexdigest(), self.nans, self.sources, self.cast
@@ -256,9 +265,19 @@ def plan_files(targets: list[Target], max_bytes: int) -> list[list[Target]]:
     return files
 
 
+def sources_of(target: Target) -> list[StoredTensor]:
+    """The tensors that a target is made of, block scales too, each once."""
+    found: dict[str, StoredTensor] = {}
+    for piece in target.pieces:
+        found[piece.tensor.name] = piece.tensor
+        if piece.tensor.scales is not None:
+            found[piece.tensor.scales.tensor.name] = piece.tensor.scales.tensor
+    return list(found.values())
+
+
 def paths_of(targets: list[Target]) -> set[Path]:
     """All files that targets are read from."""
-    return {path for target in targets for piece in target.pieces for path in piece.tensor.paths}
+    return {path for target in targets for tensor in sources_of(target) for path in tensor.paths}
 
 
 def known_checksums(folder: Path) -> dict[str, str]:

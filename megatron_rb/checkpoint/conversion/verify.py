@@ -14,10 +14,12 @@ from megatron_rb.checkpoint.conversion.migrate import portable_common
 from megatron_rb.checkpoint.conversion.outcome import COMPARING
 from megatron_rb.checkpoint.conversion.stream import Job, Piece, Progress, Silent, Target, TensorCopy
 from megatron_rb.checkpoint.conversion.workspace import in_parallel
-from megatron_rb.checkpoint.hf.folder import find_tensors
+from megatron_rb.checkpoint.hf.folder import EMBEDDING, HEAD, find_tensors
 from megatron_rb.checkpoint.hf.names import canonical_name
+from megatron_rb.checkpoint.hf.non_parameters import non_parameter
+from megatron_rb.checkpoint.hf.tied import check_tied
 from megatron_rb.checkpoint.manifest import find_checkpoint, find_side_files
-from megatron_rb.checkpoint.storage.tensors import open_files
+from megatron_rb.checkpoint.storage.tensors import FilePool, StoredTensor, open_files
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
 from megatron_rb.models.robobrain.config import load_shape
 
@@ -82,9 +84,9 @@ def verify(a: str | Path, b: str | Path, progress: Progress | None = None, hf: s
     sides = find_side(a), find_side(b)
     both_checkpoints = all(side.checkpoint for side in sides)
     read = _checkpoint_tensors if both_checkpoints else _hf_tensors
-    left, right = (read(side, hf) for side in sides)
     comparison = Comparison(str(a), str(b), "checkpoint" if both_checkpoints else "Hugging Face")
     with open_files() as pool:
+        left, right = (read(side, hf, pool) for side in sides)
         job = Job(pool, progress or Silent())
         job.progress.total(COMPARING, sum(t.num_bytes for side in (left, right) for t in side.values()))
         shared = [name for name in left if name in right]
@@ -115,31 +117,33 @@ def find_side(path: str | Path) -> Side:
     return Side(path, find_checkpoint(path))
 
 
-def _checkpoint_tensors(side: Side, hf: str) -> dict[str, Target]:
+def _checkpoint_tensors(side: Side, hf: str, pool: FilePool) -> dict[str, Target]:
     assert side.checkpoint is not None
     stored = read_dist_folder(side.checkpoint).tensors
     return {name: Target(name, t.dtype, t.shape, (Piece.whole(t),)) for name, t in stored.items()}
 
 
-def _hf_tensors(side: Side, hf: str) -> dict[str, Target]:
+def _hf_tensors(side: Side, hf: str, pool: FilePool) -> dict[str, Target]:
     if side.checkpoint is None:
-        return _folder_tensors(side.path)
+        return _folder_tensors(side.path, pool)
     shape = load_shape(find_side_files(side.checkpoint, hf))
     targets = export_targets(shape, model_tensors(side.checkpoint, shape), None)
     return {canonical_name(target.name): target for target in targets}
 
 
-def _folder_tensors(folder: Path) -> dict[str, Target]:
-    """Everything in a Hugging Face folder, known or not; a tied head is the embedding and counted once."""
-    tied = load_shape(folder).text.tied_embeddings
-    targets: dict[str, Target] = {}
+def _folder_tensors(folder: Path, pool: FilePool) -> dict[str, Target]:
+    """Everything in a Hugging Face folder, known or not, but buffers; a tied head is the embedding, counted once."""
+    found: dict[str, StoredTensor] = {}
     for stored_name, tensor in find_tensors(folder).items():
         name = canonical_name(stored_name)
-        if name in targets:
+        if name in found:
             raise ValueError(f"{folder} holds {name} twice, under two releases' names")
-        if not (tied and name == "lm_head.weight"):
-            targets[name] = Target(name, tensor.dtype, tensor.shape, (Piece.whole(tensor),))
-    return targets
+        if non_parameter(name) is None:
+            found[name] = tensor
+    if load_shape(folder).text.tied_embeddings and HEAD in found:
+        head = found.pop(HEAD)
+        check_tied(folder, found.setdefault(EMBEDDING, head), head, pool)
+    return {name: Target(name, t.value_dtype, t.shape, (Piece.whole(t),)) for name, t in found.items()}
 
 
 def _digest(target: Target, job: Job) -> tuple[str, int]:

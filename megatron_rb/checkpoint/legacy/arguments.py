@@ -43,6 +43,18 @@ def check_arguments(tree: LegacyTree, shape: RoboBrainShape) -> list[str]:
             f"{text.num_query_groups} query groups and {shape.vision.num_heads} vision heads of config.json; it is of "
             "another model"
         )
+    wrong = disagreements(args, shape)
+    if wrong:
+        raise ValueError(
+            f"{tree.first.file.path} was trained with {', '.join(wrong)}; give the config.json of the model that was "
+            "trained"
+        )
+    return _warnings(tree, args)
+
+
+def disagreements(args: Mapping[str, Any], shape: RoboBrainShape) -> list[str]:
+    """What training arguments say otherwise than `config.json`; arguments that are not there say nothing."""
+    text = shape.text
     expected = {
         "num_layers": text.num_layers,
         "hidden_size": text.hidden_size,
@@ -58,17 +70,11 @@ def check_arguments(tree: LegacyTree, shape: RoboBrainShape) -> list[str]:
     }
     if args.get("group_query_attention"):
         expected["num_query_groups"] = text.num_query_groups
-    wrong = [
+    return [
         f"{name} {args[name]} instead of {value}"
         for name, value in expected.items()
         if args.get(name) is not None and args[name] != value
     ]
-    if wrong:
-        raise ValueError(
-            f"{tree.first.file.path} was trained with {', '.join(wrong)}; give the config.json of the model that was "
-            "trained"
-        )
-    return _warnings(tree, args)
 
 
 def _warnings(tree: LegacyTree, args: Mapping[str, Any]) -> list[str]:

@@ -29,6 +29,10 @@ DTYPES = {
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    **({"F8_E8M0": torch.float8_e8m0fnu} if hasattr(torch, "float8_e8m0fnu") else {}),
+    **{f"U{8 * dtype.itemsize}": dtype for dtype in (torch.uint16, torch.uint32, torch.uint64)},
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LONGEST_HEADER = 100_000_000
@@ -60,6 +64,11 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 def _tensor(path: Path, name: str, entry: dict, data: int) -> StoredTensor:
     if entry["dtype"] not in DTYPES:
+        if str(entry["dtype"]).startswith(("F4", "F6", "F8")):
+            raise ValueError(
+                f"{path} holds quantised weights: {name} is stored as {entry['dtype']}; name the folder it was "
+                "quantised from, or dequantise it with the tool that made it"
+            )
         raise DamagedFile(f"{path}: {name} has the type {entry['dtype']}, which is not known")
     dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
     begin, end = entry["data_offsets"]

@@ -43,6 +43,13 @@ class StoredTensor:
     dtype: torch.dtype
     shape: tuple[int, ...]
     chunks: tuple[StoredChunk, ...]
+    scales: BlockScales | None = None
+    """What its elements are multiplied by to become values; None where they are the values."""
+
+    @property
+    def value_dtype(self) -> torch.dtype:
+        """The type of its values."""
+        return self.dtype if self.scales is None else self.scales.dtype
 
     @property
     def num_rows(self) -> int:
@@ -76,7 +83,7 @@ class StoredTensor:
     def with_short_rows(self, limit: int = BLOCK_BYTES) -> StoredTensor:
         """The same bytes in rows of at most `limit` bytes where the shape allows it, so that blocks stay small."""
         tensor = self
-        while len(tensor.shape) > 1 and tensor.row_bytes > limit:
+        while len(tensor.shape) > 1 and tensor.row_bytes > limit and tensor.scales is None:
             tensor = tensor.with_fused_rows()
         return tensor
 
@@ -96,6 +103,18 @@ class StoredTensor:
             total += math.prod(chunk.sizes)
         if total != math.prod(self.shape) or _any_overlap(self.chunks):
             raise ValueError(f"{self.name}: its {len(self.chunks)} parts do not cover the shape {self.shape} once")
+
+
+@dataclass(frozen=True)
+class BlockScales:
+    """Factors of a quantised matrix, one for each block; the blocks at its lower and right edge may be cut off."""
+
+    tensor: StoredTensor
+    """`[blocks below each other, blocks beside each other]`"""
+    block: tuple[int, int]
+    """Rows and columns of a block."""
+    dtype: torch.dtype
+    """The type that the products, taken in fp32, are rounded to when no other is asked for."""
 
 
 def _any_overlap(chunks: Sequence[StoredChunk]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,11 @@ class DistFolder:
         return read_torch_file(self.folder / COMMON).tree
 
 
-def read_dist_folder(folder: Path) -> DistFolder:
+def read_dist_folder(folder: Path, is_wanted: Callable[[str], bool] = lambda name: True) -> DistFolder:
     """Find every tensor and object of a folder; reads descriptions only.
+
+    Args:
+        is_wanted: which tensors are looked for, by name; others are passed over.
 
     Raises:
         DamagedFile: files are missing or cut off, or a blob is not what the metadata says.
@@ -81,7 +84,7 @@ def read_dist_folder(folder: Path) -> DistFolder:
         if entry.type_name.endswith(".BytesStorageMetadata"):
             info = blobs[name, None]
             objects[name] = Blob(info.relative_path, info.offset, info.length)
-        else:
+        elif is_wanted(name):
             tensors[name] = _tensor(folder, name, entry, blobs, files)
     return DistFolder(folder, tensors, objects, tuple(files))
 
