@@ -12,10 +12,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from megatron_rb.data.conversation import MediaRef
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.media import inspect_media, load_frames
 from megatron_rb.data.problems import BadSample
-from megatron_rb.data.rows import MediaRef
 from megatron_rb.value.episodes import BadEpisode, KeyFramedEpisode, VideoFrames, read_key_framed
 from megatron_rb.value.label import BLANK, LabelledEpisode, LabelRules, ReferencePool, hop_rows, label_episode
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from megatron_rb.data.conversation import MediaRef
 from megatron_rb.data.problems import BadSample
-from megatron_rb.data.rows import MediaRef
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ORIENTATION = 0x0112
