@@ -11,6 +11,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("bf16", "fp32"),
     "model.layers": ("auto", "local", "transformer_engine"),
     "data.verify": ("header", "decode"),
+    "data.loss_turns": ("all", "last"),
+    "data.box_text": ("tokens", "list"),
     "schedule.decay": ("cosine", "linear", "constant"),
     "cluster.name": ("local", "ssh", "slurm"),
     "cluster.launcher": ("auto", "direct", "srun", "torchrun", "ft_launcher"),

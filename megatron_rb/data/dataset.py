@@ -7,15 +7,18 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from megatron_rb.data.conversation import Conversation
 from megatron_rb.data.encoder import SampleEncoder
-from megatron_rb.data.index import Index, IndexRules, default_id
-from megatron_rb.data.problems import BadSample
-from megatron_rb.data.rows import Conversation, parse_line
+from megatron_rb.data.examine import WHOLE_ROW, IndexRules, default_id
+from megatron_rb.data.fingerprint import DataFingerprint
+from megatron_rb.data.index import Index
+from megatron_rb.data.problems import BadSample, refusing_the_unexpected
+from megatron_rb.data.rows import parse_line
 from megatron_rb.data.sample import EncodedSample
 
 
 class ConversationDataset:
-    """Usable rows of some jsonl files; any number of threads may read at once."""
+    """Usable samples of some jsonl files; any number of threads may read at once."""
 
     def __init__(self, index: Index, encoder: SampleEncoder, rules: IndexRules) -> None:
         self.index = index
@@ -28,6 +31,11 @@ class ConversationDataset:
     def sizes(self) -> np.ndarray:
         """int64 `[samples, 2]`: tokens and patches of each sample."""
         return self.index.sizes
+
+    @property
+    def fingerprint(self) -> DataFingerprint:
+        """Which samples in which order."""
+        return self.index.fingerprint
 
     def __len__(self) -> int:
         return len(self.index)
@@ -45,7 +53,8 @@ class ConversationDataset:
         conversation, infos = self.conversation(number), self.index.media_infos(number)
         sample = self.encoder.encode(conversation, infos)
         if with_pixels:
-            sample.pixels = self.encoder.pixels(conversation, infos)
+            with refusing_the_unexpected():
+                sample.pixels = self.encoder.pixels(conversation, infos)
         return sample
 
     def blank(self, number: int) -> EncodedSample:
@@ -59,7 +68,8 @@ class ConversationDataset:
         conversation, infos = self.conversation(number), self.index.media_infos(number)
         sample = self.encoder.encode_prompt(conversation, infos)
         if with_pixels:
-            sample.pixels = self.encoder.pixels(conversation, infos)[: len(sample.grids)]
+            with refusing_the_unexpected():
+                sample.pixels = self.encoder.pixels(conversation, infos)[: len(sample.grids)]
         return sample
 
     def blank_prompt(self, number: int) -> EncodedSample:
@@ -77,13 +87,15 @@ class ConversationDataset:
         return content
 
     def conversation(self, number: int) -> Conversation:
-        """The row, read."""
+        """The row, read; up to one turn when the sample is that turn."""
         file, line, _, _ = self.index.places[number].tolist()
         name = self.index.files[file]
         try:
-            return parse_line(self.row(number), default_id(name, line), self.rules.root_of(name))
+            conversation = parse_line(self.row(number), default_id(name, line), self.rules.root_of(name))
         except BadSample as error:
             raise ValueError(f"{name} has changed since it was indexed: in line {line} {error}") from error
+        turn = int(self.index.turns[number])
+        return conversation if turn == WHOLE_ROW else conversation.until(turn)
 
     def source(self, number: int) -> tuple[str, int]:
         """File and line of a sample."""

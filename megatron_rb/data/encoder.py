@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from megatron_rb.data.boxes import BOX_TOKENS, BoxWriter
+from megatron_rb.data.conversation import BoxRef, Conversation, MediaRef, NameRef
 from megatron_rb.data.frames import FrameRule, clip_of, sample_video, shown_second_per_grid, shown_seconds
 from megatron_rb.data.media import MediaInfo, inspect_media, load_frames, load_image
 from megatron_rb.data.patience import READ_SECONDS
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.processor import VisionProcessor
 from megatron_rb.data.prompt import ChatTemplate, Piece
-from megatron_rb.data.rows import Conversation, MediaRef
 from megatron_rb.data.sample import EncodedSample, VisionGrid
 from megatron_rb.data.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, VISION_END, VISION_START, Tokenizer
 
@@ -45,6 +46,10 @@ class SampleEncoder:
     max_video_frames: int
     read_seconds: float = READ_SECONDS
     """Time that a file has to answer, twice; 0 = no limit."""
+    loss_turns: str = "all"
+    """Assistant turns that are learned when they say nothing of it themselves: `all` or the `last`."""
+    box_text: str = "tokens"
+    """See `BoxWriter.text`."""
 
     def inspect(self, conversation: Conversation) -> list[MediaInfo]:
         """Sizes of all media from their headers.
@@ -54,20 +59,31 @@ class SampleEncoder:
         """
         return [inspect_media(ref, self.video_fps, self.read_seconds) for ref in conversation.media]
 
-    def encode(self, conversation: Conversation, infos: Sequence[MediaInfo]) -> EncodedSample:
+    def encode(
+        self, conversation: Conversation, infos: Sequence[MediaInfo], max_tokens: int | None = None
+    ) -> EncodedSample:
         """Ids and labels of the whole conversation, without pixels; no media file is touched.
 
+        Args:
+            max_tokens: a text that has certainly more is refused before it is tokenised; what passes may have more.
+
         Raises:
+            RewrittenTurns: every learned turn must become a sample of its own, `conversation.until(turn)`.
             BadSample: the conversation cannot be written by the template, or media do not fit the model.
         """
-        return self._assemble(conversation, infos, self.template.pieces(conversation.turns))
+        shown = self._all_shown(conversation, infos)
+        pieces = self.template.pieces(self._with_boxes(conversation, infos, shown), self.loss_turns)
+        self._check_length(pieces, max_tokens)
+        return self._assemble(conversation, shown, pieces)
 
     def encode_prompt(self, conversation: Conversation, infos: Sequence[MediaInfo]) -> EncodedSample:
         """Ids up to where the last assistant turn begins, for generation; `infos` as for the whole conversation."""
         last = max(number for number, turn in enumerate(conversation.turns) if turn.role == "assistant")
         shorter = replace(conversation, turns=conversation.turns[:last])
-        text = self.template.prompt(shorter.turns)
-        return self._assemble(shorter, infos[: len(shorter.media)], [Piece(text, learned=False)])
+        infos = infos[: len(shorter.media)]
+        shown = self._all_shown(shorter, infos)
+        text = self.template.prompt(self._with_boxes(shorter, infos, shown))
+        return self._assemble(shorter, shown, [Piece(text, learned=False)])
 
     def grid(self, ref: MediaRef, info: MediaInfo) -> VisionGrid:
         """Patches of an image or video, from its header alone."""
@@ -101,8 +117,35 @@ class SampleEncoder:
         )  # fmt: skip
         return sample_video(info, ref.options, rule)
 
-    def _assemble(self, conversation: Conversation, infos: Sequence[MediaInfo], pieces: list[Piece]) -> EncodedSample:
-        shown = [self._show(ref, info) for ref, info in zip(conversation.media, infos, strict=True)]
+    def _all_shown(self, conversation: Conversation, infos: Sequence[MediaInfo]) -> list[_Shown]:
+        return [self._show(ref, info) for ref, info in zip(conversation.media, infos, strict=True)]
+
+    def _with_boxes(
+        self, conversation: Conversation, infos: Sequence[MediaInfo], shown: Sequence[_Shown]
+    ) -> Conversation:
+        """The conversation with text in place of boxes, which are in pixels of pictures as they are shown."""
+        if not any(isinstance(part, BoxRef | NameRef) for turn in conversation.turns for part in turn.parts):
+            return conversation
+        if self.box_text == "tokens" and any(len(self.tokenizer.encode(token)) != 1 for token in BOX_TOKENS):
+            needed = f"objects needs the tokens {' '.join(BOX_TOKENS)}, which the tokenizer lacks"
+            raise BadSample("key objects", f"{needed}; set data.box_text=list to write boxes as [x1, y1, x2, y2]")
+        side = self.processor.patch_size
+        images = [place for place, ref in enumerate(conversation.media) if ref.kind == "image"]
+        sizes = [(infos[place].width, infos[place].height) for place in images]
+        seen = [(shown[place].grid.w * side, shown[place].grid.h * side) for place in images]
+        writer = BoxWriter(self.processor.family == "qwen3_vl", self.box_text)
+        return replace(conversation, turns=writer.written(conversation.turns, sizes, seen))
+
+    def _check_length(self, pieces: Sequence[Piece], max_tokens: int | None) -> None:
+        most = self.tokenizer.most_bytes_per_id
+        if max_tokens is None or most is None:
+            return
+        size = sum(len(piece.text.encode()) for piece in pieces)
+        if size > max_tokens * most:
+            least = f"{size:,} bytes of text, at least {-(-size // most):,} tokens,"
+            raise BadSample("too many tokens", f"{least} do not fit data.seq_length {max_tokens}")
+
+    def _assemble(self, conversation: Conversation, shown: Sequence[_Shown], pieces: list[Piece]) -> EncodedSample:
         self._check_pixels(conversation.pixels_of, shown)
         waiting = iter(shown)
         encoded = [self._encode(piece, waiting) for piece in pieces]

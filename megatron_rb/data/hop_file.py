@@ -12,10 +12,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from megatron_rb.data.conversation import MediaRef
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.media import inspect_media, load_frames
-from megatron_rb.data.problems import BadSample
-from megatron_rb.data.rows import MediaRef
+from megatron_rb.data.problems import BadSample, refusing_the_unexpected
 from megatron_rb.value.episodes import BadEpisode, KeyFramedEpisode, VideoFrames, read_key_framed
 from megatron_rb.value.label import BLANK, LabelledEpisode, LabelRules, ReferencePool, hop_rows, label_episode
 
@@ -91,8 +91,9 @@ def _labelled(
         return labelled
     shown = {*labelled.pairs.before.tolist(), *labelled.pairs.after.tolist(), labelled.states[0], labelled.states[-1]}
     try:
-        store_frames(labelled.episode, labelled.cameras, shown, folder)
-    except (BadSample, OSError) as error:
+        with refusing_the_unexpected():
+            store_frames(labelled.episode, labelled.cameras, shown, folder)
+    except BadSample as error:
         return BadEpisode(labelled.episode.name, "unreadable video", str(error), str(data))
     return labelled
 
@@ -101,7 +102,7 @@ def _remember(pool: ReferencePool, episode: KeyFramedEpisode | BadEpisode, folde
     """Offer an episode's first and last front picture to later ones, also when another part labels the episode."""
     if isinstance(episode, BadEpisode):
         return
-    with contextlib.suppress(BadSample, OSError):  # refused, with its line in the ledger, by the part that labels it
+    with contextlib.suppress(BadSample), refusing_the_unexpected():  # refused, with its line in the ledger, by the part that labels it
         store_frames(episode, list(episode.images)[:1], {episode.key_frames[0], episode.key_frames[-1]}, folder)
         pool.add(episode)
 

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from megatron_rb.data.problems import shortened
+
 
 class Ledger:
     """Append-only `ledger.jsonl` of a run; every rank may hold one on the same file.
@@ -28,15 +30,16 @@ class Ledger:
             kind: what happened, e.g. `rejected` or `unreadable`.
             source: where the sample comes from, e.g. a file.
             reason: one sentence.
-            fields: anything else that JSON can hold.
+            fields: anything else that JSON can hold; of long texts begin and end are kept, whatever a row called itself.
         """
+        kept = {name: shortened(value) if isinstance(value, str) else value for name, value in fields.items()}
         entry = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "rank": self.rank,
             "kind": kind,
             "source": source,
-            "reason": reason,
-            **fields,
+            "reason": shortened(reason),
+            **kept,
         }
         os.write(self._file, (json.dumps(entry, ensure_ascii=False) + "\n").encode(errors="replace"))
 

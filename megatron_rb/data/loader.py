@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from megatron_rb.data.fingerprint import DataFingerprint, of_state
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.packing import Budget, Plan, fill_step, most_that_fit, plan_step, share_out
 from megatron_rb.data.padding import Size, plan_sizes
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.data.sampler import Sampler, SamplerState
+
+log = logging.getLogger(__name__)
 
 
 class SampleSource(Protocol):
@@ -104,6 +109,8 @@ class StepLoader:
         ledger: Ledger,
         prefetch_steps: int,
         decode_threads: int,
+        fingerprint: DataFingerprint | None = None,
+        allow_changed: bool = False,
     ) -> None:
         """
         Args:
@@ -114,6 +121,8 @@ class StepLoader:
             decode_rank, decode_size: place among the ranks that hold the same patch embedding and read the same
                 micro-batches. Each opens its share of the media of a step; the other samples have zeros for pixels.
             prefetch_steps: steps prepared beyond the one that is asked for.
+            fingerprint: of the data set; None = states say nothing of the data, and fit any.
+            allow_changed: accept the state of other data, with a warning.
         """
         self._dataset = dataset
         self._batch = global_batch_size
@@ -125,6 +134,8 @@ class StepLoader:
         self._decode_rank, self._decode_size = decode_rank, decode_size
         self._ledger = ledger
         self._prefetch = prefetch_steps
+        self._fingerprint = fingerprint
+        self._allow_changed = allow_changed
         self._sampler = Sampler(len(dataset), shuffle)
         self._consumed = SamplerState(seed)
         self._ahead: deque[_Prepared] = deque()
@@ -159,17 +170,20 @@ class StepLoader:
                 problem=sample.problem, epoch=step.epoch,
             )  # fmt: skip
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the steps handed out so far end: `seed`, `epoch`, `position`; the same on every rank."""
-        return asdict(self._consumed)
+    def state_dict(self) -> dict[str, Any]:
+        """Where the steps handed out so far end: `seed`, `epoch`, `position`, and of which data; equal on all ranks."""
+        data = {} if self._fingerprint is None else {"data": self._fingerprint.as_state()}
+        return asdict(self._consumed) | data
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue after the steps that a state stands for, whatever the layout that saved it.
 
         Raises:
-            ValueError: the state lies beyond the end of this data set.
+            ValueError: the state is one of other data, or lies beyond the end of this data set.
         """
         restored = SamplerState(int(state["seed"]), int(state["epoch"]), int(state["position"]))
+        if self._changed(state, restored) and restored.position >= len(self._dataset):
+            restored = SamplerState(restored.seed, restored.epoch + 1)
         if not 0 <= restored.position < len(self._dataset):
             raise ValueError(
                 f"the loader state stands at sample {restored.position} of an epoch but there are {len(self._dataset)} "
@@ -177,6 +191,35 @@ class StepLoader:
             )
         self._drop_ahead()
         self._consumed = restored
+
+    def _changed(self, state: Mapping[str, Any], restored: SamplerState) -> bool:
+        """Whether a state is one of other data than these, and may be continued all the same.
+
+        Raises:
+            ValueError: it is, and may not.
+        """
+        if self._fingerprint is None:
+            return False
+        if "data" not in state:
+            self._warn("the checkpoint does not say of which data it is; whether they have changed is not checked")
+            return False
+        change = self._fingerprint.change_since(of_state(state["data"]))
+        if change and not self._allow_changed:
+            raise ValueError(
+                f"the data are not those of the checkpoint: {change}. Samples would come in another order, some of the "
+                f"epoch twice and others never. Put the old data back, choose another run_dir for a new run, or set "
+                f"data.allow_changed=true to go on at sample {restored.position} of the new order"
+            )
+        if change:
+            self._warn(
+                f"the data are not those of the checkpoint: {change}; data.allow_changed is set, so the run goes on in "
+                f"the new order, and some samples of this epoch come twice and others never"
+            )
+        return bool(change)
+
+    def _warn(self, text: str) -> None:
+        if self._ledger.rank == 0:
+            log.warning(text)
 
     def close(self) -> None:
         """Stop the threads; what was prepared is lost, and belongs to no returned step."""

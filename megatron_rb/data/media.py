@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from megatron_rb.data.colours import ORIENTATION, DeepColours, eight_bit
+from megatron_rb.data.conversation import MediaRef
 from megatron_rb.data.patience import READ_SECONDS, answered
 from megatron_rb.data.problems import BadSample
-from megatron_rb.data.rows import MediaRef
 from megatron_rb.data.video_file import decode_video_file, inspect_video_file
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

@@ -1,63 +1,31 @@
 """One line of a data file -> a conversation whose images and videos stand where they belong.
 
-Two spellings are read: ShareGPT (`conversations` with `from` and `value`, `<image>` and `<video>` markers in the text,
-paths in `image`, `images`, `video` or `videos`) and OpenAI (`messages` with `role` and `content`).
+The public forms are read: ShareGPT (`conversations` with `from` and `value`, `<image>` and `<video>` markers in the
+text, paths in `image`, `images`, `video` or `videos`), OpenAI (`messages` with `role` and `content`), Qwen's,
+LLaMA-Factory's and ms-swift's. `keys` says what becomes of every key.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from megatron_rb.data.content import ContentReader, Said
+from megatron_rb.data.conversation import Conversation, MediaRef, Turn
 from megatron_rb.data.ground_truth import check_points, pixel_size
-from megatron_rb.data.media_options import NO_OPTIONS, MediaOptions
-from megatron_rb.data.problems import BadSample
+from megatron_rb.data.keys import ROW_KEYS, TURN_KEYS, check_keys, empty
+from megatron_rb.data.numbers import truth
+from megatron_rb.data.problems import BadSample, quoted
+from megatron_rb.data.tools import read_calls, read_tools
+from megatron_rb.data.turns import CALL, given_turns, side_keys, text_of
 
-ROLES = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-}  # fmt: skip
-MARKER = re.compile(r"<(image|video)>")
-
-
-@dataclass(frozen=True)
-class MediaRef:
-    """An image or video named by a row."""
-
-    kind: str
-    """`image` or `video`."""
-    source: str | tuple[str, ...]
-    """A file, a folder of frames, or the files of the frames."""
-    fps: float | None = None
-    """Frames per second of a folder or list of frames, when the row says so."""
-    options: MediaOptions = NO_OPTIONS
-    """How the row wants it resized, cut and sampled."""
-    inline: bytes | None = None
-    """The content itself, when the row brings it; `source` is then a name for messages."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    role: str
-    """`system`, `user` or `assistant`."""
-    parts: tuple[str | MediaRef, ...]
-    """Text and media in reading order."""
-
-
-@dataclass(frozen=True)
-class Conversation:
-    sample_id: str
-    turns: tuple[Turn, ...]
-    pixels_of: tuple[int, int] | None = None
-    """(width, height) of the picture whose pixels the answer names; None when it names none, or places in 0-1000."""
-
-    @property
-    def media(self) -> tuple[MediaRef, ...]:
-        """Images and videos in order of appearance."""
-        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, MediaRef))
+LOSS_KEYS = ("loss", "weight", "trainable", "loss_mask", "train", "training", "loss_weight", "loss_scale")
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+__all__ = ["MediaRef", "parse_line", "parse_row"]
+CALL_KEYS = ("tool_calls", "function_call")
 
 
 def parse_line(line: bytes, default_id: str, media_root: Path) -> Conversation:
@@ -68,6 +36,8 @@ def parse_line(line: bytes, default_id: str, media_root: Path) -> Conversation:
     """
     try:
         row = json.loads(line)
+    except RecursionError as error:
+        raise BadSample("not JSON", "the line is nested too deep to be read") from error
     except ValueError as error:
         raise BadSample("not JSON", f"the line is not JSON: {error}") from error
     if not isinstance(row, dict):
@@ -79,125 +49,109 @@ def parse_row(row: Mapping[str, Any], default_id: str, media_root: Path) -> Conv
     """Turn a row into a conversation; relative paths start at `media_root`.
 
     Raises:
-        BadSample: unknown roles, no assistant turn, markers that do not match the media, a point outside its image.
+        BadSample: unknown roles, no assistant turn, markers that do not match the media, a key that cannot be honoured.
     """
+    _check_characters(row)
+    unread = check_keys(row, ROW_KEYS, "")
+    _check_label(row)
     check_points(row)
-    stock = {"image": _Stock(row, "image", media_root), "video": _Stock(row, "video", media_root)}
-    turns = tuple(Turn(role, tuple(_parts(content, stock))) for role, content in _spoken(row))
-    for items in stock.values():
-        items.check_used_up()
+    content = ContentReader(row, media_root)
+    turns = _joined(list(_turns(row, content)))
+    content.check_used_up()
     if not any(turn.role == "assistant" for turn in turns):
         raise BadSample("no assistant turn", "the conversation has no assistant turn, so there is nothing to learn")
-    return Conversation(str(row.get("id", default_id)), turns, pixel_size(row))
+    unread += [*content.unread, *side_keys(row)]
+    name = row.get("id")
+    sample_id = str(default_id if name is None else name)
+    return Conversation(sample_id, turns, pixel_size(row), read_tools(row), unread=tuple(sorted(set(unread))))
 
 
-class _Stock:
-    """The images or the videos of a row, handed out one marker after the other."""
+def _check_characters(row: Mapping[str, Any]) -> None:
+    """Half an emoji is legal JSON (a lone surrogate), but no text: neither tokenizer nor file takes it."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        before = error.object[max(0, error.start - 20) : error.start]
+        raise BadSample(
+            "half a character", f"the text holds {half!r}, half a character (a lone surrogate), after {quoted(before)}"
+        ) from error
 
-    def __init__(self, row: Mapping[str, Any], kind: str, media_root: Path) -> None:
-        self.kind = kind
-        self.root = media_root
-        self.items = [item for key in (kind, kind + "s") for item in _listed(row.get(key), kind)]
-        self.fps = _rates(row, len(self.items)) if kind == "video" else [None] * len(self.items)
-        self.markers = 0
 
-    def next(self) -> MediaRef:
-        self.markers += 1
-        if self.markers > len(self.items):
-            return MediaRef(self.kind, "")
-        return self.refer(self.items[self.markers - 1], self.fps[self.markers - 1])
-
-    def refer(self, item: Any, fps: float | None = None) -> MediaRef:
-        if isinstance(item, str) and item:
-            return MediaRef(self.kind, self._path(item), fps)
-        if isinstance(item, list) and item and self.kind == "video" and all(isinstance(part, str) for part in item):
-            return MediaRef(self.kind, tuple(map(self._path, item)), fps)
-        raise BadSample("missing media", f"{self.kind} {item!r} is not a path")
-
-    def _path(self, name: str) -> str:
-        return str(self.root / name.removeprefix("file://"))
-
-    def check_used_up(self) -> None:
-        if self.markers != len(self.items):
+def _check_label(row: Mapping[str, Any]) -> None:
+    for key in ("label", "kto_tag"):
+        value = row.get(key)
+        if value is not None and value is not True:
             raise BadSample(
-                "wrong marker count",
-                f"the text has {self.markers} <{self.kind}> markers but the row names {len(self.items)} {self.kind}s",
+                f"key {key}",
+                f"the row's key {key!r} is {quoted(value)}; true marks a wished answer (KTO), which is learned, all "
+                f"else refuses the row: drop the key if it means something else",
             )
 
 
-def _listed(value: Any, kind: str) -> list[Any]:
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list):
-        raise BadSample("missing media", f"{kind} is a {type(value).__name__}; give a path or a list of paths")
+def _turns(row: Mapping[str, Any], content: ContentReader) -> Iterator[Turn]:
+    for number, (role, given) in enumerate(given_turns(row)):
+        content.unread += check_keys(given, TURN_KEYS, "turn")
+        said = _said(role, given, content)
+        learned = _learned(number, role, given)
+        for key in THOUGHT_KEYS:
+            said.thoughts += [_thought(given[key], key)] if not empty(given.get(key)) else []
+        if role != CALL and not (said.parts or said.calls or said.thoughts) and given["content"] is None:
+            raise BadSample("no conversation", f"turn {number} says nothing: its content is null, and it calls no tool")
+        if role not in ("assistant", CALL) and (said.thoughts or said.calls):
+            raise BadSample("no conversation", f"turn {number} of the {role} has thoughts or calls of an assistant")
+        names = tuple((key, str(given[key])) for key in ("name", "tool_call_id") if not empty(given.get(key)))
+        yield Turn(role, tuple(said.parts), learned, "\n".join(said.thoughts) or None, tuple(said.calls), names)
+
+
+def _said(role: str, given: Mapping[str, Any], content: ContentReader) -> Said:
+    what = given["content"]
+    if role == CALL:
+        return Said(calls=list(read_calls(what, str(given.get("role", given.get("from"))))))
+    as_parts = isinstance(what, list) and all(isinstance(part, dict) and "type" in part for part in what)
+    said = content.read(text_of(what) if role == "tool" and not as_parts and what is not None else what)
+    for key in CALL_KEYS:
+        said.calls += read_calls(given[key], key) if not empty(given.get(key)) else []
+    return said
+
+
+def _learned(number: int, role: str, given: Mapping[str, Any]) -> bool | None:
+    """What a turn says about its loss.
+
+    Raises:
+        BadSample: its keys contradict each other, or want to learn what somebody else said.
+    """
+    marks = {key: mark for key in LOSS_KEYS if (mark := truth(given, key)) is not None}
+    if len(set(marks.values())) > 1:
+        raise BadSample("key loss", f"turn {number} is marked {quoted(marks)}, which contradict each other")
+    key, mark = next(iter(marks.items()), ("", None))
+    if mark and role not in ("assistant", CALL):
+        raise BadSample(f"key {key}", f"turn {number} of the {role} is marked {key}: true; only answers are learned")
+    return mark
+
+
+def _thought(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise BadSample(f"key {key}", f"{key} is {quoted(value)}; give text")
     return value
 
 
-def _rates(row: Mapping[str, Any], count: int) -> Sequence[float | None]:
-    value = row.get("fps", row.get("video_fps"))
-    rates = value if isinstance(value, list) else [value] * count
-    if len(rates) != count or any(rate is not None and not _positive(rate) for rate in rates):
-        raise BadSample("bad fps", f"fps {value!r} must be one positive number, or one for each of the {count} videos")
-    return [None if rate is None else float(rate) for rate in rates]
+def _joined(turns: list[Turn]) -> tuple[Turn, ...]:
+    """Turns that are calls alone become a part of the assistant's turn before them, as ms-swift writes them."""
+    joined: list[Turn] = []
+    for turn in turns:
+        before = joined[-1] if joined else None
+        if turn.role != CALL:
+            joined.append(turn)
+        elif before is None or before.role != "assistant":
+            joined.append(replace(turn, role="assistant"))
+        else:
+            joined[-1] = _with_calls(before, turn)
+    return tuple(joined)
 
 
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-
-
-def _spoken(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Role and content of each turn."""
-    turns, who, what = row.get("conversations"), "from", "value"
-    if turns is None:
-        turns, who, what = row.get("messages"), "role", "content"
-    if not isinstance(turns, list) or not turns:
-        raise BadSample("no conversation", "the row has neither conversations nor messages")
-    for number, turn in enumerate(turns):
-        if not isinstance(turn, dict) or what not in turn:
-            raise BadSample("no conversation", f"turn {number} is not an object with {who!r} and {what!r}")
-        role = ROLES.get(str(turn.get(who)))
-        if role is None:
-            raise BadSample("unknown role", f"turn {number} is from {turn.get(who)!r}; use one of {', '.join(ROLES)}")
-        if role == "system" and number > 0:
-            raise BadSample("unknown role", f"turn {number} is a system turn; only the first may be one")
-        yield role, turn[what]
-
-
-def _parts(content: Any, stock: Mapping[str, _Stock]) -> Iterator[str | MediaRef]:
-    if isinstance(content, str):
-        yield from _marked(content, stock)
-        return
-    if not isinstance(content, list):
-        raise BadSample("no conversation", f"content is a {type(content).__name__}; use text or a list of parts")
-    for part in content:
-        yield from _part(part, stock)
-
-
-def _marked(text: str, stock: Mapping[str, _Stock]) -> Iterator[str | MediaRef]:
-    for place, piece in enumerate(MARKER.split(text)):
-        if place % 2:
-            yield stock[piece].next()
-        elif piece:
-            yield piece
-
-
-def _part(part: Any, stock: Mapping[str, _Stock]) -> Iterator[str | MediaRef]:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        yield part["text"]
-    elif kind in ("image", "image_url", "video", "video_url"):
-        name = str(kind).removesuffix("_url")
-        item = part.get(kind, part.get("path", part.get("url")))
-        item = item.get("url") if isinstance(item, dict) else item
-        yield stock[name].next() if item is None else stock[name].refer(item, _part_rate(part))
-    else:
-        raise BadSample("no conversation", f"content part {part!r} is not a text, image or video")
-
-
-def _part_rate(part: Mapping[str, Any]) -> float | None:
-    rate = part.get("fps")
-    if rate is not None and not _positive(rate):
-        raise BadSample("bad fps", f"fps {rate!r} must be a positive number")
-    return None if rate is None else float(rate)
+def _with_calls(before: Turn, calls: Turn) -> Turn:
+    if calls.learned is not None and before.learned is not None and calls.learned != before.learned:
+        raise BadSample("key loss", "an assistant's turn and its calls are marked differently for the loss")
+    learned = calls.learned if before.learned is None else before.learned
+    return replace(before, learned=learned, tool_calls=(*before.tool_calls, *calls.tool_calls))

@@ -17,6 +17,10 @@ VIDEO_TOKEN = "<|video_pad|>"
 VISION_START = "<|vision_start|>"
 VISION_END = "<|vision_end|>"
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+BYTE_LETTERS = frozenset(
+    chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))
+)
+"""The characters that byte-level BPE writes for the 256 bytes."""
 SPECIAL_TOKENS = ("<|im_start|>", *END_TOKENS, VISION_START, VISION_END, IMAGE_TOKEN, VIDEO_TOKEN)
 
 
@@ -31,6 +35,8 @@ class Tokenizer(Protocol):
     """Tokens that end an answer."""
     fingerprint: str
     """Changes whenever the same text could give other ids."""
+    most_bytes_per_id: int | None
+    """No id stands for more bytes of text than this; None = not known."""
 
     def __len__(self) -> int:
         """Number of ids; every id is below it."""
@@ -106,6 +112,7 @@ class HuggingFaceTokenizer:
             name: str(token) for name, token in self._tokenizer.special_tokens_map.items() if isinstance(token, str)
         }
         self.eos_ids = tuple(self._ids[token] for token in END_TOKENS)
+        self.most_bytes_per_id = _most_bytes(json.loads(self._rust.to_str())) if self._rust is not None else None
         self.fingerprint = _digest(
             self._rust.to_str() if self._rust is not None else json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
         )
@@ -147,6 +154,7 @@ class SentencePieceTokenizer:
         self.chat_template: str | None = None
         self.template_variables: dict[str, str] = {"eos_token": END_TOKENS[0]}
         self.eos_ids = tuple(self._ids[token] for token in END_TOKENS)
+        self.most_bytes_per_id: int | None = None  # normalisation may drop any number of characters
         self.fingerprint = _digest(proto)
 
     def _special_id(self, token: str, file: Path) -> int:
@@ -179,6 +187,32 @@ class SentencePieceTokenizer:
 
     def token_id(self, token: str) -> int:
         return self._ids[token]
+
+
+COMPOSITION = 4
+"""NFC makes a text at most this many times shorter; Hangul syllables come closest, 3 bytes of 9."""
+
+
+def _most_bytes(model: dict[str, Any]) -> int | None:
+    """Most bytes of text that one id can stand for; None for a tokenizer that may drop or squeeze text.
+
+    Args:
+        model: of a byte-level BPE as `tokenizers` writes it, else nothing is known.
+    """
+    splitters = model["pre_tokenizer"] or {}
+    splitters = splitters.get("pretokenizers", [splitters])
+    keeping = all(
+        part.get("type") == "ByteLevel" or (part.get("type") == "Split" and part.get("behavior") == "Isolated")
+        for part in splitters
+    )
+    normalizer = (model["normalizer"] or {}).get("type")
+    squeezing = any(token["lstrip"] or token["rstrip"] for token in model["added_tokens"])
+    vocabulary = model["model"].get("vocab", {})
+    if not keeping or squeezing or normalizer not in (None, "NFC") or not BYTE_LETTERS <= vocabulary.keys():
+        return None
+    added = [len(token["content"].encode()) for token in model["added_tokens"]]
+    longest = max([*map(len, vocabulary), *added])
+    return longest * (COMPOSITION if normalizer == "NFC" else 1)
 
 
 def _exact_spaces(model: bytes, file: Path) -> bytes:

@@ -44,7 +44,7 @@ def read_questions(folder: Path) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"there is no {file}; rb eval reads FlagEvalMM's data.json")
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(rows, list) or not all(
         isinstance(r, dict) and {"question_id", "question"} <= r.keys() for r in rows

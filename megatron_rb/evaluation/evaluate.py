@@ -86,7 +86,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             missing = {"id", "image", "conversations", "answer"} - row.keys()
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file}:{number} is not a row of a training file: {error}") from error
         if missing:
             raise ValueError(f"{file}:{number} lacks {', '.join(sorted(missing))}; rb eval needs rows with their truth")

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from megatron_rb.data.build import build_dataset, build_encoder
+from megatron_rb.data.build import RefusedRows, build_dataset, build_encoder
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.problems import BadSample, NoUsableSample
@@ -61,7 +61,10 @@ def run(spec: GenerationSpec, platform: Platform) -> None:
     )
     with Ledger(Path(spec.out).with_suffix(".ledger.jsonl"), place.rank) as ledger:
         index = scratch_folder(Path(spec.out)) / "index"
-        build = partial(build_dataset, spec.data, encoder, [spec.questions], ledger, cache_dir=index)
+        refused: RefusedRows = "leave" if place.rank else "again"
+        build = partial(
+            build_dataset, spec.data, encoder, [spec.questions], ledger, cache_dir=index, refused=refused
+        )
         with_pixels = any(stage.part.needs_pixels for stage in stages)
         try:
             source = Source(rank_zero_first(build), with_pixels, ledger if place.tp_rank == 0 else None)

@@ -46,7 +46,7 @@ def read_questions(folder: Path) -> list[dict[str, Any]]:
     """
     try:
         rows = json.loads((folder / QUESTIONS).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / QUESTIONS} is not JSON: {error}") from error
     return [_question(row, folder) for row in rows]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from megatron_rb.data.hop_file import path_from, store_frames
 from megatron_rb.data.media import load_picture
-from megatron_rb.data.problems import BadSample
+from megatron_rb.data.problems import BadSample, refusing_the_unexpected
 from megatron_rb.evaluation.value_metrics import evaluation_frames, spearman, voc_minus, voc_plus
 from megatron_rb.value.answers import parse_score
 from megatron_rb.value.episodes import BadEpisode, KeyFramedEpisode, read_key_framed
@@ -92,8 +92,9 @@ def _with_pictures(
 ) -> list[dict] | BadEpisode:
     """The rows with paths that start at `folder`, where the frames of videos then lie."""
     try:
-        store_frames(episode, cameras_of(episode) or (), {*frames, *episode.key_frames}, folder)
-    except (BadSample, OSError) as error:
+        with refusing_the_unexpected():
+            store_frames(episode, cameras_of(episode) or (), {*frames, *episode.key_frames}, folder)
+    except BadSample as error:
         return BadEpisode(episode.name, "unreadable video", str(error), str(data))
     return [row | {"image": [path_from(path, data, folder) for path in row["image"]]} for row in rows]
 
@@ -154,7 +155,7 @@ def read_curves(file: Path) -> list[dict[str, Any]]:
         try:
             entry = json.loads(line)
             missing = sorted(fields - entry.keys())
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{file}:{number} is no line of rb value score: {error}") from error
         if missing:
             raise ValueError(f"{file}:{number} lacks {', '.join(missing)}; rb value score writes such files")

@@ -104,7 +104,7 @@ def _read_file(file: Path) -> Iterator[Episode | BadEpisode]:
         try:
             row = json.loads(line)
             rows.setdefault((str(row["task"]), int(row["episode"])), []).append((number, row))
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             reason = f"{file}:{number} is not an episode frame: {error!r}; see the README there"
             yield BadEpisode(f"line {number}", "not an episode frame", reason, f"{file}:{number}")
     for (task, number), frames in rows.items():

@@ -7,6 +7,7 @@ from functools import partial
 from megatron_rb.config.derive import Derived
 from megatron_rb.config.schema import Config
 from megatron_rb.data.dataset import ConversationDataset
+from megatron_rb.data.fingerprint import DataFingerprint
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import SampleSource, StepLoader
 from megatron_rb.data.packing import Budget
@@ -35,7 +36,10 @@ def build_task(
         raise ValueError(f"task.name '{config.task.name}' is not known; use {' or '.join(TASKS)}")
     data = config.data
     needs_pixels = any(chunk.module.part.needs_pixels for chunk in runner.chunks)
-    loader = build_loader(config, derived, runner.place, training, ledger, needs_pixels=needs_pixels)
+    fingerprint = training.fingerprint if isinstance(training, ConversationDataset) else None
+    loader = build_loader(
+        config, derived, runner.place, training, ledger, needs_pixels=needs_pixels, fingerprint=fingerprint
+    )
     return TASKS[config.task.name](
         runner, loader, evaluation, Budget(data.seq_length, data.max_patches), ledger,
         needs_pixels=needs_pixels, sequence_parallel=derived.sequence_parallel,
@@ -46,8 +50,9 @@ def build_task(
 
 
 def build_loader(
-    config: Config, derived: Derived, place: Place, training: SampleSource, ledger: Ledger, *, needs_pixels: bool
-) -> StepLoader:
+    config: Config, derived: Derived, place: Place, training: SampleSource, ledger: Ledger, *, needs_pixels: bool,
+    fingerprint: DataFingerprint | None = None,
+) -> StepLoader:  # fmt: skip
     """The steps of this rank from their beginning."""
     data = config.data
     return StepLoader(
@@ -56,6 +61,7 @@ def build_loader(
         micro_batch_multiple=derived.micro_batch_multiple, needs_pixels=needs_pixels, decode_rank=place.tp_rank,
         decode_size=place.tp_size, seed=config.seed,
         shuffle=data.shuffle, ledger=ledger, prefetch_steps=data.prefetch_steps, decode_threads=data.decode_threads,
+        fingerprint=fingerprint, allow_changed=data.allow_changed,
     )  # fmt: skip
 
 

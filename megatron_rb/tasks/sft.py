@@ -47,7 +47,7 @@ class PackAhead:
         self._pack = pack
         self._padding = padding
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pack")
-        self._next: Future[tuple[Packed, dict[str, int]]] | None = None
+        self._next: Future[tuple[Packed, dict[str, Any]]] | None = None
         self.state = loader.state_dict()
         """State of the loader after the step handed out last; the loader itself is one step ahead."""
 
@@ -58,7 +58,7 @@ class PackAhead:
         self._next = self._thread.submit(self._prepare)
         return packed
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after another step."""
         if self._next is not None:
             self._next.result()
@@ -73,7 +73,7 @@ class PackAhead:
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._loader.close()
 
-    def _prepare(self) -> tuple[Packed, dict[str, int]]:
+    def _prepare(self) -> tuple[Packed, dict[str, Any]]:
         step = self._loader.next_step()
         plan = self._padding.plan(step.sizes) if self._padding is not None else NO_PADDING
         batches = [self._pack(samples, size_of(plan, number)) for number, samples in enumerate(step.micro_batches)]

@@ -13,7 +13,7 @@ from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.checkpoint.sharded import TrainingState
 from megatron_rb.config.derive import Derived, derive, derive_steps
 from megatron_rb.config.schema import Config
-from megatron_rb.data.build import build_dataset, build_encoder
+from megatron_rb.data.build import RefusedRows, build_dataset, build_encoder
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.evaluation.kernel_report import kernel_report, taken_line
@@ -69,17 +69,17 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
     )  # fmt: skip
     _log_start(config, derived, layout, place, platform, taken_line(rows))
     ledger = Ledger(derived.run_dir / "ledger.jsonl", place.rank)
-    training, evaluation = _datasets(config, derived, shape, ledger, place)
+    checkpoints = CheckpointManager(
+        derived.checkpoint_dir, config.checkpoint.keep_last, config.checkpoint.asynchronous,
+        fence=Fence(attempt.id, attempt.fence) if attempt.fence is not None else None,
+    )  # fmt: skip
+    training, evaluation = _datasets(config, derived, shape, ledger, place, checkpoints)
     train_steps = derive_steps(config.schedule, config.data, len(training), int(training.sizes[:, 0].sum()))
     seed_everything(config.seed, platform)
     trainable = build_trainable(config, shape, layout, place, platform, derived.init)
     schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, train_steps)
     runner = Runner(trainable.chunks, shape, place, platform.current_device())
     task = build_task(config, derived, runner, training, evaluation, ledger, platform)
-    checkpoints = CheckpointManager(
-        derived.checkpoint_dir, config.checkpoint.keep_last, config.checkpoint.asynchronous,
-        fence=Fence(attempt.id, attempt.fence) if attempt.fence is not None else None,
-    )  # fmt: skip
     state = _training_state(config, shape, layout, place, platform, trainable, schedule, task)
     first_step = _resume(config, checkpoints, state)
     _check_weights(trainable, derived.init if not first_step else str(derived.checkpoint_dir))
@@ -111,8 +111,9 @@ def _capture(
 
 
 def _datasets(
-    config: Config, derived: Derived, shape: RoboBrainShape, ledger: Ledger, place: Place
-) -> tuple[ConversationDataset, ConversationDataset | None]:
+    config: Config, derived: Derived, shape: RoboBrainShape, ledger: Ledger, place: Place,
+    checkpoints: CheckpointManager,
+) -> tuple[ConversationDataset, ConversationDataset | None]:  # fmt: skip
     """Training and held-out samples; rank 0 looks at every row, the others read its index."""
     if not config.data.train:
         raise ValueError("data.train is empty; name at least one jsonl file of conversations")
@@ -120,12 +121,20 @@ def _datasets(
     build = partial(
         build_dataset, config.data, encoder, ledger=ledger, cache_dir=derived.run_dir / "index",
         progress=place.rank == 0 and config.metrics.progress,
+        refused=_refused_rows(config, checkpoints.latest(), place),
     )  # fmt: skip
 
     def build_all() -> tuple[ConversationDataset, ConversationDataset | None]:
         return build(config.data.train), build(config.data.evaluation) if config.data.evaluation else None
 
     return rank_zero_first(build_all)
+
+
+def _refused_rows(config: Config, newest: int | None, place: Place) -> RefusedRows:
+    """Rows refused for their media are looked at again on one rank, and taken in where no checkpoint counts on them."""
+    if place.rank:
+        return "leave"
+    return "tell" if newest is not None and not config.data.allow_changed else "again"
 
 
 def _training_state(

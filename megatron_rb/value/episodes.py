@@ -12,6 +12,7 @@ from typing import Any
 KEY_FRAMES, INSTRUCTIONS = "annotated_keyframes.json", "task_instruction.json"
 RAW_CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist")
 
+LONG_NUMBER = 20
 LAST_FRAME = 10_000_000
 """Four days at 30 frames a second."""
 
@@ -117,7 +118,7 @@ def _label(place: Path) -> str:
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict):
         return None
@@ -132,7 +133,7 @@ def _identity(row: Mapping[str, Any]) -> tuple[str, str]:
 def _framed(file: Path, group: Sequence[tuple[int, dict]]) -> KeyFramedEpisode | BadEpisode:
     place, rows = f"{file}:{group[0][0]}", [row for _, row in group]
     task, number = _identity(rows[0])
-    name = f"{task}_{int(number):03d}" if number.isdecimal() else f"{task}_{number}"
+    name = f"{task}_{int(number):03d}" if number.isdecimal() and len(number) < LONG_NUMBER else f"{task}_{number}"
     frames = [row["frame"] for row in rows]
     if len(set(map(str, frames))) < len(frames):
         return BadEpisode(name, "duplicate frames", f"the frames {frames} of {name} name one frame twice", place)
@@ -161,7 +162,7 @@ def _raw(folder: Path, name: str) -> KeyFramedEpisode | BadEpisode:
         instructions = _instructions(json.loads(place.read_text(encoding="utf-8")))
     except OSError as error:
         return BadEpisode(name, "missing file", f"{folder} cannot be read: {error}", str(folder))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         return BadEpisode(
             name, "unusable annotation", f"the annotation of {folder} cannot be used: {error}", str(folder)
         )

@@ -94,7 +94,8 @@ class Bench:
         encoder = build_encoder(config.data, config.model.hf_path, self.shape)
         return rank_zero_first(
             lambda: build_dataset(
-                config.data, encoder, config.data.train, self.ledger, cache_dir=self.derived.run_dir / "index"
+                config.data, encoder, config.data.train, self.ledger, cache_dir=self.derived.run_dir / "index",
+                refused="leave" if self.place.rank else "again",
             )
         )
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rb.data.conversation import MediaRef
+from megatron_rb.data.media_options import MediaOptions
 from megatron_rb.data.problems import BadSample
-from megatron_rb.data.rows import MediaRef, parse_line, parse_row
+from megatron_rb.data.rows import parse_line, parse_row
 
 ROOT = Path("/media")
 ANSWER = {"from": "gpt", "value": "Here."}
@@ -23,7 +25,7 @@ def _parts(row: dict) -> tuple:
 def test_markers_stand_for_the_media_in_order():
     row = _talk("<image>\na <video> b<image>", images=["1.png", "/abs/2.png"], video="clip", fps=4)
     assert _parts(row) == (
-        MediaRef("image", "/media/1.png"), "\na ", MediaRef("video", "/media/clip", 4.0), " b",
+        MediaRef("image", "/media/1.png"), "\na ", MediaRef("video", "/media/clip", 4.0, MediaOptions(fps=4.0)), " b",
         MediaRef("image", "/abs/2.png"),
     )  # fmt: skip
 
@@ -35,7 +37,7 @@ def test_one_image_may_be_a_name_or_a_list(fields):
 
 def test_a_list_of_frames_is_one_video():
     row = _talk("<video>", videos=[["0.png", "1.png"]], video_fps=[2])
-    assert _parts(row) == (MediaRef("video", ("/media/0.png", "/media/1.png"), 2.0),)
+    assert _parts(row) == (MediaRef("video", ("/media/0.png", "/media/1.png"), 2.0, MediaOptions(fps=2.0)),)
 
 
 def test_openai_parts_bring_their_own_paths():
@@ -47,8 +49,8 @@ def test_openai_parts_bring_their_own_paths():
     ]
     row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Here."}]}
     assert _parts(row) == (
-        MediaRef("image", "/media/a.png"), MediaRef("image", "/b.png"), MediaRef("video", "/media/clip.mp4", 1.0),
-        "Where?",
+        MediaRef("image", "/media/a.png"), MediaRef("image", "/b.png"),
+        MediaRef("video", "/media/clip.mp4", 1.0, MediaOptions(fps=1.0)), "Where?",
     )  # fmt: skip
 
 
@@ -72,12 +74,12 @@ def test_a_row_without_id_gets_the_default():
         (_talk("<image>"), "wrong marker count", "1 <image> markers but the row names 0 images"),
         (_talk("a", video="v"), "wrong marker count", "0 <video> markers but the row names 1 videos"),
         ({"conversations": [{"from": "human", "value": "a"}]}, "no assistant turn", "nothing to learn"),
-        ({"id": 1}, "no conversation", "neither conversations nor messages"),
+        ({"id": 1}, "no conversation", "the row has no turns"),
         (_talk(["a"]), "no conversation", "content part 'a'"),
         ({"conversations": [{"from": "robot", "value": "a"}]}, "unknown role", "turn 0 is from 'robot'"),
         ({"conversations": [ANSWER, {"from": "system", "value": "a"}]}, "unknown role", "only the first"),
         (_talk("<image>", image=[3]), "missing media", "image 3 is not a path"),
-        (_talk("<video>", video="v", fps=0), "bad fps", "must be one positive number"),
+        (_talk("<video>", video="v", fps=0), "bad fps", "fps is 0; it must be a number from"),
         (_talk("a", points={"points": [[1001, 2]]}), "point outside", "1001, 2"),
         (_talk("a", points={"red cube": [[3, -1, 0.5]]}), "point outside", "3, -1"),
         (
