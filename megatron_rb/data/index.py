@@ -127,9 +127,7 @@ def build_index(
     return found.index(digests)
 
 
-def look_again(
-    index: Index, encoder: SampleEncoder, rules: IndexRules, ledger: Ledger, *, threads: int
-) -> Index:
+def look_again(index: Index, encoder: SampleEncoder, rules: IndexRules, ledger: Ledger, *, threads: int) -> Index:
     """The index with those rows that were refused for their media and are usable now, in the order of the files."""
     places = index.refused.tolist()
     lines = lines_at(places, index.files)
@@ -143,7 +141,10 @@ def look_again(
         found.rejected[problems[row.line.place]] -= 1
         del found.refused[row.line.place]
         ledger.record(
-            "accepted", index.files[row.line.file], "its media can be read now", line=row.line.number,
+            "accepted",
+            index.files[row.line.file],
+            "its media can be read now",
+            line=row.line.number,
         )
         found.add(row, ledger)
     found.entries.sort(key=lambda entry: (entry[0][:2], entry[1].turn))
@@ -213,9 +214,7 @@ class _Found:
         self.rejected[problem.problem] += 1
         if item.by_media:
             self.refused[row.line.place] = problem.problem
-        ledger.record(
-            "rejected", file, str(problem), line=row.line.number, id=item.sample_id, problem=problem.problem
-        )
+        ledger.record("rejected", file, str(problem), line=row.line.number, id=item.sample_id, problem=problem.problem)
 
 
 def _entries(index: Index) -> Iterator[tuple[Place, Entry]]:

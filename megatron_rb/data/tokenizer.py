@@ -17,9 +17,7 @@ VIDEO_TOKEN = "<|video_pad|>"
 VISION_START = "<|vision_start|>"
 VISION_END = "<|vision_end|>"
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
-BYTE_LETTERS = frozenset(
-    chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))
-)
+BYTE_LETTERS = frozenset(chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324)))
 """The characters that byte-level BPE writes for the 256 bytes."""
 SPECIAL_TOKENS = ("<|im_start|>", *END_TOKENS, VISION_START, VISION_END, IMAGE_TOKEN, VIDEO_TOKEN)
 

@@ -62,9 +62,7 @@ def run(spec: GenerationSpec, platform: Platform) -> None:
     with Ledger(Path(spec.out).with_suffix(".ledger.jsonl"), place.rank) as ledger:
         index = scratch_folder(Path(spec.out)) / "index"
         refused: RefusedRows = "leave" if place.rank else "again"
-        build = partial(
-            build_dataset, spec.data, encoder, [spec.questions], ledger, cache_dir=index, refused=refused
-        )
+        build = partial(build_dataset, spec.data, encoder, [spec.questions], ledger, cache_dir=index, refused=refused)
         with_pixels = any(stage.part.needs_pixels for stage in stages)
         try:
             source = Source(rank_zero_first(build), with_pixels, ledger if place.tp_rank == 0 else None)

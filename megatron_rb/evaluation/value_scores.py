@@ -177,7 +177,7 @@ def plot_curves(entry: Mapping[str, Any], pictures: Sequence[Path], out: Path) -
             `MOST_PICTURES` evenly spaced ones are shown.
     """
     from matplotlib.figure import Figure
-    
+
     frames = entry["frames"]
     shown = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), MOST_PICTURES)).round().astype(int))
     figure = Figure(figsize=(max(7.0, 1.2 * len(shown) + 1), 5.4), dpi=100)

@@ -60,9 +60,7 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
     platform.allow_tf32(config.platform.tf32)
     start_process_group(platform, config.parallel.timeout_minutes)
     timeout = config.parallel.timeout_minutes
-    place = build_groups(
-        derived.tp_size, derived.pp_size, layout.vpp_size, timeout, config.seed, derived.cp_size
-    )
+    place = build_groups(derived.tp_size, derived.pp_size, layout.vpp_size, timeout, config.seed, derived.cp_size)
     rows = kernel_report(
         platform, DTYPES[config.model.dtype], config.model.layers, vars(config.kernels), shape.text.head_dim,
         (shape.vision.head_dim, 0),

@@ -94,7 +94,11 @@ class Bench:
         encoder = build_encoder(config.data, config.model.hf_path, self.shape)
         return rank_zero_first(
             lambda: build_dataset(
-                config.data, encoder, config.data.train, self.ledger, cache_dir=self.derived.run_dir / "index",
+                config.data,
+                encoder,
+                config.data.train,
+                self.ledger,
+                cache_dir=self.derived.run_dir / "index",
                 refused="leave" if self.place.rank else "again",
             )
         )
@@ -196,9 +200,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _gather_steps(
-    bench: Bench, timed: list[TimedStep]
-) -> tuple[tuple[StepFigures, ...], list[np.ndarray]]:
+def _gather_steps(bench: Bench, timed: list[TimedStep]) -> tuple[tuple[StepFigures, ...], list[np.ndarray]]:
     """Figures of every step over all ranks, and its `[dp ranks, micro-batches, 2]` tokens and patches."""
     place = bench.place
     # One tensor-parallel rank of the first stage speaks for all: they have the same rows.
@@ -238,9 +240,7 @@ def _gather_ranks(
     bench: Bench, traced: list[tuple[dict[str, float], StageTimeline]], peak: int | None
 ) -> tuple[tuple[RankFigures, ...], tuple[StageTimeline, ...]]:
     place = bench.place
-    medians = {
-        name: statistics.median(sections[name] for sections, _ in traced) for name in traced[0][0]
-    }
+    medians = {name: statistics.median(sections[name] for sections, _ in traced) for name in traced[0][0]}
     blocks = " + ".join(
         str(bench.layout).split(" | ")[part.index] for part in bench.layout.slices_of_rank(place.pp_rank)
     )
@@ -318,4 +318,3 @@ def _of_files(config: Config, samples: SampleSource) -> dict[str, Any]:
 def _say(place: Place, text: str) -> None:
     if place.rank == 0:
         print(text, flush=True)
-

@@ -119,9 +119,7 @@ def _loads(sizes: np.ndarray, plan: list[list[list[int]]]) -> Loads:
     return np.array([[sizes[members].sum(axis=0) for members in rank] for rank in plan])
 
 
-def _run(
-    name: str, way: Packer, sizes: np.ndarray, budget: Budget, grid: Grid, steps: int, seed: int
-) -> PackedSteps:
+def _run(name: str, way: Packer, sizes: np.ndarray, budget: Budget, grid: Grid, steps: int, seed: int) -> PackedSteps:
     sampler, state = Sampler(len(sizes), shuffle=True), SamplerState(seed)
     loads, samples, seconds = [], 0, 0.0
     for _ in range(steps):

@@ -143,9 +143,7 @@ def build_micro_batch(
     if sequence_parallel:
         text = _local_visuals(text, tp_rank, tp_size)
     inputs = _vision_inputs(samples, shares, cp_rank, shape, patches)
-    return MicroBatch(
-        replace(inputs, pixels_shared=pixels_shared), text, tuple(sample.sample_id for sample in samples)
-    )
+    return MicroBatch(replace(inputs, pixels_shared=pixels_shared), text, tuple(sample.sample_id for sample in samples))
 
 
 def _window_side(shape: RoboBrainShape) -> int:

@@ -23,9 +23,7 @@ def keep_weights(stages: list[RoboBrainStage], file: RankFile, place: Place, fea
         return
     for name, parameter in named_parameters(stages):
         local, spec = parameter.detach(), shard_of(parameter)
-        shards = (
-            groups.gather_over(local, groups.tp_group()) if place.tp_size > 1 and spec.dim is not None else [local]
-        )
+        shards = groups.gather_over(local, groups.tp_group()) if place.tp_size > 1 and spec.dim is not None else [local]
         if place.tp_rank == 0:
             full = local_to_full([shard.cpu() for shard in shards], spec)
             file.weights[weight_key(name, stages[0].shape)] = {"dtype": str(full.dtype), **_hashes(full)}
