@@ -37,6 +37,8 @@ def read_argument(key: str, raw: str, declared: Any) -> Any:
     raw = raw.strip()
     if declared is str:
         return as_text(raw)
+    if holds_text(declared) and not raw.startswith(BRACKETS[_kind(declared)][0]):
+        return raw  # neither a list nor a mapping: said with an example where it is set
     inside = _inside(raw, _kind(declared)) if holds_text(declared) else None
     if inside is not None and _kind(declared) is list:
         return [read_argument(key, item, declared_inside(declared)) for item in inside]

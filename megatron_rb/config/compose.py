@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from megatron_rb.config.arguments import alternatives, as_text, holds_text, read_argument
+from megatron_rb.config.arguments import NULL, alternatives, as_text, holds_text, read_argument
 from megatron_rb.config.recipes import compose_files
 from megatron_rb.config.rules import check_values
 from megatron_rb.config.schema import Config
@@ -150,7 +150,7 @@ def _parse(text: str) -> Setting:
     if not equals or not key or key.startswith("~"):
         raise ValueError(f"'{text}' is not a setting; write key=value, e.g. experiment=demo or parallel.tp_size=2")
     if group_choices(key):
-        name = as_text(raw.strip())
+        name = raw.strip() if raw.strip() == NULL else as_text(raw.strip())
         _check_choice(key, name)
         return Setting(key, name, True)
     _check_key(key)

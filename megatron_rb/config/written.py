@@ -9,6 +9,7 @@ where the declared type of a setting is known is a bare scalar read as what it h
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,9 @@ from omegaconf import OmegaConf
 
 BARE = "\ue000"
 """Before the text of a scalar that stood in YAML without quotes; a character that Unicode leaves to private use."""
+
+OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+"""Whole numbers and fractions that YAML 1.1 does not read to the base of 10."""
 
 NO_TEXT = "must be a text, got None; write '' for none, or 'null' in quotes for the word"
 
@@ -29,6 +33,8 @@ class _BareLoader(yaml.SafeLoader):
         self.flatten_mapping(node)
         mapping: dict[Any, Any] = {}
         for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a text", key_node.start_mark)
             key = str(key_node.value)
             if key in mapping:
                 raise yaml.constructor.ConstructorError(
@@ -85,7 +91,12 @@ def value_of(tree: Any, declared: Any) -> Any:
 
 
 def _plain(text: str) -> Any:
-    """What YAML makes of a bare scalar, with numbers such as `1e-3` as OmegaConf reads them."""
+    """What YAML makes of a bare scalar, with numbers such as `1e-3` as OmegaConf reads them.
+
+    Numbers to the base of 60 or 8 stay texts: `1:30` is no number here, and `010` is ten, as on the command line.
+    """
+    if OTHER_BASE.fullmatch(text):
+        return text
     try:
         return OmegaConf.to_container(OmegaConf.create(f"- {text}\n"), resolve=False)[0]  # type: ignore[index, call-overload]
     except yaml.YAMLError:

@@ -87,6 +87,25 @@ def test_numbers_in_files_stay_numbers(tmp_path: Path):
     assert (config.optimizer.lr, config.optimizer.eps, config.seed, config.metrics.plots) == (1e-4, 1.5e-8, 1000, False)
 
 
+def test_numbers_in_files_are_to_the_base_of_ten(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 010\n")
+    assert load_config([f"settings={file}"]).seed == load_config(["seed=010"]).seed == 10
+    file.write_text("cluster: {grace_seconds: 1:30}\n")
+    with pytest.raises(ValueError, match="cluster.grace_seconds must be a number, got '1:30'"):
+        load_config([f"settings={file}"])
+
+
+def test_a_list_without_brackets_is_said_to_be_one():
+    with pytest.raises(ValueError, match=r"cluster.slurm.options must be a list, e.g. \[a,b\], got '--mem=0'"):
+        load_config(["cluster.slurm.options=--mem=0"])
+
+
+def test_no_choice_is_named_null():
+    with pytest.raises(ValueError, match="cluster has no choice 'null'; there are local, slurm, ssh"):
+        load_config(["cluster=null"])
+
+
 @pytest.mark.parametrize("nothing", ["null", "~", ""])
 def test_nothing_is_no_text_in_a_file(nothing: str, tmp_path: Path):
     (tmp_path / "mine.yaml").write_text(f"cluster:\n  slurm:\n    qos: {nothing}\n")
