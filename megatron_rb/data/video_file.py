@@ -46,6 +46,8 @@ def inspect_video_file(source: Opened, name: str) -> VideoTrack:
     av = pyav(name)
     try:
         with av.open(_openable(source)) as container:
+            if not container.streams.video:
+                raise BadSample("unreadable media", f"{name} has no video in it")
             stream = container.streams.video[0]
             rate, tick = float(stream.average_rate or 0), Fraction(stream.time_base or 0)
             packets = [packet for packet in container.demux(stream) if packet.size]
@@ -60,7 +62,7 @@ def inspect_video_file(source: Opened, name: str) -> VideoTrack:
                 moments = [first.pts, *(frame.pts for frame in frames)]
     except StopIteration:
         raise BadSample("unreadable media", f"no frame of {name} decodes") from None
-    except (av.FFmpegError, IndexError, TypeError, EOFError) as error:
+    except (av.FFmpegError, TypeError, EOFError) as error:
         raise BadSample("unreadable media", f"{name} is not a readable video: {error}") from error
     return _track(height, width, moments, rate, tick, name)
 

@@ -145,6 +145,16 @@ def test_frames_past_the_end_are_missed_and_not_waited_for(tmp_path):
         load_frames(ref, MediaInfo(48, 64, frames=100, fps=10.0), [3, 30, 90], read_seconds=20)
 
 
+def test_sound_alone_is_no_video(tmp_path):
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+    with pytest.raises(BadSample, match="sound.wav has no video in it"):
+        inspect_media(MediaRef("video", str(tmp_path / "sound.wav")), 2.0)
+
+
 def test_the_content_of_a_row_is_a_video_too():
     content = (VIDEOS / "vfr.webm").read_bytes()
     ref = MediaRef("video", "inline:1", inline=content)
