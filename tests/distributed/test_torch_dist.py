@@ -166,3 +166,10 @@ class TestRefusals:
     def test_norms_stored_as_gamma_minus_one(self, refused, folder, written):
         (folder / "iter_0000007" / "run_config.yaml").write_text("model:\n  layernorm_zero_centered_gamma: true\n")
         refused("stores norm weights as gamma - 1", source(written, CASES["one rank, wrapped"]))
+
+
+def test_inspect_describes_a_foreign_checkpoint(written: Path):
+    description = describe(written / "one rank, with optimizer")
+    assert description["format"] == "distributed Megatron checkpoint (torch_dist)"
+    assert (description["step"], description["optimizer"], description["dtypes"].keys()) == (7, "yes", {"bfloat16"})
+    assert description["args"]["num_layers"] == 4

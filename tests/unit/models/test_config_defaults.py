@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from megatron_rb.models.robobrain.config import TEXT_DEFAULTS, VISION_DEFAULTS, load_shape, shape_from_dict
+from megatron_rb.models.robobrain.config import load_shape, shape_from_dict
+from megatron_rb.models.robobrain.defaults import TEXT_DEFAULTS, VISION_DEFAULTS
 from megatron_rb.models.robobrain.published import CONFIGS
 from tests.parity.tiny_models import qwen2_5_config, qwen3_config
 
