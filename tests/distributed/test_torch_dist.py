@@ -27,7 +27,10 @@ CASES = {
     "Pai, Qwen2.5-VL, numbered layers": {"model": "qwen2_5_vl", "tower": "pai", "layout": MANY, "numbered": True},
     "Bridge, Qwen3-VL": {"model": "qwen3_vl", "tower": "bridge", "layout": MANY},
     "Bridge, Qwen3-VL, tied, numbered layers": {
-        "model": "qwen3_vl tied", "tower": "bridge", "layout": MANY, "numbered": True,
+        "model": "qwen3_vl tied",
+        "tower": "bridge",
+        "layout": MANY,
+        "numbered": True,
     },
     "Bridge, Qwen3-VL, first releases": {"model": "qwen3_vl", "tower": "vision_model", "layout": MANY},
     "Pai, Qwen3-VL": {"model": "qwen3_vl", "tower": "pai", "layout": MANY},
@@ -35,7 +38,7 @@ CASES = {
     "one rank, wrapped": {"model": "qwen3_vl", "tower": "bridge", "layout": ONE, "prefix": "module."},
     "gate and up apart": {"model": "qwen2_5_vl", "tower": "pai", "layout": MANY, "singleton": True},
     "one rank, fp32": {"model": "qwen3_vl", "tower": "bridge", "layout": ONE, "dtype": "fp32"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -42,9 +42,14 @@ DEFAULT_SEED = 1234
 
 
 def convert_megatron(
-    checkpoint: str | Path, out: str | Path, hf: str = "", dtype: str = "keep", optimizer: bool = True,
-    allow_drop: Collection[str] = (), progress: Progress | None = None,
-) -> Summary:  # fmt: skip
+    checkpoint: str | Path,
+    out: str | Path,
+    hf: str = "",
+    dtype: str = "keep",
+    optimizer: bool = True,
+    allow_drop: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Summary:
     """Turn a checkpoint of another Megatron stack into one of this stack, whichever of its formats it has.
 
     Raises:

@@ -81,9 +81,13 @@ def read_megatron_dist(folder: Path) -> MegatronDist:
     args = common.get("args")
     state = args.state if isinstance(args, Opaque) else args
     return MegatronDist(
-        folder, _iteration(folder, common), stored, state if isinstance(state, Mapping) else {}, tuple(optimizer),
+        folder,
+        _iteration(folder, common),
+        stored,
+        state if isinstance(state, Mapping) else {},
+        tuple(optimizer),
         warnings,
-    )  # fmt: skip
+    )
 
 
 def _common(folder: Path, warnings: list[str]) -> Mapping[str, Any]:

@@ -66,10 +66,13 @@ def zero(folder: Path) -> Path:
 LORA = "holds a LORA adapter of Qwen/Qwen3-VL-8B-Instruct and not the model's own weights; merge it"
 DIST = "is a distributed Megatron checkpoint .torch_dist.; make .* rb convert from-megatron --ckpt"
 KINDS = {
-    lora: LORA, lora_with_config: LORA, torch_dist: DIST, torch_dist_iteration: DIST,
+    lora: LORA,
+    lora_with_config: LORA,
+    torch_dist: DIST,
+    torch_dist_iteration: DIST,
     legacy: "is a legacy Megatron checkpoint; make .* rb convert from-megatron --ckpt",
     zero: "holds DeepSpeed ZeRO shards; make whole weights",
-}  # fmt: skip
+}
 SHAPE = shape_from_dict(CONFIGS["RoboBrain2.5-8B"])
 READERS = {
     "import": lambda folder, out: import_folder(folder, out),

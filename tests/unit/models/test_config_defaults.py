@@ -23,7 +23,7 @@ OMISSIONS = [
     (family, "", field)
     for family in TINY
     for field in ("vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "tie_word_embeddings")
-]  # fmt: skip
+]
 
 
 def outcome(raw: dict[str, Any]) -> Any:
