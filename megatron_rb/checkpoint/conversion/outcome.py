@@ -87,7 +87,10 @@ class Outcome:
 
     def _notes(self, tensors: Mapping[str, dict]) -> list[str]:
         notes = [
-            f"{name} holds {entry['nans']} NaN, kept as they are" for name, entry in tensors.items() if "nans" in entry
+            f"{name} holds {entry[key]} {word}, kept as they are"
+            for key, word in (("nans", "NaN"), ("infinities", "infinite values"))
+            for name, entry in tensors.items()
+            if key in entry
         ]
         casts = [entry["cast"] for entry in tensors.values() if "cast" in entry]
         if casts:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from megatron_rb.checkpoint.storage.block_scales import ROW_BYTES_LIMIT, scaled_rows
-from megatron_rb.checkpoint.storage.checksum import ALGORITHM, Checksum, count_nans
+from megatron_rb.checkpoint.storage.checksum import ALGORITHM, Checksum, count_not_finite
 from megatron_rb.checkpoint.storage.tensors import (
     BLOCK_BYTES,
     DamagedFile,
@@ -156,6 +156,7 @@ class Copied:
     shape: tuple[int, ...]
     checksum: str
     nans: int
+    infinities: int
     sources: dict[str, str]
     """Checksum of every stored tensor it was made of, by name."""
     cast: CastReport | None
@@ -167,8 +168,8 @@ class Copied:
             "checksum": self.checksum,
             "sources": self.sources,
         }
-        if self.nans:
-            record["nans"] = self.nans
+        record |= {"nans": self.nans} if self.nans else {}
+        record |= {"infinities": self.infinities} if self.infinities else {}
         if self.cast is not None:
             record["cast"] = vars(self.cast)
         return record
@@ -181,7 +182,7 @@ class TensorCopy:
         self.target = target
         self.job = job
         self.checksum = Checksum()
-        self.nans = 0
+        self.nans = self.infinities = 0
         self.sources: dict[str, str] = {}
         casts = any(p.tensor.scales is None and p.tensor.dtype != target.dtype for p in target.pieces)
         self.cast = CastReport() if casts else None
@@ -192,7 +193,8 @@ class TensorCopy:
             own = Checksum() if piece.is_whole else None
             for block in self._piece_blocks(piece, own):
                 self.checksum.update(block)
-                self.nans += count_nans(block, self.target.dtype)
+                nans, infinities = count_not_finite(block, self.target.dtype)
+                self.nans, self.infinities = self.nans + nans, self.infinities + infinities
                 yield block
                 self.job.advance(doing, len(block))
             if own is not None:
@@ -230,7 +232,14 @@ class TensorCopy:
             self.job.check_source(tensor, self.sources[tensor.name])
         target = self.target
         return Copied(
-            target.name, target.dtype, target.shape, self.checksum.hexdigest(), self.nans, self.sources, self.cast
+            target.name,
+            target.dtype,
+            target.shape,
+            self.checksum.hexdigest(),
+            self.nans,
+            self.infinities,
+            self.sources,
+            self.cast,
         )
 
 
