@@ -150,3 +150,14 @@ def versions() -> dict[str, str]:
 def files_identity(paths: set[Path]) -> list[list]:
     """Name, size and time of change of files: whether a stopped conversion still reads the same source."""
     return sorted([str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths)
+
+
+def known_checksums(folder: Path) -> dict[str, str]:
+    """Checksums of the tensors of a folder by name, where a conversion has left them; none where not."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text())
+    if content.get("checksum") != ALGORITHM:
+        return {}
+    return {name: entry["checksum"] for name, entry in content["tensors"].items()}

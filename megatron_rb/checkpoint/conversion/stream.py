@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from megatron_rb.checkpoint.storage.block_scales import ROW_BYTES_LIMIT, scaled_rows
-from megatron_rb.checkpoint.storage.checksum import ALGORITHM, Checksum, count_not_finite
+from megatron_rb.checkpoint.storage.checksum import Checksum, count_not_finite
 from megatron_rb.checkpoint.storage.tensors import (
     BLOCK_BYTES,
     DamagedFile,
@@ -287,14 +286,3 @@ def sources_of(target: Target) -> list[StoredTensor]:
 def paths_of(targets: list[Target]) -> set[Path]:
     """All files that targets are read from."""
     return {path for target in targets for tensor in sources_of(target) for path in tensor.paths}
-
-
-def known_checksums(folder: Path) -> dict[str, str]:
-    """Checksums of the tensors of a folder by name, where a conversion has left them; none where not."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text())
-    if content.get("checksum") != ALGORITHM:
-        return {}
-    return {name: entry["checksum"] for name, entry in content["tensors"].items()}
