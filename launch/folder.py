@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rb.config.compose import config_from_file, save_config
+from megatron_rb.config.locks import lock_exclusively
 from megatron_rb.config.schema import Config
 from megatron_rb.launch.job import JobSpec, write_whole
 from megatron_rb.launch.record import newest_checkpoint
@@ -38,7 +38,7 @@ def own_folder(run_dir: Path) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / "launch.lock", "a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_exclusively(lock, run_dir)
         except BlockingIOError as error:
             lock.seek(0)
             raise ValueError(

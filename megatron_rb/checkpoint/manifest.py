@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from megatron_rb.models.robobrain.foreign import foreign_kind
+
 FORMAT = 1
 MANIFEST = "checkpoint.json"
 COMPLETE = re.compile(r"step_(\d{8,})$")
@@ -74,6 +76,9 @@ def find_checkpoint(path: str | Path) -> Path:
         steps = complete_steps(folder)
         if steps:
             return folder / f"step_{max(steps):08d}"
+    kind = foreign_kind(path)
+    if kind:
+        raise ValueError(f"{path} {kind}")
     raise ValueError(f"{path} is neither a checkpoint nor a folder with complete ones (step_00000040 and the like)")
 
 

@@ -25,6 +25,7 @@ from megatron_rb.models.robobrain.build import (
     random_weights,
 )
 from megatron_rb.models.robobrain.config import RoboBrainShape, model_fingerprint
+from megatron_rb.models.robobrain.foreign import foreign_kind
 from megatron_rb.models.robobrain.stage import Recompute, RoboBrainStage
 from megatron_rb.parallel.groups import Place
 from megatron_rb.platform import Platform
@@ -78,6 +79,8 @@ def initialise(stages: list[RoboBrainStage], shape: RoboBrainShape, place: Place
         load_weights(list(stages), model_fingerprint(shape), init)
     elif (Path(init) / "config.json").is_file():
         fill_weights(stages, place, HFReader(init, shape).read)
+    elif kind := foreign_kind(init):
+        raise ValueError(f"checkpoint.init: {init} {kind}")
     else:
         raise ValueError(
             f"checkpoint.init '{init}' is neither a checkpoint nor a Hugging Face folder; "

@@ -70,10 +70,15 @@ def _write(root: Path, case: dict[str, Any]) -> None:
     dist.barrier()
     text = config.text_config
     args = argparse.Namespace(
-        num_layers=text.num_hidden_layers, hidden_size=text.hidden_size, ffn_hidden_size=text.intermediate_size,
-        num_attention_heads=text.num_attention_heads, untie_embeddings_and_output_weights=not model.is_tied,
-        swiglu=True, normalization="RMSNorm", params_dtype=torch.bfloat16,
-    )  # fmt: skip
+        num_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        ffn_hidden_size=text.intermediate_size,
+        num_attention_heads=text.num_attention_heads,
+        untie_embeddings_and_output_weights=not model.is_tied,
+        swiglu=True,
+        normalization="RMSNorm",
+        params_dtype=torch.bfloat16,
+    )
     state: dict[str, Any] = {"args": args, "checkpoint_version": 3.0, "iteration": 7}
     state["model"] = model.sharded_state_dict(prefix=case.get("prefix", ""), metadata=metadata)
     if case.get("optimizer"):
@@ -99,25 +104,40 @@ def _optimizer_state(model: Vlm, sharded: Any) -> Any:
 def _text_config(config: Any) -> TransformerConfig:
     text, is_qwen3 = config.text_config, config.model_type == "qwen3_vl"
     return TransformerConfig(
-        num_layers=text.num_hidden_layers, hidden_size=text.hidden_size, ffn_hidden_size=text.intermediate_size,
-        num_attention_heads=text.num_attention_heads, num_query_groups=text.num_key_value_heads,
+        num_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        ffn_hidden_size=text.intermediate_size,
+        num_attention_heads=text.num_attention_heads,
+        num_query_groups=text.num_key_value_heads,
         kv_channels=text.head_dim if is_qwen3 else text.hidden_size // text.num_attention_heads,
-        normalization="RMSNorm", add_bias_linear=False, add_qkv_bias=not is_qwen3, qk_layernorm=is_qwen3, bf16=True,
+        normalization="RMSNorm",
+        add_bias_linear=False,
+        add_qkv_bias=not is_qwen3,
+        qk_layernorm=is_qwen3,
+        bf16=True,
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
         pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
-        params_dtype=torch.bfloat16, pipeline_dtype=torch.bfloat16, use_cpu_initialization=True, **GLU,
-    )  # fmt: skip
+        params_dtype=torch.bfloat16,
+        pipeline_dtype=torch.bfloat16,
+        use_cpu_initialization=True,
+        **GLU,
+    )
 
 
 def _vision_config(config: Any) -> TransformerConfig:
     """As the peers set it: never cut into pipeline stages."""
     vision, is_qwen3 = config.vision_config, config.model_type == "qwen3_vl"
     return TransformerConfig(
-        num_layers=vision.depth, hidden_size=vision.hidden_size, ffn_hidden_size=vision.intermediate_size,
-        num_attention_heads=vision.num_heads, normalization="LayerNorm" if is_qwen3 else "RMSNorm",
+        num_layers=vision.depth,
+        hidden_size=vision.hidden_size,
+        ffn_hidden_size=vision.intermediate_size,
+        num_attention_heads=vision.num_heads,
+        normalization="LayerNorm" if is_qwen3 else "RMSNorm",
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
-        params_dtype=torch.bfloat16, use_cpu_initialization=True, **({} if is_qwen3 else GLU),
-    )  # fmt: skip
+        params_dtype=torch.bfloat16,
+        use_cpu_initialization=True,
+        **({} if is_qwen3 else GLU),
+    )
 
 
 class Vlm(MegatronModule):
@@ -136,10 +156,15 @@ class Vlm(MegatronModule):
             self.vision_model = {"pai": PaiTower, "bridge": BridgeTower}[tower](config)
         spec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=self.config.qk_layernorm)
         self.language_model = GPTModel(
-            self.config, spec, vocabulary or config.text_config.vocab_size, 64, pre_process=stage == 0,
-            post_process=stage == stages - 1, share_embeddings_and_output_weights=self.is_tied,
+            self.config,
+            spec,
+            vocabulary or config.text_config.vocab_size,
+            64,
+            pre_process=stage == 0,
+            post_process=stage == stages - 1,
+            share_embeddings_and_output_weights=self.is_tied,
             position_embedding_type="rope",
-        )  # fmt: skip
+        )
 
 
 class PatchEmbed(torch.nn.Module):
@@ -186,10 +211,14 @@ class PaiBlock(TransformerBlock):
 def _projector(vision: Any) -> MultimodalProjector:
     merged = vision.hidden_size * vision.spatial_merge_size**2
     config = TransformerConfig(
-        num_layers=1, hidden_size=vision.out_hidden_size, ffn_hidden_size=merged, num_attention_heads=4,
+        num_layers=1,
+        hidden_size=vision.out_hidden_size,
+        ffn_hidden_size=merged,
+        num_attention_heads=4,
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
-        params_dtype=torch.bfloat16, use_cpu_initialization=True,
-    )  # fmt: skip
+        params_dtype=torch.bfloat16,
+        use_cpu_initialization=True,
+    )
     layers = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     return MultimodalProjector(config, layers, "mlp", merged)
 
@@ -245,8 +274,9 @@ def _fill(model: Vlm, layouts: Layouts, tower: str, visual: torch.nn.Module) -> 
     if tower in ("visual", "vision_model") and hasattr(model, tower):
         getattr(model, tower).load_state_dict(visual.state_dict())
     rank, size = (
-        parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size(),
-    )  # fmt: skip
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+    )
     with torch.no_grad():
         for name, parameter in _parameters(model):
             if name.startswith(("visual.", "vision_model.")) and tower in ("visual", "vision_model"):

@@ -27,7 +27,10 @@ CASES = {
     "Pai, Qwen2.5-VL, numbered layers": {"model": "qwen2_5_vl", "tower": "pai", "layout": MANY, "numbered": True},
     "Bridge, Qwen3-VL": {"model": "qwen3_vl", "tower": "bridge", "layout": MANY},
     "Bridge, Qwen3-VL, tied, numbered layers": {
-        "model": "qwen3_vl tied", "tower": "bridge", "layout": MANY, "numbered": True,
+        "model": "qwen3_vl tied",
+        "tower": "bridge",
+        "layout": MANY,
+        "numbered": True,
     },
     "Bridge, Qwen3-VL, first releases": {"model": "qwen3_vl", "tower": "vision_model", "layout": MANY},
     "Pai, Qwen3-VL": {"model": "qwen3_vl", "tower": "pai", "layout": MANY},
@@ -35,7 +38,7 @@ CASES = {
     "one rank, wrapped": {"model": "qwen3_vl", "tower": "bridge", "layout": ONE, "prefix": "module."},
     "gate and up apart": {"model": "qwen2_5_vl", "tower": "pai", "layout": MANY, "singleton": True},
     "one rank, fp32": {"model": "qwen3_vl", "tower": "bridge", "layout": ONE, "dtype": "fp32"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +169,10 @@ class TestRefusals:
     def test_norms_stored_as_gamma_minus_one(self, refused, folder, written):
         (folder / "iter_0000007" / "run_config.yaml").write_text("model:\n  layernorm_zero_centered_gamma: true\n")
         refused("stores norm weights as gamma - 1", source(written, CASES["one rank, wrapped"]))
+
+
+def test_inspect_describes_a_foreign_checkpoint(written: Path):
+    description = describe(written / "one rank, with optimizer")
+    assert description["format"] == "distributed Megatron checkpoint (torch_dist)"
+    assert (description["step"], description["optimizer"], description["dtypes"].keys()) == (7, "yes", {"bfloat16"})
+    assert description["args"]["num_layers"] == 4

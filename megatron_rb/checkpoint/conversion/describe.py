@@ -14,9 +14,11 @@ from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.checkpoint.legacy.arguments import plain_value
 from megatron_rb.checkpoint.legacy.tree import is_legacy_checkpoint, read_tree
 from megatron_rb.checkpoint.manifest import read_manifest
+from megatron_rb.checkpoint.megatron_dist.folders import find_megatron_dist, read_megatron_dist
 from megatron_rb.checkpoint.storage.tensors import StoredTensor
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
 from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.models.robobrain.foreign import adapter_settings, is_adapter
 
 OPTIMIZER = "optimizer.state."
 MODULES = ("vision", "merger", "embedding", "decoder", "head")
@@ -28,8 +30,13 @@ def describe(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: it is none that is known, or is damaged.
     """
+    if Path(path).is_dir() and is_adapter(Path(path)):
+        return _describe_adapter(Path(path))
     if Path(path).is_dir() and is_legacy_checkpoint(path):
         return _describe_legacy(Path(path))
+    iteration = find_megatron_dist(path)
+    if iteration is not None:
+        return _describe_dist(iteration)
     side = find_side(path)
     return _describe_hf(side.path) if side.checkpoint is None else _describe_checkpoint(side.checkpoint)
 
@@ -98,6 +105,33 @@ def _describe_legacy(path: Path) -> dict[str, Any]:
         "args": {name: plain_value(value) for name, value in sorted(tree.first.args.items())},
         "files": len(tree.ranks),
         "bytes": sum(tensor.num_bytes for tensor in tensors.values()),
+    }
+
+
+def _describe_dist(folder: Path) -> dict[str, Any]:
+    dist = read_megatron_dist(folder)
+    tensors = dist.stored.tensors
+    return {
+        "format": "distributed Megatron checkpoint (torch_dist)",
+        "folder": str(folder),
+        "step": dist.iteration,
+        "parameters": {"total": sum(math.prod(tensor.shape) for tensor in tensors.values())},
+        "dtypes": _dtypes(tensors.values()),
+        "optimizer": "yes" if dist.optimizer else "no",
+        "args": {name: plain_value(value) for name, value in sorted(dist.args.items())},
+        "files": len({path for tensor in tensors.values() for path in tensor.paths}),
+        "bytes": sum(tensor.num_bytes for tensor in tensors.values()),
+    }
+
+
+def _describe_adapter(folder: Path) -> dict[str, Any]:
+    settings = adapter_settings(folder)
+    return {
+        "format": f"{settings.get('peft_type') or 'LoRA'} adapter, not whole weights",
+        "folder": str(folder),
+        "base_model": settings.get("base_model_name_or_path") or "",
+        "rank": settings.get("r"),
+        "target_modules": settings.get("target_modules"),
     }
 
 

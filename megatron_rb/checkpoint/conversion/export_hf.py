@@ -13,14 +13,13 @@ from megatron_rb.checkpoint.conversion.files import WRITING, write_safetensors
 from megatron_rb.checkpoint.conversion.import_hf import key_map
 from megatron_rb.checkpoint.conversion.integrity import check_containers
 from megatron_rb.checkpoint.conversion.options import parse_size, target_dtype
-from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity
+from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity, known_checksums
 from megatron_rb.checkpoint.conversion.stream import (
     Job,
     Piece,
     Progress,
     Silent,
     Target,
-    known_checksums,
     paths_of,
     plan_files,
 )

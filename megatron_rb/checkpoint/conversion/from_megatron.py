@@ -26,12 +26,13 @@ from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.checkpoint.legacy.checkpoint import LegacyCheckpoint, read_legacy
 from megatron_rb.checkpoint.legacy.config import derive_config
 from megatron_rb.checkpoint.legacy.optimizer import LegacyOptimizer
-from megatron_rb.checkpoint.legacy.tree import find_iteration, read_tree
-from megatron_rb.checkpoint.manifest import RESEED, SIDE_FOLDER
+from megatron_rb.checkpoint.legacy.tree import find_iteration, is_legacy_checkpoint, read_tree
+from megatron_rb.checkpoint.manifest import RESEED, SIDE_FOLDER, is_checkpoint
 from megatron_rb.checkpoint.megatron_dist.folders import find_megatron_dist
 from megatron_rb.checkpoint.storage.tensors import StoredTensor, open_files
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
 from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
+from megatron_rb.models.robobrain.foreign import foreign_kind, is_adapter
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 GROUP_DEFAULTS = {
@@ -41,9 +42,14 @@ DEFAULT_SEED = 1234
 
 
 def convert_megatron(
-    checkpoint: str | Path, out: str | Path, hf: str = "", dtype: str = "keep", optimizer: bool = True,
-    allow_drop: Collection[str] = (), progress: Progress | None = None,
-) -> Summary:  # fmt: skip
+    checkpoint: str | Path,
+    out: str | Path,
+    hf: str = "",
+    dtype: str = "keep",
+    optimizer: bool = True,
+    allow_drop: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Summary:
     """Turn a checkpoint of another Megatron stack into one of this stack, whichever of its formats it has.
 
     Raises:
@@ -52,7 +58,18 @@ def convert_megatron(
     folder = find_megatron_dist(checkpoint)
     if folder is not None:
         return convert_torch_dist(folder, out, hf, dtype, allow_drop, progress)
+    _check_megatron(Path(checkpoint))
     return convert_legacy(checkpoint, out, hf, dtype, optimizer, allow_drop, progress)
+
+
+def _check_megatron(folder: Path) -> None:
+    """Say what a folder is that is of no Megatron stack but known."""
+    if is_adapter(folder):
+        raise ValueError(f"{folder} {foreign_kind(folder)}")
+    if is_checkpoint(folder):
+        raise ValueError(f"{folder} is a checkpoint of this stack already; a run continues from it as it is")
+    if (folder / "config.json").is_file() and not is_legacy_checkpoint(folder):
+        raise ValueError(f"{folder} is a Hugging Face folder; make a checkpoint of it with: rb convert import --hf DIR")
 
 
 def convert_legacy(

@@ -30,9 +30,13 @@ from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
 
 
 def convert_torch_dist(
-    folder: Path, out: str | Path, hf: str = "", dtype: str = "keep", allow_drop: Collection[str] = (),
+    folder: Path,
+    out: str | Path,
+    hf: str = "",
+    dtype: str = "keep",
+    allow_drop: Collection[str] = (),
     progress: Progress | None = None,
-) -> Summary:  # fmt: skip
+) -> Summary:
     """Turn the weights of one iteration of any layout into a checkpoint of step 0; its optimizer state is left out.
 
     Args:
@@ -49,8 +53,10 @@ def convert_torch_dist(
         found = find_weights(dist, shape, pool, allow_drop)
         targets = _targets(shape, found, target_type)
         identity = {
-            "from-megatron": str(folder.resolve()), "dtype": dtype, "files": files_identity(paths_of(targets)),
-        }  # fmt: skip
+            "from-megatron": str(folder.resolve()),
+            "dtype": dtype,
+            "files": files_identity(paths_of(targets)),
+        }
         workspace = Workspace(out, identity)
         check_containers(dist.stored.blobs_of(found.keys & dist.stored.tensors.keys()), job)
         outcome = _outcome(dist, found, targets)
@@ -86,8 +92,10 @@ def _target(name: str, rule: WeightRule, found: FoundWeights, dtype: torch.dtype
 
 def _outcome(dist: MegatronDist, found: FoundWeights, targets: list[Target]) -> Outcome:
     source = {
-        "checkpoint": str(dist.folder.resolve()), "format": "torch_dist", "iteration": dist.iteration,
+        "checkpoint": str(dist.folder.resolve()),
+        "format": "torch_dist",
+        "iteration": dist.iteration,
         "args": {name: plain_value(value) for name, value in dist.args.items()},
-    }  # fmt: skip
+    }
     rng = "not carried over: the states belong to the devices and the layout that wrote them; the run is seeded anew"
     return Outcome("from-megatron", source, {}, key_map(targets), found.dropped, rng, {"warnings": dist.warnings})

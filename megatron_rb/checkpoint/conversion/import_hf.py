@@ -13,14 +13,20 @@ import torch
 from megatron_rb.checkpoint.conversion.files import WRITING, write_dist_file, written_chunks
 from megatron_rb.checkpoint.conversion.integrity import check_containers
 from megatron_rb.checkpoint.conversion.options import target_dtype
-from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity, versions
+from megatron_rb.checkpoint.conversion.outcome import (
+    Outcome,
+    Summary,
+    check_written,
+    files_identity,
+    known_checksums,
+    versions,
+)
 from megatron_rb.checkpoint.conversion.stream import (
     Job,
     Piece,
     Progress,
     Silent,
     Target,
-    known_checksums,
     paths_of,
     plan_files,
     sources_of,

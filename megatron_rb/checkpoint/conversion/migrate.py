@@ -15,8 +15,8 @@ import torch
 
 from megatron_rb.checkpoint.conversion.import_hf import key_map, write_checkpoint
 from megatron_rb.checkpoint.conversion.integrity import check_containers
-from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity
-from megatron_rb.checkpoint.conversion.stream import Job, Piece, Progress, Silent, Target, known_checksums, paths_of
+from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity, known_checksums
+from megatron_rb.checkpoint.conversion.stream import Job, Piece, Progress, Silent, Target, paths_of
 from megatron_rb.checkpoint.conversion.workspace import Workspace
 from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.manifest import RESEED, SIDE_FOLDER, find_checkpoint, find_side_files, read_manifest

@@ -87,7 +87,10 @@ class Outcome:
 
     def _notes(self, tensors: Mapping[str, dict]) -> list[str]:
         notes = [
-            f"{name} holds {entry['nans']} NaN, kept as they are" for name, entry in tensors.items() if "nans" in entry
+            f"{name} holds {entry[key]} {word}, kept as they are"
+            for key, word in (("nans", "NaN"), ("infinities", "infinite values"))
+            for name, entry in tensors.items()
+            if key in entry
         ]
         casts = [entry["cast"] for entry in tensors.values() if "cast" in entry]
         if casts:
@@ -147,3 +150,14 @@ def versions() -> dict[str, str]:
 def files_identity(paths: set[Path]) -> list[list]:
     """Name, size and time of change of files: whether a stopped conversion still reads the same source."""
     return sorted([str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths)
+
+
+def known_checksums(folder: Path) -> dict[str, str]:
+    """Checksums of the tensors of a folder by name, where a conversion has left them; none where not."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text())
+    if content.get("checksum") != ALGORITHM:
+        return {}
+    return {name: entry["checksum"] for name, entry in content["tensors"].items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from megatron_rb.checkpoint.storage.block_scales import ROW_BYTES_LIMIT, scaled_rows
-from megatron_rb.checkpoint.storage.checksum import ALGORITHM, Checksum, count_nans
+from megatron_rb.checkpoint.storage.checksum import Checksum, count_not_finite
 from megatron_rb.checkpoint.storage.tensors import (
     BLOCK_BYTES,
     DamagedFile,
@@ -156,6 +155,7 @@ class Copied:
     shape: tuple[int, ...]
     checksum: str
     nans: int
+    infinities: int
     sources: dict[str, str]
     """Checksum of every stored tensor it was made of, by name."""
     cast: CastReport | None
@@ -167,8 +167,8 @@ class Copied:
             "checksum": self.checksum,
             "sources": self.sources,
         }
-        if self.nans:
-            record["nans"] = self.nans
+        record |= {"nans": self.nans} if self.nans else {}
+        record |= {"infinities": self.infinities} if self.infinities else {}
         if self.cast is not None:
             record["cast"] = vars(self.cast)
         return record
@@ -181,7 +181,7 @@ class TensorCopy:
         self.target = target
         self.job = job
         self.checksum = Checksum()
-        self.nans = 0
+        self.nans = self.infinities = 0
         self.sources: dict[str, str] = {}
         casts = any(p.tensor.scales is None and p.tensor.dtype != target.dtype for p in target.pieces)
         self.cast = CastReport() if casts else None
@@ -192,7 +192,8 @@ class TensorCopy:
             own = Checksum() if piece.is_whole else None
             for block in self._piece_blocks(piece, own):
                 self.checksum.update(block)
-                self.nans += count_nans(block, self.target.dtype)
+                nans, infinities = count_not_finite(block, self.target.dtype)
+                self.nans, self.infinities = self.nans + nans, self.infinities + infinities
                 yield block
                 self.job.advance(doing, len(block))
             if own is not None:
@@ -230,7 +231,14 @@ class TensorCopy:
             self.job.check_source(tensor, self.sources[tensor.name])
         target = self.target
         return Copied(
-            target.name, target.dtype, target.shape, self.checksum.hexdigest(), self.nans, self.sources, self.cast
+            target.name,
+            target.dtype,
+            target.shape,
+            self.checksum.hexdigest(),
+            self.nans,
+            self.infinities,
+            self.sources,
+            self.cast,
         )
 
 
@@ -278,14 +286,3 @@ def sources_of(target: Target) -> list[StoredTensor]:
 def paths_of(targets: list[Target]) -> set[Path]:
     """All files that targets are read from."""
     return {path for target in targets for tensor in sources_of(target) for path in tensor.paths}
-
-
-def known_checksums(folder: Path) -> dict[str, str]:
-    """Checksums of the tensors of a folder by name, where a conversion has left them; none where not."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text())
-    if content.get("checksum") != ALGORITHM:
-        return {}
-    return {name: entry["checksum"] for name, entry in content["tensors"].items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rb.checkpoint.conversion.stream import Job
+from megatron_rb.config.locks import lock_exclusively
 
 SUFFIX = ".partial"
 JOURNAL = "journal.jsonl"
@@ -50,7 +50,7 @@ class Workspace:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / JOURNAL, "a+") as journal:
             try:
-                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_exclusively(journal, self.folder)
             except BlockingIOError:
                 raise ValueError(f"another process is converting into {self.folder}; wait for it to end") from None
             self.journal = journal

@@ -18,6 +18,7 @@ from megatron_rb.checkpoint.storage.restricted import read_torch_file
 from megatron_rb.checkpoint.storage.safetensors_files import read_safetensors
 from megatron_rb.checkpoint.storage.tensors import StoredTensor
 from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.models.robobrain.foreign import foreign_kind, is_adapter
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -34,6 +35,8 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
         ValueError: there are no weights, a file is missing or damaged, two files hold one tensor, or weights are
             quantised in a way that is not read.
     """
+    if is_adapter(folder):
+        raise ValueError(f"{folder} {foreign_kind(folder)}")
     return with_values(folder, _stored_tensors(folder))
 
 
@@ -46,6 +49,9 @@ def _stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         numbered = _numbered(folder, Path(single).suffix)
         if numbered:
             return _merged(folder, numbered)
+    kind = foreign_kind(folder)
+    if kind:
+        raise ValueError(f"{folder} {kind}")
     raise ValueError(f"{folder} has no weights: neither {', '.join(SAFETENSORS)} nor {', '.join(PICKLED)}")
 
 

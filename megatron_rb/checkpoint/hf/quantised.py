@@ -128,11 +128,11 @@ def _with_scales(
     plain = {name: t for name, t in stored.items() if name not in weights and name.removesuffix(SCALE) not in weights}
     _check_plain(folder, plain, "fp8")
     _check_converted(folder, weights, settings.get("modules_to_not_convert") or settings.get("ignored_layers") or ())
-    block = settings.get("weight_block_size", DEFAULT_BLOCK)
+    stated_block = settings.get("weight_block_size") if "weight_block_size" in settings else ()
     found = dict(plain)
     for name in stored:
         if name in weights:
-            scale = _scale(folder, stored[name], stored.get(name + SCALE), block)
+            scale = _scale(folder, stored[name], stored.get(name + SCALE), stated_block)
             scales = BlockScales(scale[0], scale[1], stated or scale[0].dtype)
             found[name] = replace(stored[name], scales=scales)
     return found
@@ -152,7 +152,11 @@ def _check_converted(folder: Path, weights: Collection[str], kept: Collection[st
 def _scale(
     folder: Path, weight: StoredTensor, scale: StoredTensor | None, block: Any
 ) -> tuple[StoredTensor, tuple[int, int]]:
-    """The scales of a weight as a matrix, and the size of their blocks."""
+    """The scales of a weight as a matrix, and the size of their blocks.
+
+    Args:
+        block: as config.json states it; None = one scale for the whole weight, empty = it says nothing.
+    """
     if scale is None:
         raise ValueError(
             f"{folder} stores {weight.name} as fp8 without its scales {weight.name}{SCALE}: its values are lost; fetch "
@@ -161,7 +165,7 @@ def _scale(
     if len(weight.shape) != 2 or scale.dtype not in PLAIN:
         raise ValueError(f"{folder}: {_shown(weight)} with scales of type {_type_name(scale.dtype)}; {_WAY_OUT}")
     rows, columns = weight.shape
-    tall, wide = block or (max(rows, 1), max(columns, 1))
+    tall, wide = _block(weight.shape, scale.shape, block)
     grid = (-(-rows // tall), -(-columns // wide))
     if scale.shape != grid and not (grid == (1, 1) and scale.num_bytes == scale.dtype.itemsize):
         raise ValueError(
@@ -170,6 +174,21 @@ def _scale(
             "model"
         )
     return reshaped(scale, grid), (tall, wide)
+
+
+def _block(shape: tuple[int, ...], scales: tuple[int, ...], stated: Any) -> tuple[int, int]:
+    """Rows and columns of a block. Where config.json is silent it is the usual one, or else what divides the weight
+    evenly, as in transformers.
+    """
+    if stated is None:
+        return max(shape[0], 1), max(shape[1], 1)
+    if len(stated) == 2:
+        return stated[0], stated[1]
+    usual = tuple(-(-size // block) for size, block in zip(shape, DEFAULT_BLOCK, strict=True))
+    even = len(scales) == 2 and all(count and not size % count for size, count in zip(shape, scales, strict=True))
+    if scales == usual or not even:
+        return DEFAULT_BLOCK
+    return shape[0] // scales[0], shape[1] // scales[1]
 
 
 def _type_name(dtype: torch.dtype) -> str:

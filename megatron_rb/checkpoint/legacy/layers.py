@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_rb.checkpoint.legacy.names import VISION, Place, needless, place_of
+from megatron_rb.checkpoint.hf.non_parameters import ASKED_FOR, check_patterns, is_allowed, non_parameter
+from megatron_rb.checkpoint.legacy.names import VISION, Place, place_of
 from megatron_rb.checkpoint.legacy.tree import LegacyTree, RankFile
 from megatron_rb.checkpoint.storage.tensors import StoredTensor
 
@@ -52,6 +53,9 @@ def find_sites(tree: LegacyTree, allow_drop: Collection[str] = ()) -> tuple[list
         rank = tree.ranks[0, pp_rank]
         for chunk, content in enumerate(rank.chunks):
             found[pp_rank, chunk] = _parameters(rank, chunk, content, allow_drop, dropped)
+    keys = {key for rank in tree.ranks.values() for chunk in rank.chunks for key in chunk}
+    known = {key for key in keys if place_of(key)}
+    check_patterns(allow_drop, keys - known, known, tree.folder)
     firsts = _first_layers(tree, found)
     sites = [
         Site(place.global_name(firsts[pp_rank, chunk] if place.is_text_layer else 0), place, pp_rank, chunk, key)
@@ -69,7 +73,7 @@ def _parameters(
     for key, value in content.items():
         full = f"stage {rank.pp_rank}, {rank.chunk_name(chunk)}: {key}"
         place = place_of(key)
-        reason = needless(key) or ("named with --allow-drop" if key in allow_drop else None)
+        reason = non_parameter(key) or (ASKED_FOR if place is None and is_allowed(key, allow_drop) else None)
         if reason:
             dropped.append((full, reason))
         elif place is None:

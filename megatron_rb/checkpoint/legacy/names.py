@@ -95,12 +95,3 @@ def place_of(key: str) -> Place | None:
         native, cut = _IN_LAYER[rest]
         return Place(f"{tower}.layers.{{layer}}.{native}", layer, cut)
     return None
-
-
-def needless(key: str) -> str | None:
-    """Why a key is left out on purpose; None for one that is not known to be needless."""
-    if key.endswith("_extra_state"):
-        return "state of a layer implementation (fp8 scales); the target's layers make their own"
-    if key.endswith("rotary_pos_emb.inv_freq"):
-        return "a buffer that is computed from the configuration"
-    return None

@@ -113,8 +113,7 @@ def find_iteration(path: str | Path) -> Path:
     if not chosen.is_dir():
         raise ValueError(f"{tracker} names {chosen.name}, which is missing; name an existing iteration's folder")
     if not any(chosen.glob("mp_rank_*")):
-        kind = "a distributed checkpoint (torch_dist)" if (chosen / ".metadata").exists() else "no legacy checkpoint"
-        raise ValueError(f"{chosen} has no mp_rank_* folders: it is {kind}")
+        raise ValueError(f"{chosen} has no mp_rank_* folders: it is no legacy checkpoint")
     return chosen
 
 

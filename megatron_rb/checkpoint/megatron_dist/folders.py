@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rb.checkpoint.legacy.tree import TRACKER
-from megatron_rb.checkpoint.manifest import MANIFEST
 from megatron_rb.checkpoint.storage.restricted import Opaque, UnsafePickle, read_torch_file
-from megatron_rb.checkpoint.storage.torch_dist import BACKEND, COMMON, METADATA, DistFolder, read_dist_folder
+from megatron_rb.checkpoint.storage.torch_dist import BACKEND, COMMON, DistFolder, read_dist_folder
+from megatron_rb.models.robobrain.foreign import is_dist_iteration
 
 _ITERATION = re.compile(r"iter_(\d+)")
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
@@ -49,22 +49,12 @@ def find_megatron_dist(path: str | Path) -> Path | None:
     None when there is none, or when `path` is a checkpoint of this stack.
     """
     folder = Path(path)
-    if _is_dist(folder):
+    if is_dist_iteration(folder):
         return folder
     tracker = folder / TRACKER
     word = tracker.read_text().strip() if tracker.is_file() else ""
     chosen = folder / (f"iter_{int(word):07d}" if word.isdigit() else "release")
-    return chosen if word and _is_dist(chosen) else None
-
-
-def holds_megatron_dist(path: str | Path) -> bool:
-    """Whether a folder or one of its iterations is a foreign `torch_dist` checkpoint."""
-    folder = Path(path)
-    return _is_dist(folder) or any(_is_dist(entry) for entry in [*folder.glob("iter_*"), folder / "release"])
-
-
-def _is_dist(folder: Path) -> bool:
-    return (folder / METADATA).is_file() and not (folder / MANIFEST).is_file()
+    return chosen if word and is_dist_iteration(chosen) else None
 
 
 def read_megatron_dist(folder: Path) -> MegatronDist:
@@ -91,9 +81,13 @@ def read_megatron_dist(folder: Path) -> MegatronDist:
     args = common.get("args")
     state = args.state if isinstance(args, Opaque) else args
     return MegatronDist(
-        folder, _iteration(folder, common), stored, state if isinstance(state, Mapping) else {}, tuple(optimizer),
+        folder,
+        _iteration(folder, common),
+        stored,
+        state if isinstance(state, Mapping) else {},
+        tuple(optimizer),
         warnings,
-    )  # fmt: skip
+    )
 
 
 def _common(folder: Path, warnings: list[str]) -> Mapping[str, Any]:

@@ -158,9 +158,12 @@ def _unknown(dist: MegatronDist, key: str, found: FoundWeights) -> str:
 
 
 def _fit(
-    dist: MegatronDist, found: FoundWeights, rules: Mapping[str, WeightRule], wanted: Mapping[str, tuple[int, ...]],
+    dist: MegatronDist,
+    found: FoundWeights,
+    rules: Mapping[str, WeightRule],
+    wanted: Mapping[str, tuple[int, ...]],
     pool: FilePool,
-) -> None:  # fmt: skip
+) -> None:
     """Take padding away and compare shapes; a stored head of tied embeddings must be the embedding."""
     for name, tensor in found.hf.items():
         if tensor.shape != wanted[name]:
@@ -201,8 +204,9 @@ def _unpadded(
         raise ValueError(f"{_other_shape(dist, tensor, wanted)} (what is beyond is no padding, it is not zero)")
     what = "columns" if dim else "rows"
     found.dropped[f"{name} ({tensor.name})"] = f"{tensor.shape[dim] - wanted[dim]} {what} of padding"
-    places = [(piece, tuple(part * kept * (axis == dim) for axis in range(len(wanted))))
-              for part, piece in enumerate(pieces)]  # fmt: skip
+    places = [
+        (piece, tuple(part * kept * (axis == dim) for axis in range(len(wanted)))) for part, piece in enumerate(pieces)
+    ]
     return joined(tensor.name, wanted, places)
 
 

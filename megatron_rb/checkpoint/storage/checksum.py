@@ -1,4 +1,4 @@
-"""Checksums of raw tensor bytes, and a count of NaNs, both taken while the bytes pass by."""
+"""Checksums of raw tensor bytes, and a count of NaNs and infinities, both taken while the bytes pass by."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing_extensions import Buffer
 
 ALGORITHM = "xxh3-128"
 _NAN_LIMITS = {
-    # Bits of infinity: anything above, with the sign bit clear or set, is a NaN.
+    # Bits of infinity, with the sign bit clear and set: anything above is a NaN.
     torch.float32: (np.int32, np.uint32, 0x7F800000, 0xFF800000),
     torch.bfloat16: (np.int16, np.uint16, 0x7F80, 0xFF80),
     torch.float16: (np.int16, np.uint16, 0x7C00, 0xFC00),
@@ -35,17 +35,18 @@ def checksum(data: Buffer) -> str:
     return xxhash.xxh3_128(data).hexdigest()
 
 
-def count_nans(block: Buffer, dtype: torch.dtype) -> int:
-    """NaNs among the elements of a block; 0 for types that have none.
+def count_not_finite(block: Buffer, dtype: torch.dtype) -> tuple[int, int]:
+    """`(NaNs, infinities)` among the elements of a block; none for types that have none.
 
-    Two maxima over integers are many times faster than comparing floats, and NaNs are rare: they are counted only
-    where the maxima show one.
+    Two maxima over integers are many times faster than comparing floats, and such values are rare: they are counted
+    only where the maxima show one.
     """
     limits = _NAN_LIMITS.get(dtype)
     if limits is None or not memoryview(block).nbytes:
-        return 0
+        return 0, 0
     signed, unsigned, positive, negative = limits
     as_signed, as_unsigned = np.frombuffer(memoryview(block), signed), np.frombuffer(memoryview(block), unsigned)
-    if as_signed.max() <= positive and as_unsigned.max() <= negative:
-        return 0
-    return int(((as_signed > positive) | (as_unsigned > negative)).sum())
+    if as_signed.max() < positive and as_unsigned.max() < negative:
+        return 0, 0
+    nans = int(((as_signed > positive) | (as_unsigned > negative)).sum())
+    return nans, int(((as_signed == positive) | (as_unsigned == negative)).sum())

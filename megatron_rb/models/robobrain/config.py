@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_rb.models.robobrain.defaults import MAY_BE_NULL, TEXT_DEFAULTS, VISION_DEFAULTS
+from megatron_rb.models.robobrain.foreign import foreign_kind
+
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 
@@ -101,6 +104,9 @@ def load_shape(hf_path: str | Path) -> RoboBrainShape:
     path = Path(hf_path)
     path = path / "config.json" if path.suffix != ".json" else path
     if not path.is_file():
+        kind = foreign_kind(path.parent)
+        if kind:
+            raise ValueError(f"{path.parent} {kind}")
         raise ValueError(f"no config.json at {path}; model.hf_path must be a Hugging Face folder of a RoboBrain model")
     try:
         raw = json.loads(path.read_text())
@@ -116,12 +122,13 @@ def shape_from_dict(raw: dict[str, Any], origin: str = "config") -> RoboBrainSha
         raise ValueError(
             f"{origin} has model_type {family!r}; RoboBrain 2.0 is 'qwen2_5_vl' and RoboBrain 2.5 is 'qwen3_vl'"
         )
-    text = raw.get("text_config") or raw
-    try:
-        vision_shape = _vision_shape(family, raw["vision_config"])
-        text_shape = _text_shape(family, text, _tied(family, raw))
-    except KeyError as error:
-        raise ValueError(f"{origin} misses the field {error} of a {family} model") from error
+    text = TEXT_DEFAULTS[family] | _text_section(family, raw)
+    vision = VISION_DEFAULTS[family] | (raw.get("vision_config") or {})
+    for fields, known in ((text, TEXT_DEFAULTS), (vision, VISION_DEFAULTS)):
+        empty = [name for name in known[family] if fields[name] is None and name not in MAY_BE_NULL]
+        if empty:
+            raise ValueError(f"{origin} gives the field '{empty[0]}' of a {family} model no value")
+    vision_shape, text_shape = _vision_shape(family, vision), _text_shape(family, text, _tied(family, raw))
     shape = RoboBrainShape(
         family=family,
         vision=vision_shape,
@@ -130,10 +137,16 @@ def shape_from_dict(raw: dict[str, Any], origin: str = "config") -> RoboBrainSha
         video_token_id=raw.get("video_token_id", 151656),
         vision_start_token_id=raw.get("vision_start_token_id", 151652),
         vision_end_token_id=raw.get("vision_end_token_id", 151653),
-        initializer_range=text.get("initializer_range", 0.02),
+        initializer_range=text["initializer_range"],
     )
     _check(shape, origin)
     return shape
+
+
+def _text_section(family: str, raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the language model; only Qwen2.5-VL ever wrote them beside those of the whole."""
+    flat = raw if family == "qwen2_5_vl" else {}
+    return flat if raw.get("text_config") is None else raw["text_config"]
 
 
 def _tied(family: str, raw: dict[str, Any]) -> bool:
@@ -144,9 +157,8 @@ def _tied(family: str, raw: dict[str, Any]) -> bool:
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    # "rope_parameters" since transformers 5, "rope_scaling" + "rope_theta" before.
-    rope = dict(config.get("rope_scaling") or {})
-    rope.update(config.get("rope_parameters") or {})
+    # "rope_parameters" since transformers 5, "rope_scaling" + "rope_theta" before; the older word wins there too.
+    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope", "axial"):
         raise ValueError(f"rope type {kind!r} is not supported; RoboBrain models use the default multimodal rope")
@@ -162,7 +174,7 @@ def _vision_shape(family: str, config: dict[str, Any]) -> VisionShape:
         norm_eps=1e-6,
         patch_size=config["patch_size"],
         temporal_patch_size=config["temporal_patch_size"],
-        in_channels=config.get("in_channels", config.get("in_chans", 3)),
+        in_channels=config["in_channels"],
         spatial_merge_size=config["spatial_merge_size"],
         out_hidden_size=config["out_hidden_size"],
         rope_theta=float(_rope(config).get("rope_theta", 10000.0)),
@@ -171,19 +183,19 @@ def _vision_shape(family: str, config: dict[str, Any]) -> VisionShape:
         return VisionShape(
             **shared,
             gated_mlp=True,
-            activation=config.get("hidden_act", "silu"),
+            activation=config["hidden_act"],
             norm="rmsnorm",
             patch_bias=False,
             window_size=config["window_size"],
             full_attention_layers=tuple(config["fullatt_block_indexes"]),
             position_grid_side=0,
             deepstack_layers=(),
-            tokens_per_second=float(config.get("tokens_per_second", 4)),
+            tokens_per_second=float(config["tokens_per_second"]),
         )
     return VisionShape(
         **shared,
         gated_mlp=False,
-        activation=config.get("hidden_act", "gelu_pytorch_tanh"),
+        activation=config["hidden_act"],
         norm="layernorm",
         patch_bias=True,
         window_size=0,
@@ -196,28 +208,28 @@ def _vision_shape(family: str, config: dict[str, Any]) -> VisionShape:
 
 def _text_shape(family: str, config: dict[str, Any], tied: bool) -> TextShape:
     rope = _rope(config)
-    default_theta = 1e6 if family == "qwen2_5_vl" else 5e5
-    default_section = [16, 24, 24] if family == "qwen2_5_vl" else [24, 20, 20]
     heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or (config["hidden_size"] // heads if family == "qwen2_5_vl" else 128)
-    attention_bias = bool(config.get("attention_bias", False))
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    if family == "qwen2_5_vl":
+        head_dim = config["hidden_size"] // heads
+    attention_bias = bool(config.get("attention_bias"))
     return TextShape(
         num_layers=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
         ffn_hidden_size=config["intermediate_size"],
         num_heads=heads,
-        num_query_groups=config.get("num_key_value_heads") or heads,
+        num_query_groups=config["num_key_value_heads"] or heads,
         head_dim=head_dim,
         vocab_size=config["vocab_size"],
         tied_embeddings=tied,
-        norm_eps=config.get("rms_norm_eps", 1e-5 if family == "qwen2_5_vl" else 1e-6),
+        norm_eps=config["rms_norm_eps"],
         qkv_bias=True if family == "qwen2_5_vl" else attention_bias,
         proj_bias=False if family == "qwen2_5_vl" else attention_bias,
         qk_norm=family == "qwen3_vl",
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", default_theta))),
-        mrope_section=tuple(rope.get("mrope_section", default_section)),
+        rope_theta=float(rope.get("rope_theta", config["rope_theta"])),
+        mrope_section=tuple(rope.get("mrope_section", config["mrope_section"])),
         mrope_interleaved=family == "qwen3_vl",
-        max_positions=config.get("max_position_embeddings", 32768),
+        max_positions=config["max_position_embeddings"],
     )
 
 

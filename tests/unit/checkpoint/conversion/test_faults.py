@@ -172,6 +172,18 @@ def test_nan_is_reported_and_kept_with_its_payload(sharded, tmp_path):
     assert [d.name for d in verify(sharded, tmp_path / "out").differences] == [name]
 
 
+@pytest.mark.parametrize("dtype", ["keep", "bf16"])
+def test_infinity_is_reported_and_kept(sharded, tmp_path, dtype):
+    name = "model.language_model.norm.weight"
+    victim = next(path for path in shards(sharded) if name in load_file(path))
+    rewrite(victim, lambda tensors: tensors[name][:3].copy_(torch.tensor([float("inf"), float("-inf"), 3.4e38])))
+    summary = import_folder(sharded, tmp_path / "out", dtype=dtype)
+    count = 2 if dtype == "keep" else 3  # the largest fp32 values are beyond those of bf16
+    assert f"language.head.norm.weight holds {count} infinite values, kept as they are" in summary.notes
+    exported = export_checkpoint(tmp_path / "out", tmp_path / "exported")
+    assert exported.notes == (f"{name} holds {count} infinite values, kept as they are",)
+
+
 def test_change_of_type_is_reported(model, tmp_path):
     summary = import_folder(model / "hf", tmp_path / "bf16", dtype="bf16")
     assert summary.dtypes == ("bfloat16",) and "the change of type altered" in summary.notes[0]

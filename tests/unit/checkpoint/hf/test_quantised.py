@@ -123,6 +123,16 @@ def test_one_scale_for_a_whole_tensor(tmp_path):
     assert torch.equal(HFReader(folder, load_shape(folder)).read_hf(Q_PROJ), values[Q_PROJ].bfloat16())
 
 
+@pytest.mark.parametrize("block", [(1 << 20, 1 << 20), (128, 128), (16, 8)], ids=str)
+def test_block_size_that_the_config_does_not_state(tmp_path, block):
+    """It is that of the scales, as in transformers."""
+    folder, values = fp8_folder(tmp_path, block)
+    rewrite(folder, quantization_config=FP8)
+    name = "model.language_model.layers.0.mlp.gate_proj.weight"
+    assert not values[name].shape[0] % 16 and not values[name].shape[1] % 8
+    assert torch.equal(HFReader(folder, load_shape(folder)).read_hf(name), values[name].bfloat16())
+
+
 def test_verify_compares_values(tmp_path):
     folder, _ = fp8_folder(tmp_path)
     import_folder(folder, tmp_path / "ckpt")

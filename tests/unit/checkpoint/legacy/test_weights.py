@@ -250,7 +250,7 @@ def test_unknown_parameter_may_be_left_out_by_name(tmp_path: Path):
     on_all(root, UNEVEN, lambda c: c["model"].update({"language_model.extra": torch.ones(1)}))
     found = read(root, hf, allow_drop=["language_model.extra"])
     assert_same_bytes(found.weights, native(tensors, hf))
-    assert ("stage 0, model: language_model.extra", "named with --allow-drop") in found.dropped
+    assert ("stage 0, model: language_model.extra", "dropped as asked for with --allow-drop") in found.dropped
 
 
 def test_tied_copy_that_differs_is_refused(tmp_path: Path):
@@ -326,3 +326,22 @@ def test_other_folders_are_explained(tmp_path: Path):
         read(hf, hf)
     with pytest.raises(ValueError, match="is not a folder"):
         read(tmp_path / "nowhere", hf)
+
+
+def test_pattern_leaves_unknown_keys_out(tmp_path: Path):
+    root, hf, tensors = written(tmp_path, UNEVEN)
+    rewrite(root, UNEVEN, 0, 0, lambda content: content["model"].update({"value_head.0.weight": torch.ones(2)}))
+    rewrite(root, UNEVEN, 1, 0, lambda content: content["model"].update({"value_head.0.weight": torch.ones(2)}))
+    found = read(root, hf, allow_drop=["value_head.*"])
+    assert_same_bytes(found.weights, native(tensors, hf))
+    assert [reason for key, reason in found.dropped if "value_head" in key] == [
+        "dropped as asked for with --allow-drop"
+    ]
+
+
+def test_pattern_that_drops_nothing_is_refused(tmp_path: Path):
+    root, hf, _ = written(tmp_path, UNEVEN)
+    with pytest.raises(ValueError, match=r"--allow-drop value_head.\*: .* has no such tensor"):
+        read(root, hf, allow_drop=["value_head.*"])
+    with pytest.raises(ValueError, match="--allow-drop language_model.* is part of the model and cannot be left out"):
+        read(root, hf, allow_drop=["language_model.*.weight"])
