@@ -13,10 +13,10 @@ from PIL import Image
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
+from megatron_rb.data.conversation import MediaRef
 from megatron_rb.data.frames import FrameRule, group_seconds, sample_file, sample_given, second_per_grid
 from megatron_rb.data.media import MediaInfo, inspect_media, load_frames, load_image
 from megatron_rb.data.problems import BadSample
-from megatron_rb.data.conversation import MediaRef
 
 QWEN3 = FrameRule("qwen3_vl", fps=2.0, min_frames=4, max_frames=16, temporal_patch_size=2)
 QWEN2 = FrameRule("qwen2_5_vl", fps=2.0, min_frames=4, max_frames=16, temporal_patch_size=2)

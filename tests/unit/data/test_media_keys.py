@@ -29,8 +29,8 @@ WISHES = {
     "nframes": 4, "min_frames": 2, "max_frames": 8, "video_start": 1.5, "video_end": 3, "sample_fps": 4, "raw_fps": 30,
 }  # fmt: skip
 WANTED = MediaOptions(
-    min_pixels=3136, max_pixels=50176, total_pixels=200704, resized_height=56, resized_width=84, nframes=4, min_frames=2,
-    max_frames=8, start=1.5, end=3.0, sample_fps=4.0, raw_fps=30.0,
+    min_pixels=3136, max_pixels=50176, total_pixels=200704, resized_height=56, resized_width=84, nframes=4,
+    min_frames=2, max_frames=8, start=1.5, end=3.0, sample_fps=4.0, raw_fps=30.0,
 )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ THINKING = """\
 {%- endif %}
 {%- for message in messages %}
 {{- '<|im_start|>' + ('user' if message.role == 'tool' else message.role) + '\\n' }}
-{%- if message.role == 'assistant' and (loop.last or not messages[loop.index:] | selectattr('role', 'eq', 'user') | list) %}
+{%- set later = messages[loop.index:] | selectattr('role', 'eq', 'user') | list %}
+{%- if message.role == 'assistant' and not later %}
 {{- '<think>\\n' + (message.reasoning_content or '') + '\\n</think>\\n\\n' }}
 {%- endif %}
 {{- message.content }}
@@ -61,7 +62,8 @@ def _dataset(encoder, rows: list[dict], folder: Path, **settings):
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     ledger = Ledger(folder / "ledger.jsonl")
-    return build_dataset(DataConfig(system_prompt="", **settings), encoder, [str(file)], ledger, cache_dir=folder / "index")
+    config = DataConfig(system_prompt="", **settings)
+    return build_dataset(config, encoder, [str(file)], ledger, cache_dir=folder / "index")
 
 
 def _texts(dataset) -> list[tuple[str, str]]:

@@ -9,7 +9,9 @@ from megatron_rb.data.problems import BadSample
 from megatron_rb.data.rows import parse_row
 
 ASK, ANSWER = {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}
+SYSTEM = {"system": "Be brief."}
 CALL = {"name": "grasp", "arguments": {"x": 1}}
+ANSWERLESS = {"role": "assistant", "content": ""}
 FUNCTION = {"type": "function", "function": CALL}
 
 
@@ -28,14 +30,14 @@ def _answer(**keys):
 @pytest.mark.parametrize(
     "row",
     [
-        {"system": "Be brief.", "conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "Here."}]},
+        SYSTEM | {"conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "Here."}]},
         {"system_prompt": "Be brief.", "messages": [ASK, ANSWER]},
         {"messages": [{"role": "developer", "content": "Be brief."}, ASK, ANSWER]},
         {"system": "another", "messages": [{"role": "system", "content": "Be brief."}, ASK, ANSWER]},
         {"system": "Be brief.", "conversation": [{"assistant": "Here.", "human": "Where?"}]},
         {"system": "Be brief.", "instruction": "Where?", "input": "", "output": "Here."},
         {"system": "Be brief.", "query": "Where?", "response": "Here."},
-        {"system": "Be brief.", "messages": [{"role": "user", "content": [{"type": "text", "value": "Where?"}]}, ANSWER]},
+        SYSTEM | {"messages": [{"role": "user", "content": [{"type": "text", "value": "Where?"}]}, ANSWER]},
         {"system": "Be brief.", "messages": [{"role": "user", "content": [{"text": "Where?"}]}, ANSWER]},
     ],
 )
@@ -99,7 +101,7 @@ def test_thoughts_are_kept(key):
     "turns",
     [
         [{"role": "assistant", "content": None, "tool_calls": [FUNCTION]}],
-        [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "grasp", "arguments": '{"x": 1}'}}]}],
+        [ANSWERLESS | {"tool_calls": [{"function": {"name": "grasp", "arguments": '{"x": 1}'}}]}],
         [{"role": "assistant", "function_call": CALL}],
         [{"role": "assistant", "content": [{"type": "tool_call", "value": json.dumps(CALL)}]}],
         [{"from": "function_call", "value": json.dumps(CALL)}],
