@@ -102,10 +102,8 @@ def _remember(pool: ReferencePool, episode: KeyFramedEpisode | BadEpisode, folde
     """Offer an episode's first and last front picture to later ones, also when another part labels the episode."""
     if isinstance(episode, BadEpisode):
         return
-    with (
-        contextlib.suppress(BadSample),
-        refusing_the_unexpected(),
-    ):  # refused, with its line in the ledger, by the part that labels it
+    # An episode that fails here is refused, with its line in the ledger, by the part that labels it.
+    with contextlib.suppress(BadSample), refusing_the_unexpected():
         store_frames(episode, list(episode.images)[:1], {episode.key_frames[0], episode.key_frames[-1]}, folder)
         pool.add(episode)
 

@@ -30,7 +30,7 @@ class Ledger:
             kind: what happened, e.g. `rejected` or `unreadable`.
             source: where the sample comes from, e.g. a file.
             reason: one sentence.
-            fields: anything else that JSON can hold; of long texts begin and end are kept, whatever a row called itself.
+            fields: anything else that JSON can hold; of long texts begin and end are kept.
         """
         kept = {name: shortened(value) if isinstance(value, str) else value for name, value in fields.items()}
         entry = {

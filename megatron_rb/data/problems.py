@@ -62,6 +62,8 @@ def refusing_the_unexpected() -> Iterator[None]:
     except BadSample:
         raise
     except Exception as error:
+        if isinstance(error, ImportError) or isinstance(error.__cause__, ImportError):
+            raise  # a package that is missing is no fault of the row
         _log_first(error)
         raise BadSample(READER_ERROR, f"{type(error).__name__}: {error}") from error
 

@@ -70,6 +70,8 @@ def _check_characters(row: Mapping[str, Any]) -> None:
     """Half an emoji is legal JSON (a lone surrogate), but no text: neither tokenizer nor file takes it."""
     try:
         json.dumps(row, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise BadSample("not JSON", "the row is nested too deep to be read") from error
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         before = error.object[max(0, error.start - 20) : error.start]

@@ -123,6 +123,21 @@ def test_data_parallel_run_equals_the_pipeline_run(inputs, undisturbed, tmp_path
     assert finish(inputs, tmp_path, DATA_PARALLEL) == pytest.approx(undisturbed, rel=1e-4)
 
 
+def test_edited_data_stop_the_resume_unless_they_are_allowed(inputs, tmp_path):
+    data = tmp_path / "edited.jsonl"
+    rows = [json.loads(line) for line in (inputs / "heldout.jsonl").read_text().splitlines()[:12]]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alone = ["parallel.pp_size=1", "parallel.layout=''", f"data.train=[{data}]", f"data.media_root={inputs}"]
+    finish(inputs, tmp_path / "run", [*alone, "schedule.train_steps=2"])
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    process = start(inputs, tmp_path / "run", [*alone, "schedule.train_steps=3"])
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "the data are not those of the checkpoint: changed is" in output
+    continued = finish(inputs, tmp_path / "run", [*alone, "schedule.train_steps=3", "data.allow_changed=true"])
+    assert sorted(continued) == [1, 2, 3]
+
+
 def test_unreadable_image_is_noted_and_takes_no_part(inputs, tmp_path):
     """The header is fine, so the index takes the row; only one of two tensor-parallel ranks opens it and finds out, and
     the other three ranks must learn it."""
