@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_rb.launch.command import RankCommand
+from megatron_rb.launch.outer_job import without_ranks
 
 _PR_SET_PDEATHSIG = 1
 
@@ -112,7 +113,7 @@ def check_port(address: str, port: int) -> None:
 def _start(command: RankCommand, output: int, log_start: int) -> RankProcess:
     process = subprocess.Popen(
         command.argv,
-        env={**os.environ, **command.env},
+        env={**without_ranks(os.environ), **command.env},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
