@@ -11,40 +11,107 @@ from collections.abc import Iterable, Mapping
 CONTROLLER = ("SLURM_CONF", "SLURM_JWT", "SLURM_CLUSTERS", "SLURM_SACK_", "SLURM_DEBUG_FLAGS", "SLURM_TIME_FORMAT")
 """Beginnings of what Slurm's commands need to reach the controller; stays."""
 RANKS = (
-    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
-    "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RB_RUN_ID", "RB_ATTEMPT", "RB_FENCE", "RB_BEATS", "RB_STACKS",
-    "RB_NUMBER", "RB_NODE",
-)  # fmt: skip
+    "RANK",
+    "LOCAL_RANK",
+    "GROUP_RANK",
+    "ROLE_RANK",
+    "ROLE_NAME",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_WORLD_SIZE",
+    "ROLE_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "RB_RUN_ID",
+    "RB_ATTEMPT",
+    "RB_FENCE",
+    "RB_BEATS",
+    "RB_STACKS",
+    "RB_NUMBER",
+    "RB_NODE",
+)
 """Names by which a process of another world knows its place."""
 RANK_GROUPS = ("TORCHELASTIC_", "PMI_", "PMI2_", "PMIX_", "OMPI_", "PRTE_", "MPI_LOCAL")
 """Beginnings of further ones."""
 DEVICES = (
-    "CUDA_VISIBLE_DEVICES", "MUSA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK",
+    "CUDA_VISIBLE_DEVICES",
+    "MUSA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
     "GPU_DEVICE_ORDINAL",
-)  # fmt: skip
+)
 """Devices of a step; Slurm gives every step its own."""
 SIZES = (
-    "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NNODES", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE",
-    "SLURM_JOB_NUM_NODES", "SLURM_DISTRIBUTION",
-)  # fmt: skip
+    "SLURM_NTASKS",
+    "SLURM_NPROCS",
+    "SLURM_NNODES",
+    "SLURM_TASKS_PER_NODE",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_DISTRIBUTION",
+)
 """Sizes of a job, which contradict those of a step with fewer nodes."""
 REQUESTS = (
-    "SLURM_CPU_BIND", "SLURM_CPU_FREQ_REQ", "SLURM_MEM_BIND", "SRUN_CPUS_PER_TASK", "SLURM_TRES_", "SLURM_GRES",
-    "SLURM_STEP_", "SLURM_HINT", "SLURM_CORE_SPEC", "SLURM_THREAD_SPEC", "SLURM_DIST_PLANESIZE", "SLURM_HOSTFILE",
-    "SLURM_EXACT", "SLURM_EXCLUSIVE", "SLURM_EXPORT_ENV", "SRUN_EXPORT_ENV", "SLURM_TIMELIMIT", "SLURM_WAIT",
-    "SLURM_IMMEDIATE", "SLURM_STD", "SLURM_LABELIO", "SLURM_WORKING_DIR", "SLURM_REMOTE_CWD", "SLURM_RESV_PORTS",
-    "SLURM_MPI_TYPE", "SLURM_PROLOG", "SLURM_EPILOG", "SLURM_TASK_PROLOG", "SLURM_TASK_EPILOG",
-)  # fmt: skip
+    "SLURM_CPU_BIND",
+    "SLURM_CPU_FREQ_REQ",
+    "SLURM_MEM_BIND",
+    "SRUN_CPUS_PER_TASK",
+    "SLURM_TRES_",
+    "SLURM_GRES",
+    "SLURM_STEP_",
+    "SLURM_HINT",
+    "SLURM_CORE_SPEC",
+    "SLURM_THREAD_SPEC",
+    "SLURM_DIST_PLANESIZE",
+    "SLURM_HOSTFILE",
+    "SLURM_EXACT",
+    "SLURM_EXCLUSIVE",
+    "SLURM_EXPORT_ENV",
+    "SRUN_EXPORT_ENV",
+    "SLURM_TIMELIMIT",
+    "SLURM_WAIT",
+    "SLURM_IMMEDIATE",
+    "SLURM_STD",
+    "SLURM_LABELIO",
+    "SLURM_WORKING_DIR",
+    "SLURM_REMOTE_CWD",
+    "SLURM_RESV_PORTS",
+    "SLURM_MPI_TYPE",
+    "SLURM_PROLOG",
+    "SLURM_EPILOG",
+    "SLURM_TASK_PROLOG",
+    "SLURM_TASK_EPILOG",
+)
 """Beginnings of what an `srun` takes for its options and no `sbatch` sets for its own job."""
 SHARED_REQUESTS = (
-    "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU", "SLURM_MEM_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_CPUS_PER_GPU",
-    "SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_GPUS_PER_SOCKET", "SLURM_GPU_BIND",
-    "SLURM_GPU_FREQ", "SLURM_NTASKS_PER_CORE", "SLURM_NTASKS_PER_GPU", "SLURM_NTASKS_PER_SOCKET",
-    "SLURM_THREADS_PER_CORE", "SLURM_OVERCOMMIT",
-)  # fmt: skip
+    "SLURM_MEM_PER_CPU",
+    "SLURM_MEM_PER_GPU",
+    "SLURM_MEM_PER_NODE",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_CPUS_PER_GPU",
+    "SLURM_GPUS",
+    "SLURM_GPUS_PER_NODE",
+    "SLURM_GPUS_PER_TASK",
+    "SLURM_GPUS_PER_SOCKET",
+    "SLURM_GPU_BIND",
+    "SLURM_GPU_FREQ",
+    "SLURM_NTASKS_PER_CORE",
+    "SLURM_NTASKS_PER_GPU",
+    "SLURM_NTASKS_PER_SOCKET",
+    "SLURM_THREADS_PER_CORE",
+    "SLURM_OVERCOMMIT",
+)
 """Such options that an `sbatch` sets too, for a job that was submitted with them."""
-OWN_OPTIONS = ("SBATCH_ARRAY_INX", "SBATCH_ERROR", "SBATCH_NO_REQUEUE", "SBATCH_OPEN_MODE", "SBATCH_OUTPUT",
-               "SBATCH_SIGNAL", "SBATCH_WAIT")  # fmt: skip
+OWN_OPTIONS = (
+    "SBATCH_ARRAY_INX",
+    "SBATCH_ERROR",
+    "SBATCH_NO_REQUEUE",
+    "SBATCH_OPEN_MODE",
+    "SBATCH_OUTPUT",
+    "SBATCH_SIGNAL",
+    "SBATCH_WAIT",
+)
 """Of the user's own wishes for all jobs, those that would take from the launcher what it works by."""
 FILTERS = ("SQUEUE_", "SINFO_", "SACCT_", "SCANCEL_")
 """Beginnings of what narrows or rewords the answers of Slurm's commands for a person."""
