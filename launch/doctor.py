@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.local import free_port
+from megatron_rb.launch.outer_job import without_requests
 from megatron_rb.launch.ssh import ssh_command
 
 PROBE, REPORT = "megatron_rb.parallel.doctor", "rb-doctor "
@@ -118,13 +119,22 @@ def _srun(job: JobSpec, words: Sequence[str], port: int) -> list[str]:
         f"env OMP_NUM_THREADS=1 {exports} LOCAL_WORLD_SIZE={job.processes} MASTER_PORT={port} "
         f'MASTER_ADDR=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1) {shlex.join(words)}'
     )
-    tasks = [f"--nodes={job.nodes}", f"--ntasks-per-node={job.processes}", "--kill-on-bad-exit=1"]
-    return ["srun", *tasks, "bash", "-c", inside]
+    tasks = [f"--nodes={job.nodes}", f"--ntasks-per-node={job.processes}", "--kill-on-bad-exit=1", "--export=ALL"]
+    # Inside an allocation its machines are checked, beside what runs there.
+    beside = ["--overlap"] if "SLURM_JOB_ID" in os.environ else []
+    return ["srun", *tasks, *beside, "bash", "-c", inside]
 
 
 def _run_all(commands: Sequence[Sequence[str]], folder: os.PathLike[str]) -> list[str]:
     processes = [
-        subprocess.Popen(words, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            words,
+            cwd=folder,
+            env=without_requests(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         for words in commands
     ]
     end = time.monotonic() + TIMEOUT_SECONDS
