@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_rb.launch.command import RankCommand
+from megatron_rb.launch.open_files import raise_open_files
 from megatron_rb.launch.outer_job import without_ranks
 
 _PR_SET_PDEATHSIG = 1
@@ -63,6 +64,7 @@ class RankProcess:
 
 def start_ranks(commands: Sequence[RankCommand]) -> list[RankProcess]:
     """Start all processes; must be called from the main thread, whose end is what the processes watch."""
+    raise_open_files()
     ranks: list[RankProcess] = []
     outputs: list[tuple[RankProcess, int, BinaryIO]] = []
     try:
