@@ -1,8 +1,8 @@
 """Open files and sockets of a process: its limit, and how many a rank needs in a world of a given size.
 
-Counted with 2 to 16 processes on gloo (torch 2.13), exact to the file: a gloo group holds 4 files, connected or not, and
-a socket to every other member; where it connects lazily, to its neighbours in the ring (2, or 1 of a pair). Rank 0 keeps
-the store, which has 10 files and a socket to every rank.
+Counted with 2 to 16 processes on gloo (torch 2.13), exact to the file: a gloo group holds 4 files, connected or not,
+and a socket to every other member; where it connects lazily, to its neighbours in the ring (2, or 1 of a pair). Rank 0
+keeps the store, which has 10 files and a socket to every rank.
 """
 
 from __future__ import annotations
