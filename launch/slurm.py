@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_rb.launch.attempt import AttemptResult, Channel
 from megatron_rb.launch.handed_on import check_secrets, exported_names, wished_export
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.local import free_port
@@ -26,7 +27,7 @@ from megatron_rb.launch.outer_job import for_submission, unused_wishes, without_
 from megatron_rb.launch.plan import AttemptPlan, stacks_dir
 from megatron_rb.launch.record import COMPLETED, FAILED, QUEUED, RUNNING, STOPPED
 from megatron_rb.launch.topology import choose_nodes, leaf_of_nodes
-from megatron_rb.launch.watch import AttemptResult, AttemptWatch, Channel
+from megatron_rb.launch.watch import AttemptWatch
 
 COMMAND_SECONDS, ANSWER_SECONDS = 30, 1.5
 PORTS = (20000, 29999)

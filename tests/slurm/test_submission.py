@@ -1,8 +1,8 @@
-"""What a new job gets from the environment that it is submitted in: the secrets of the run, nothing of another job."""
+"""What a new job gets where it is submitted: the secrets of the run, nothing of another job, a folder to work in."""
 
 import pytest
 
-from tests.slurm.cluster import SlurmCluster
+from tests.slurm.cluster import SlurmCluster, wait_for
 from tests.slurm.runs import REPOSITORY
 from tests.slurm.submissions import NotedRun
 
@@ -86,3 +86,36 @@ def test_a_script_submitted_without_its_secret_fails_with_the_reason(secret: Not
 def test_queueing_again_without_the_secret_is_refused(secret: NotedRun):
     done = NotedRun(secret.inputs, secret.run_dir, secret.cluster).act("requeue")
     assert done.returncode == 2 and "cluster.secrets names TOKEN, which is not set here" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder_missing(cluster: SlurmCluster, inputs, tmp_path_factory) -> tuple[NotedRun, str]:
+    """A run of two nodes, one of which lacks the working folder while the first attempt starts."""
+    folder = tmp_path_factory.mktemp("missing")
+    (folder / "shared/work").mkdir(parents=True)
+    run = NotedRun(inputs, folder / "run", cluster, [*TWO_NODES, "cluster.return_seconds=1"])
+    without = cluster.nodes[1]
+    cluster.execute(without, "mount", "-t", "tmpfs", "none", str(folder / "shared"))
+    env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    words = [
+        *run.command,
+        "cluster.max_retries=1",
+        f"cluster.slurm.options=['--nodelist={cluster.nodes[0]},{without}']",
+    ]
+    cluster.command("env", f"--chdir={folder}/shared/work", *(f"{k}={v}" for k, v in env.items()), *words)
+    wait_for(lambda: run.record.attempts and run.record.attempts[0].ended is not None, 40, run.story)
+    cluster.execute(without, "umount", str(folder / "shared"))
+    return run.wait_noted(attempt=2), without
+
+
+def test_a_node_without_the_working_folder_is_named_within_seconds(folder_missing):
+    run, without = folder_missing
+    first = run.record.attempts[0]
+    assert (first.kind, first.node) == ("node", without)
+    assert first.cause.startswith(f"{without} could not start its processes") and "No such file" in first.cause
+    assert first.noticed_at - first.started < 10
+
+
+def test_the_run_goes_on_when_the_folder_is_back(folder_missing):
+    assert len(folder_missing[0].record.attempts) == 2
+    assert folder_missing[0].environment(1)["RANK"] == "1"
