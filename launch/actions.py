@@ -31,6 +31,7 @@ from megatron_rb.launch.record import (
 )
 from megatron_rb.launch.ssh import on_all, unreachable
 from megatron_rb.launch.status import all_runs, present_state, process_lives, run_status
+from megatron_rb.launch.time_limit import check_partition
 
 ACTIONS = ("run", "dryrun", "status", "logs", "stop", "requeue")
 FOLLOW_SECONDS, STOP_SECONDS = 0.5, 600
@@ -160,7 +161,7 @@ def requeue(run_dir: Path) -> int:
 
 def submit_array(script: Path, jobs: Sequence[JobSpec]) -> str:
     """Submit the runs of a sweep as one array; returns its job id."""
-    job_id = slurm.submit(script)
+    job_id = slurm.submit(script, jobs[0].secrets)
     for number, job in enumerate(jobs):
         RunRecord(job.run_id, job.name, job.engine, QUEUED, job_id=f"{job_id}_{number}", created=now()).save(
             job.run_dir
@@ -171,6 +172,7 @@ def submit_array(script: Path, jobs: Sequence[JobSpec]) -> str:
 def _submit(config: Config, job: JobSpec, follow: bool) -> int:
     if not slurm.is_installed():
         raise ValueError("sbatch is not on this machine; run this on a login node, or look at it with action=dryrun")
+    check_partition(config.cluster.slurm, os.environ, slurm.partition_limits)
     with own_folder(job.run_dir), nothing_left_behind(job.run_dir):
         twins = slurm.jobs_of_run(job.run_id)
         if twins:
@@ -186,7 +188,7 @@ def _submit(config: Config, job: JobSpec, follow: bool) -> int:
 
 
 def _submit_script(job: JobSpec, record: RunRecord) -> None:
-    job_id = slurm.submit(job.launch_dir / "job.sbatch")
+    job_id = slurm.submit(job.launch_dir / "job.sbatch", job.secrets)
     started = load_record(job.run_dir) or record
     if started.job_id != job_id:  # else the job has begun already and keeps the record itself
         record.job_id, record.state, record.reason = job_id, QUEUED, ""

@@ -15,6 +15,7 @@ from pathlib import Path
 from megatron_rb.launch.job import JobSpec, load_job
 from megatron_rb.launch.loop import Engine, Loop
 from megatron_rb.launch.one_machine import LocalEngine
+from megatron_rb.launch.open_files import raise_open_files
 from megatron_rb.launch.slurm import SlurmEngine
 from megatron_rb.launch.ssh import SshEngine
 from megatron_rb.launch.supervise import caught_signals
@@ -41,6 +42,7 @@ def build_engine(job: JobSpec, srun: Sequence[str], received: list[int]) -> Engi
 
 def main(argv: Sequence[str]) -> int:
     run_dir, *srun = argv
+    raise_open_files()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the terminal of `rb launch` may close
     return carry_on(load_job(Path(run_dir)), [word for word in srun if word != "--"])
 

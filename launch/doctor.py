@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.local import free_port
+from megatron_rb.launch.outer_job import without_requests
 from megatron_rb.launch.ssh import ssh_command
 
 PROBE, REPORT = "megatron_rb.parallel.doctor", "rb-doctor "
@@ -72,6 +73,23 @@ def findings(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
+def file_findings(reports: Sequence[Mapping[str, Any]], needed: int) -> list[str]:
+    """Machines on which a rank may not open as many files as it needs."""
+    return [
+        f"{report['host']}: at most {report['open_files']} open files (hard limit), rank 0 needs up to {needed}; raise "
+        f"`nofile` in limits.conf, or LimitNOFILE of slurmd or sshd"
+        for report in reports
+        if report["open_files"] < needed
+    ]
+
+
+def files_line(reports: Sequence[Mapping[str, Any]], world: int, needed: int) -> str:
+    """One sentence with the figures of `file_findings`."""
+    least = min(report["open_files"] for report in reports)
+    way = "lazily" if reports[0]["lazy_gloo"] else "at once"
+    return f"open files: rank 0 of {world} needs up to {needed} (gloo connects {way}), a process may have {least}"
+
+
 def table(reports: Sequence[Mapping[str, Any]]) -> str:
     """One line per machine."""
     lines = []
@@ -118,13 +136,22 @@ def _srun(job: JobSpec, words: Sequence[str], port: int) -> list[str]:
         f"env OMP_NUM_THREADS=1 {exports} LOCAL_WORLD_SIZE={job.processes} MASTER_PORT={port} "
         f'MASTER_ADDR=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1) {shlex.join(words)}'
     )
-    tasks = [f"--nodes={job.nodes}", f"--ntasks-per-node={job.processes}", "--kill-on-bad-exit=1"]
-    return ["srun", *tasks, "bash", "-c", inside]
+    tasks = [f"--nodes={job.nodes}", f"--ntasks-per-node={job.processes}", "--kill-on-bad-exit=1", "--export=ALL"]
+    # Inside an allocation its machines are checked, beside what runs there.
+    beside = ["--overlap"] if "SLURM_JOB_ID" in os.environ else []
+    return ["srun", *tasks, *beside, "bash", "-c", inside]
 
 
 def _run_all(commands: Sequence[Sequence[str]], folder: os.PathLike[str]) -> list[str]:
     processes = [
-        subprocess.Popen(words, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            words,
+            cwd=folder,
+            env=without_requests(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         for words in commands
     ]
     end = time.monotonic() + TIMEOUT_SECONDS

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from megatron_rb.launch.command import RankCommand
+from megatron_rb.launch.open_files import raise_open_files
+from megatron_rb.launch.outer_job import without_ranks
 
 _PR_SET_PDEATHSIG = 1
 
@@ -62,6 +64,7 @@ class RankProcess:
 
 def start_ranks(commands: Sequence[RankCommand]) -> list[RankProcess]:
     """Start all processes; must be called from the main thread, whose end is what the processes watch."""
+    raise_open_files()
     ranks: list[RankProcess] = []
     outputs: list[tuple[RankProcess, int, BinaryIO]] = []
     try:
@@ -112,7 +115,7 @@ def check_port(address: str, port: int) -> None:
 def _start(command: RankCommand, output: int, log_start: int) -> RankProcess:
     process = subprocess.Popen(
         command.argv,
-        env={**os.environ, **command.env},
+        env={**without_ranks(os.environ), **command.env},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,

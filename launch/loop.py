@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from megatron_rb.launch.attempt import AttemptResult, RankState
+from megatron_rb.launch.handed_on import check_secrets
 from megatron_rb.launch.job import JobSpec, write_whole
 from megatron_rb.launch.plan import STOP_FILE, AttemptPlan, fence_file, owner, sign_of_life
 from megatron_rb.launch.record import (
@@ -28,7 +30,7 @@ from megatron_rb.launch.record import (
     running_seconds,
 )
 from megatron_rb.launch.verdict import judge
-from megatron_rb.launch.watch import AttemptResult, RankState, lost_steps
+from megatron_rb.launch.watch import lost_steps
 
 
 class Engine(Protocol):
@@ -69,6 +71,10 @@ class Loop:
 
     def run(self) -> int:
         self._close_orphaned_attempt()
+        try:
+            check_secrets(self.job.secrets, os.environ, "in this job (`sbatch --export` or SBATCH_EXPORT kept it back)")
+        except ValueError as error:
+            return self._end(FAILED, str(error), 2)
         while True:
             if self.signals:
                 return self._stopped()

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_rb.launch.attempt import AttemptResult, Failure, RankState
 from megatron_rb.launch.beats import Beats
 from megatron_rb.launch.command import build_commands
 from megatron_rb.launch.job import JobSpec
@@ -16,7 +17,6 @@ from megatron_rb.launch.loop import Loop
 from megatron_rb.launch.plan import AttemptPlan, beats_dir, stacks_dir
 from megatron_rb.launch.supervise import Supervisor
 from megatron_rb.launch.verdict import class_of_exit
-from megatron_rb.launch.watch import AttemptResult, Failure, RankState
 
 NODE = "localhost"
 

@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_rb.config.derive import Derived
-from megatron_rb.config.schema import Config
+from megatron_rb.config.schema import Config, SlurmConfig
 from megatron_rb.launch.command import check_environment, threads_per_rank
+from megatron_rb.launch.handed_on import check_secrets
 from megatron_rb.launch.hostfile import check_hosts, read_hosts
 from megatron_rb.launch.job import Host, JobSpec, Patience, SshSpec
 from megatron_rb.launch.record import load_record
+from megatron_rb.launch.time_limit import asked_limit, check_warning
 
 WORKER = "megatron_rb.train.main"
 LAUNCHERS = {
@@ -55,6 +57,8 @@ def build_job(config: Config, derived: Derived) -> JobSpec:
         ssh=SshSpec(hosts, tuple(cluster.ssh.options), cluster.ssh.fan_out, cluster.ssh.connect_seconds),
     )  # fmt: skip
     _check_nodes(job)
+    if job.engine == "slurm":
+        _check_slurm(cluster.slurm)
     return job
 
 
@@ -108,9 +112,7 @@ def check_paths(config: Config, derived: Derived) -> None:
         for path in filter(None, paths):
             if not Path(path).exists() and not _comes_later(config, path):
                 raise ValueError(f"{setting}: there is no {path} (relative to {Path.cwd()})")
-    missing = [name for name in config.cluster.secrets if name not in os.environ]
-    if missing:
-        raise ValueError(f"cluster.secrets names {missing[0]}, which is not set here; export it, or take it out")
+    check_secrets(config.cluster.secrets, os.environ)
 
 
 def _comes_later(config: Config, path: str) -> bool:
@@ -199,6 +201,18 @@ def _node_environments(config: Config, hosts: Sequence[Host]) -> dict[str, dict[
     return {
         node: {**by_type.get(node, {}), **cluster.node_env.get(node, {})} for node in {**by_type, **cluster.node_env}
     }
+
+
+def _check_slurm(slurm: SlurmConfig) -> None:
+    setting, limit = asked_limit(slurm.time, slurm.options, os.environ)
+    if limit:
+        check_warning(setting, limit, slurm.warning_seconds)
+    kept_back = [option for option in slurm.srun_options if option.strip().startswith("--export")]
+    if kept_back:
+        raise ValueError(
+            f"cluster.slurm.srun_options holds {kept_back[0]}: the launcher tells the processes of an attempt where "
+            f"they meet through the environment of srun; take it out, and set variables in cluster.env"
+        )
 
 
 def _check_nodes(job: JobSpec) -> None:

@@ -12,6 +12,7 @@ import jinja2
 from megatron_rb.config.schema import SlurmConfig
 from megatron_rb.launch.command import job_environment, rank_argv
 from megatron_rb.launch.job import JobSpec
+from megatron_rb.launch.outer_job import unset_words
 
 
 def sbatch_script(job: JobSpec, slurm: SlurmConfig, gpus_per_node: int, runs: int = 0) -> str:
@@ -33,6 +34,7 @@ def sbatch_script(job: JobSpec, slurm: SlurmConfig, gpus_per_node: int, runs: in
         "array": f"0-{runs - 1}{limit}" if runs else "",
         "srun_options": [*slurm.srun_options, *_pyxis(job, slurm)],
         "container": _apptainer(job, slurm),
+        "unset_words": unset_words(_requests(slurm, gpus_per_node)),
         "task_script": "rank.sh" if job.launcher == "srun" else "node.sh",
         "task_unit": "device" if job.launcher == "srun" else "node",
     }
@@ -94,6 +96,12 @@ def export_lines(job: JobSpec, node: str) -> list[str]:
 
 def _exports(values: Mapping[str, str]) -> list[str]:
     return [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+
+
+def _requests(slurm: SlurmConfig, gpus_per_node: int) -> list[str]:
+    """Options of the job that Slurm passes on to its steps by their environment."""
+    own = {"gpus-per-node": gpus_per_node, "cpus-per-task": slurm.cpus_per_task}
+    return [*(f"--{name}={value}" for name, value in own.items() if value), *slurm.options]
 
 
 def _pyxis(job: JobSpec, slurm: SlurmConfig) -> Sequence[str]:

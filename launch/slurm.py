@@ -12,18 +12,22 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_rb.launch.attempt import AttemptResult, Channel
+from megatron_rb.launch.handed_on import check_secrets, exported_names, wished_export
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.local import free_port
 from megatron_rb.launch.loop import Loop
+from megatron_rb.launch.outer_job import for_submission, unused_wishes, without_filters, without_sizes
 from megatron_rb.launch.plan import AttemptPlan, stacks_dir
 from megatron_rb.launch.record import COMPLETED, FAILED, QUEUED, RUNNING, STOPPED
 from megatron_rb.launch.topology import choose_nodes, leaf_of_nodes
-from megatron_rb.launch.watch import AttemptResult, AttemptWatch, Channel
+from megatron_rb.launch.watch import AttemptWatch
 
 COMMAND_SECONDS, ANSWER_SECONDS = 30, 1.5
 PORTS = (20000, 29999)
@@ -66,13 +70,21 @@ def answers() -> bool:
         return False
 
 
-def submit(script: Path) -> str:
-    """Submit a batch script; returns the job id.
+def submit(script: Path, handed_on: Sequence[str] = ()) -> str:
+    """Submit a batch script; returns the job id. Nothing of a job around this process gets into the new one.
+
+    Args:
+        handed_on: variables of this environment that reach the job, whatever the site exports.
 
     Raises:
-        ValueError: Slurm refuses the job, in its own words.
+        ValueError: Slurm refuses the job, in its own words; or a variable to hand on is not set here.
     """
-    return _run("sbatch", "--parsable", str(script)).partition(";")[0].strip()
+    check_secrets(handed_on, os.environ)
+    unused = unused_wishes(os.environ)
+    if unused:
+        print(f"{', '.join(unused)} of this environment: not used, the batch script says it itself", file=sys.stderr)
+    done = _try("sbatch", "--parsable", str(script), env=_submission(script, handed_on))
+    return _output(done).partition(";")[0].strip()
 
 
 def test_only(script: Path) -> str:
@@ -81,7 +93,7 @@ def test_only(script: Path) -> str:
     Raises:
         ValueError: the job could never run as it is.
     """
-    done = _try("sbatch", "--test-only", str(script))
+    done = _try("sbatch", "--test-only", str(script), env=_submission(script))
     text = " ".join(line.removeprefix("sbatch: ").strip() for line in done.stderr.splitlines() if line.strip())
     if done.returncode:
         raise ValueError(f"Slurm would refuse this job: {text.removeprefix('allocation failure: ')}")
@@ -105,6 +117,18 @@ def job_state(job_id: str) -> JobState | None:
     if "JobState" in words:
         return _job_state(words["JobState"], words.get("Reason", ""), words.get("NodeList", ""))
     return None
+
+
+def partition_limits(names: str) -> dict[str, str]:
+    """Time limit, in Slurm's words, of a job that asks for none, by partition; empty where Slurm does not tell.
+
+    Args:
+        names: of partitions, comma-separated; empty = the cluster's default one.
+    """
+    of_some = ["-p", names] if names else []
+    lines = _try("sinfo", "-h", "-o", "%P|%L|%l", *of_some).stdout.splitlines()
+    rows = [line.strip().split("|") for line in lines if names or line.partition("|")[0].endswith("*")]
+    return {name.rstrip("*"): most if usual == "n/a" else usual for name, usual, most in rows}
 
 
 def jobs_of_run(run_id: str) -> list[str]:
@@ -159,7 +183,7 @@ class SlurmEngine:
         for node in nodes:
             probe = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}", "--immediate=3", "true"]
             with contextlib.suppress(subprocess.TimeoutExpired):
-                done = subprocess.run(probe, env=_step_environment(), capture_output=True, timeout=5)
+                done = subprocess.run(probe, env=without_sizes(os.environ), capture_output=True, timeout=5)
                 found += [node] if done.returncode == 0 else []
         return found
 
@@ -184,7 +208,7 @@ class SlurmEngine:
             program, f"--nodes={len(plan.nodes)}", f"--ntasks={len(plan.nodes) * tasks}", "--distribution=arbitrary",
             "--export=ALL", "--no-kill", *options,
         ]  # fmt: skip
-        env = _step_environment() | {
+        env = without_sizes(os.environ) | {
             "SLURM_HOSTFILE": str(order),
             "MASTER_ADDR": plan.master_addr,
             "MASTER_PORT": str(plan.master_port),
@@ -241,11 +265,12 @@ def _job_state(word: str, reason: str, nodes: str) -> JobState:
     return JobState(_STATES.get(word, QUEUED if held else FAILED), word, reason, nodes)
 
 
-def _step_environment() -> dict[str, str]:
-    """Without the sizes of the job, which would contradict those of the step."""
-    sizes = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NNODES", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
-    also = ("SLURM_JOB_NUM_NODES", "SLURM_DISTRIBUTION")
-    return {name: value for name, value in os.environ.items() if name not in (*sizes, *also)}
+def _submission(script: Path, handed_on: Sequence[str] = ()) -> dict[str, str]:
+    """Environment of `sbatch`. Its option `--export` comes in here: a command line can be read by others."""
+    env = for_submission(os.environ, handed_on)
+    if handed_on:
+        env["SBATCH_EXPORT"] = exported_names(handed_on, wished_export(script.read_text(), os.environ))
+    return env
 
 
 def _expand(nodes: str) -> list[str]:
@@ -253,16 +278,20 @@ def _expand(nodes: str) -> list[str]:
 
 
 def _run(*words: str) -> str:
-    done = _try(*words)
+    return _output(_try(*words))
+
+
+def _output(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode:
         text = " ".join((done.stderr or done.stdout).split())
-        raise ValueError(f"{words[0]} failed: {text.removeprefix(words[0] + ': error: ')}")
+        raise ValueError(f"{done.args[0]} failed: {text.removeprefix(done.args[0] + ': error: ')}")
     return done.stdout
 
 
-def _try(*words: str) -> subprocess.CompletedProcess[str]:
+def _try(*words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    env = without_filters(os.environ if env is None else env)
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_SECONDS)
+        return subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_SECONDS, env=env)
     except FileNotFoundError:
         raise ValueError(f"{words[0]} is not on this machine; run this where Slurm's commands are") from None
     except subprocess.TimeoutExpired:

@@ -13,10 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from megatron_rb.launch.attempt import AttemptResult, Channel
 from megatron_rb.launch.job import JobSpec, SshSpec
 from megatron_rb.launch.loop import Loop
+from megatron_rb.launch.open_files import raise_open_files
 from megatron_rb.launch.plan import AttemptPlan
-from megatron_rb.launch.watch import AttemptResult, AttemptWatch, Channel
+from megatron_rb.launch.watch import AttemptWatch
 
 PORTS = (20000, 29999)
 
@@ -43,6 +45,7 @@ def on_all(spec: SshSpec, hosts: Sequence[str], command: str) -> dict[str, subpr
         except subprocess.TimeoutExpired:
             return subprocess.CompletedProcess(words, 255, "", f"no answer within {spec.connect_seconds + 20:g} s")
 
+    raise_open_files()
     with ThreadPoolExecutor(min(spec.fan_out, len(hosts)) or 1) as pool:
         return dict(zip(hosts, pool.map(run, hosts), strict=True))
 
@@ -74,6 +77,7 @@ class SshEngine:
         return AttemptWatch(self.job, plan, self, self.signals, loop.publish).run()
 
     def start(self, plan: AttemptPlan) -> list[Channel]:
+        raise_open_files()
         with ThreadPoolExecutor(self.job.ssh.fan_out) as pool:
             return list(pool.map(lambda node: self._connect(plan, node), plan.nodes))
 

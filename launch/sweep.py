@@ -14,6 +14,7 @@ from megatron_rb.launch.folder import gpus_per_node, nothing_left_behind, own_fo
 from megatron_rb.launch.job import JobSpec, write_whole
 from megatron_rb.launch.prepare import in_folder
 from megatron_rb.launch.render import sbatch_script
+from megatron_rb.launch.time_limit import check_partition
 
 
 def launch_sweep(prepared: Sequence[tuple[Config, JobSpec]], options: Options) -> int:
@@ -48,6 +49,7 @@ def _array(first: tuple[Config, JobSpec], jobs: Sequence[JobSpec], options: Opti
     if options.action == "dryrun":
         print(f"\n# {script}\n{text}")
         return
+    check_partition(config.cluster.slurm, os.environ, slurm.partition_limits)
     slurm.test_only(script)
     print(f"array {submit_array(script, jobs)}")
 

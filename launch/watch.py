@@ -11,13 +11,14 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from megatron_rb.launch.attempt import AttemptResult, Channel, Failure, RankState, Starter
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.limits import Limits
 from megatron_rb.launch.plan import AttemptPlan, give_up_ownership, owner
 from megatron_rb.launch.record import newest_checkpoint
+from megatron_rb.launch.step_words import EndedTasks, unreported_end
 from megatron_rb.launch.topology import rank_table
 from megatron_rb.launch.verdict import class_of_exit
 
@@ -25,63 +26,6 @@ TURN_SECONDS, DUMP_SECONDS, FENCE_SECONDS, END_SECONDS, ASK_AGAIN_SECONDS = 0.1,
 PUBLISH_SECONDS, KILL_SECONDS = 0.5, 1.5
 START_SECONDS = 120.0
 """For a machine to report for the first time."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an attempt failed."""
-
-    kind: str
-    """`configuration`, `rank`, `hang`, `node` or `start`."""
-    text: str
-    code: int = 1
-    rank: int | None = None
-    node: str = ""
-    phase: str = ""
-
-
-@dataclass(frozen=True)
-class AttemptResult:
-    """How an attempt ended."""
-
-    outcome: str
-    """`finished`, `stopped` or `failed`; `lost` = another attempt has taken over the run."""
-    failure: Failure | None = None
-    last_step: int = 0
-    first_step_at: float | None = None
-    noticed_at: float | None = None
-    """When the failure was known, in seconds since the epoch; ending what was left of the attempt came after."""
-    slowest: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Channel:
-    """A program through which supervisors of some machines report (srun, or one ssh)."""
-
-    process: subprocess.Popen[bytes]
-    nodes: tuple[str, ...]
-
-
-class Starter(Protocol):
-    """What an engine does for an attempt."""
-
-    def start(self, plan: AttemptPlan) -> Sequence[Channel]:
-        """Start supervisors and ranks on all machines of the plan."""
-        ...
-
-    def order(self, channels: Sequence[Channel], word: str) -> None:
-        """Pass `stop`, `dump` or `kill` on to all machines."""
-        ...
-
-
-@dataclass
-class RankState:
-    """What a supervisor said last about a rank."""
-
-    phase: str = "start"
-    step: int = 0
-    sections: Mapping[str, float] = field(default_factory=dict)
-    code: int | None = None
 
 
 class AttemptWatch:
@@ -103,6 +47,7 @@ class AttemptWatch:
         self.limits = Limits(job.patience.hang, dict(plan.slowest), job.patience.least)
         self.words: deque[str] = deque(maxlen=20)
         """What srun or ssh said themselves."""
+        self.ended = EndedTasks()
         self.failure: Failure | None = None
         self.first_step_at: float | None = None
         self.noticed_at: float | None = None
@@ -141,6 +86,7 @@ class AttemptWatch:
             was_ended = ended  # one more turn for what is still in the pipe
             now = time.monotonic()
             self._pass_signals(channels)
+            self._find_ended_tasks(now)
             self._find_silent_nodes(now)
             if self.failure is not None and self.noticed_at is None:
                 self.noticed_at = time.time()
@@ -223,6 +169,7 @@ class AttemptWatch:
         if not line.startswith('{"kind"'):
             if line:
                 self.words.append(line)
+                self.ended.hear(line, time.monotonic())
                 print(line, flush=True)
             return
         message: dict[str, Any] = json.loads(line)
@@ -269,6 +216,12 @@ class AttemptWatch:
             cause = f"; {self.failure.text}" if self.failure is not None else ""
             text = f"the connection to {gone[0]} has ended: {self._last_words()}{cause}"
             self.failure = Failure("node", text, 1, None, gone[0])
+
+    def _find_ended_tasks(self, now: float) -> None:
+        if self.failure is None:
+            self.failure = unreported_end(
+                self.job, self.plan, self.ranks, self.heard, self.ended.told(now), self._last_words(), now
+            )
 
     def _find_silent_nodes(self, now: float) -> None:
         if self.failure is not None:

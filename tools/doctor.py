@@ -8,7 +8,8 @@ from dataclasses import asdict
 
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.schema import Config
-from megatron_rb.launch.doctor import examine, findings, table
+from megatron_rb.launch.doctor import examine, file_findings, files_line, findings, table
+from megatron_rb.launch.open_files import files_of_rank_zero
 from megatron_rb.launch.prepare import job_for_machines
 
 
@@ -22,9 +23,14 @@ def main(argv: list[str]) -> int:
     config = load_config(options.settings)
     if options.kernels:
         return _kernels(config, options.json)
-    reports = examine(job_for_machines(config), config.platform.name)
-    bad = findings(reports)
-    print(json.dumps({"machines": reports, "bad": bad}) if options.json else table(reports))
+    job = job_for_machines(config)
+    reports = examine(job, config.platform.name)
+    parallel = config.parallel
+    world = config.world_size or max(job.world_size, parallel.tp_size * parallel.pp_size * parallel.cp_size)
+    files = files_of_rank_zero(world, parallel.tp_size, parallel.pp_size, parallel.cp_size, reports[0]["lazy_gloo"])
+    bad = [*findings(reports), *file_findings(reports, files)]
+    text = f"{table(reports)}\n{files_line(reports, world, files)}"
+    print(json.dumps({"machines": reports, "bad": bad, "files_of_rank_zero": files}) if options.json else text)
     for line in [] if options.json else bad or ["nothing stands out"]:
         print(line)
     return 1 if bad else 0

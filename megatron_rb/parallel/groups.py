@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
 from megatron_rb.platform.base import Platform
+from megatron_rb.platform.open_files import raise_open_files
 
 T = TypeVar("T")
 
@@ -71,6 +72,9 @@ def start_process_group(platform: Platform, timeout_minutes: float) -> None:
         return
     rank, local_rank, world_size = world_from_environment()
     platform.set_device(local_rank)
+    raise_open_files()
+    for name, value in platform.collective_environment.items():
+        os.environ.setdefault(name, value)
     timeout = timedelta(minutes=timeout_minutes)
     if "MASTER_ADDR" in os.environ:
         dist.init_process_group(platform.collective_backend, rank=rank, world_size=world_size, timeout=timeout)

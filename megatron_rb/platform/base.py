@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -48,6 +49,8 @@ class Platform(ABC):
     """Type of its `torch.device`."""
     collective_backend: ClassVar[str]
     """Backend string for `torch.distributed.init_process_group`; always serves CPU tensors too."""
+    collective_environment: ClassVar[Mapping[str, str]] = {}
+    """Variables that the backends read when the first group is made; what the user has set stays."""
     visible_devices_env: ClassVar[str | None] = None
     """Environment variable that limits the devices a process sees."""
 

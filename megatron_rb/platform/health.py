@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from megatron_rb.platform.base import Platform
+from megatron_rb.platform.open_files import raise_open_files
 
 LIBRARIES = ("torch", "megatron-core", "transformers", "transformer-engine", "flash-attn", "triton", "torch_musa")
 QUERIES = {
@@ -40,6 +41,8 @@ def machine_report(platform: Platform, folder: str, port: int) -> dict[str, Any]
         "platform": platform.name,
         "devices": platform.device_count(),
         "driver": _driver(platform.name),
+        "open_files": raise_open_files(),
+        "lazy_gloo": os.environ.get("TORCH_GLOO_LAZY_INIT", "0") not in ("0", ""),
         "cores": len(os.sched_getaffinity(0)),
         "memory_free_gib": round(memory.available / 2**30, 1),
         "memory_gib": round(memory.total / 2**30, 1),

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from megatron_rb.launch.doctor import findings, table
+from megatron_rb.launch.doctor import file_findings, files_line, findings, table
+from megatron_rb.launch.open_files import files_of_rank_zero
 
 
 def report(host: str, **more: Any) -> dict[str, Any]:
@@ -10,6 +11,7 @@ def report(host: str, **more: Any) -> dict[str, Any]:
         "host": host, "platform": "cpu", "devices": 1, "cores": 8, "memory_free_gib": 1.0, "memory_gib": 2.0,
         "disk_free_gib": 3.0, "matmul_tflops": 1.0, "within": 2.0, "pairs": {"0": 1.0}, "port": "not asked",
         "libraries": {"torch": "2"}, "clock": 100.0, "driver": "",
+        "open_files": 1 << 20, "lazy_gloo": True,
     }  # fmt: skip
     return usual | more
 
@@ -33,3 +35,20 @@ def test_other_libraries_a_wrong_clock_and_a_port_in_use_are_named():
     assert "node2: libraries" in findings(machines(libraries={"torch": "1"}))[0]
     assert findings(machines(clock=160.0)) == ["node2: its clock is +60 s off"]
     assert findings(machines(port="7: Address already in use")) == ["node2: port 7: Address already in use"]
+
+
+def test_a_machine_that_allows_too_few_open_files_is_named_with_both_figures():
+    needed = files_of_rank_zero(1024, tp=4, pp=4, cp=1, lazy=True)
+    (line,) = file_findings(machines(open_files=1024), needed)
+    assert line.startswith(f"node2: at most 1024 open files (hard limit), rank 0 needs up to {needed}; raise `nofile`")
+    assert file_findings(machines(open_files=4096), needed) == []
+
+
+def test_the_files_of_a_rank_are_told_in_one_sentence():
+    line = files_line(machines(open_files=4096), 1024, 1500)
+    assert line == "open files: rank 0 of 1024 needs up to 1500 (gloo connects lazily), a process may have 4096"
+
+
+def test_gloo_that_connects_at_once_needs_thousands_of_files():
+    at_once, lazily = (files_of_rank_zero(1024, 4, 4, 1, lazy) for lazy in (False, True))
+    assert at_once > 4000 > 2000 > lazily > 1024

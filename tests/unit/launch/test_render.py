@@ -95,3 +95,8 @@ def test_saved_job_comes_back_the_same(tmp_path):
     job = replace(JOB, run_dir=tmp_path, ssh=ssh, env={"ODD": ODD}, secrets=("TOKEN",))
     job.save()
     assert load_job(tmp_path) == job
+
+
+def test_every_script_raises_the_limit_of_open_files_to_the_hard_one():
+    texts = [sbatch_script(JOB, SlurmConfig(), 8), rank_script(JOB), node_script(replace(JOB, launcher="torchrun"))]
+    assert all("\nulimit -S -n hard\n" in text for text in [*texts, host_script(replace(JOB, launcher="direct"), "a")])

@@ -1,0 +1,51 @@
+"""Open files and sockets of a process: its limit, and how many a rank needs in a world of a given size.
+
+Counted with 2 to 16 processes on gloo (torch 2.13), exact to the file: a gloo group holds 4 files, connected or not,
+and a socket to every other member; where it connects lazily, to its neighbours in the ring (2, or 1 of a pair). Rank 0
+keeps the store, which has 10 files and a socket to every rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+
+FILES_OF_A_GROUP, FILES_OF_THE_STORE = 4, 10
+OTHER_FILES = 256
+"""Kept for data, logs, libraries, devices and the accelerator's own connections, which are not counted here."""
+
+
+def raise_open_files() -> None:
+    """Allow this process, and what it starts, as many open files as the system lets it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # a limit above what the kernel allows by now
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def group_sizes(world: int, tp: int, pp: int, cp: int) -> list[int]:
+    """Sizes of the process groups that rank 0 is in: the world and those of megatron-core 0.16 (`parallel_state`)."""
+    replicas = world // (tp * pp)
+    dp = replicas // cp
+    ends = min(pp, 2)
+    data = [replicas, replicas, dp, dp]  # each for the device and for gloo
+    model = [cp, tp * pp, tp, pp, ends, 1, world // pp, dp * tp, tp * cp]
+    experts = [1, tp, tp, tp * pp, replicas, replicas]
+    return [world, *data, *model, *experts, world]
+
+
+def files_of_groups(sizes: list[int], lazy: bool) -> int:
+    """Files of the gloo groups of these sizes, after a collective in each of them.
+
+    Args:
+        lazy: whether gloo connects two ranks only when they exchange something.
+    """
+    peers = (min(2, size - 1) if lazy else size - 1 for size in sizes)
+    return FILES_OF_A_GROUP * len(sizes) + sum(peers)
+
+
+def files_of_rank_zero(world: int, tp: int, pp: int, cp: int, lazy: bool) -> int:
+    """Most files that a rank has open in training: rank 0, which keeps the store and gathers from its data parallel
+    ranks when a checkpoint is written."""
+    sizes = [*group_sizes(world, tp, pp, cp), tp * pp * cp]  # the last one: ranks that have the same samples
+    gathers = world // (tp * pp) - 1 if lazy else 0
+    return OTHER_FILES + FILES_OF_THE_STORE + world + files_of_groups(sizes, lazy) + gathers
