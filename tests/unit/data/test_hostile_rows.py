@@ -60,6 +60,12 @@ def test_a_row_is_at_most_refused_with_its_line_and_a_short_reason(build, row):
     assert len(json.dumps(record)) < 3 * LONGEST_MESSAGE
 
 
+def test_no_message_is_long_or_holds_half_a_character():
+    text = str(BadSample("a", "no file " + "x" * 10_000 + "\ud83d"))
+    assert len(text) < LONGEST_MESSAGE and text.startswith("no file xxx") and "(10,014 characters)" in text
+    assert r"\ud83d" in text
+
+
 def test_a_row_that_fits_is_not_refused_for_the_length_of_its_text(build, encoder):
     """The bound looks at bytes: the longest token there is must still fit."""
     longest = max(encoder.tokenizer._tokenizer.get_vocab(), key=len)
