@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 HALF = (torch.float16, torch.bfloat16)
 FLOATS = (*HALF, torch.float32)
 EVERYWHERE = ("cpu", "cuda", "musa")
+FLASH_ATTN_4 = "flash-attn-4"
+"""A distribution: flash-attn 2 brings an early `flash_attn.cute` along, with other arguments."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Implementation:
     on_request: tuple[str, ...] = ()
     """Platforms on which it runs when it is asked for by name."""
     needs: str = ""
-    """`triton`, a capability of the platform, or a module; empty = nothing beside torch."""
+    """`triton`, a capability of the platform, a distribution, or a module; empty = nothing beside torch."""
     dtypes: tuple[torch.dtype, ...] = FLOATS
     min_arch: tuple[int, int] = (0, 0)
     """Smallest compute capability on cuda."""
@@ -74,6 +77,11 @@ TABLE: Mapping[str, tuple[Implementation, ...]] = {
         ),
         Implementation(
             "flash_attn", ("cuda",), needs="flash_attn", dtypes=HALF, min_arch=(8, 0), max_head_dim=256,
+            head_dim_multiple=8,
+        ),
+        # Pre-releases (flash_attn/cute/interface.py): Hopper and later, heads of up to 128 on every one of them.
+        Implementation(
+            "flash_attn_4", ("cuda",), needs=FLASH_ATTN_4, dtypes=HALF, min_arch=(9, 0), max_head_dim=128,
             head_dim_multiple=8,
         ),
         Implementation(
@@ -201,6 +209,8 @@ def _missing(row: Implementation, platform: Platform) -> str | None:
         return why_no_triton(platform) if module_exists(row.needs) else f"{row.needs} is not installed"
     if row.needs == "flash_attn":
         return None if platform.offers(row.needs) else f"platform {platform.name} does not offer {row.needs}"
+    if row.needs == FLASH_ATTN_4:
+        return None if distribution_exists(row.needs) else f"{row.needs} is not installed"
     if row.needs and not module_exists(row.needs):
         return f"{row.needs} is not installed"
     return None
@@ -216,6 +226,11 @@ def _unfit(row: Implementation, call: Call) -> str | None:
     if row.max_length and call.longest > row.max_length:
         return f"a sequence of {call.longest} rows is above {row.max_length}"
     return None
+
+
+def distribution_exists(name: str) -> bool:
+    """Whether a package of that name on PyPI is installed."""
+    return any(metadata.distributions(name=name))
 
 
 def platform_arch(platform: Platform) -> tuple[int, int]:

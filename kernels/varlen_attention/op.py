@@ -54,6 +54,15 @@ def _flash_attn_3(q, k, v, segments: Segments, causal: bool, keys: Segments | No
     return out[0] if isinstance(out, tuple) else out  # early releases return the log-sum-exp too
 
 
+def _flash_attn_4(q, k, v, segments: Segments, causal: bool, keys: Segments | None) -> torch.Tensor:
+    from flash_attn.cute import flash_attn_varlen_func  # optional
+
+    # By name: releases differ in what else stands between these.
+    names = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+    borders = dict(zip(names, _borders(segments, keys), strict=True))
+    return flash_attn_varlen_func(q, k, v, **borders, causal=causal)[0]  # with the log-sum-exp
+
+
 def _torch_varlen(q, k, v, segments: Segments, causal: bool, keys: Segments | None) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn  # torch 2.10 or newer
 
@@ -65,6 +74,7 @@ def _torch_varlen(q, k, v, segments: Segments, causal: bool, keys: Segments | No
 _RUN = {
     "flash_attn_3": _flash_attn_3,
     "flash_attn": _flash_attn,
+    "flash_attn_4": _flash_attn_4,
     "torch_varlen": _torch_varlen,
     "torch": torch_impl.varlen_attention,
 }

@@ -29,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     start_process_group(platform, timeout_minutes=3)
     report = machine_report(platform, argv[1], int(argv[2])) if local_rank == 0 else {}
+    if local_rank == 0 and platform.device_identity() and platform.device_count() == 1:
+        report["devices"] = per_node  # each process sees its own alone
     report["within"] = _bandwidth(platform, _group_of_node(rank, per_node)) if per_node > 1 else None
     report["pairs"] = _between_nodes(platform, rank, per_node, world_size)
     everyone: list[dict[str, Any]] = [{}] * world_size

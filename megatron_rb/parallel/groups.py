@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -16,6 +18,8 @@ from megatron_rb.platform.base import Platform
 from megatron_rb.platform.open_files import raise_open_files
 
 T = TypeVar("T")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Linux: differs between machines, is the same in all containers of one."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,36 @@ def start_process_group(platform: Platform, timeout_minutes: float) -> None:
     timeout = timedelta(minutes=timeout_minutes)
     if "MASTER_ADDR" in os.environ:
         dist.init_process_group(platform.collective_backend, rank=rank, world_size=world_size, timeout=timeout)
+        _check_own_device(platform, local_rank)
         return
     if world_size > 1:
         raise ValueError(f"WORLD_SIZE is {world_size} but MASTER_ADDR is not set; start with `rb launch` or torchrun")
     store = dist.TCPStore("127.0.0.1", 0, 1, True, timeout=timeout)
     dist.init_process_group(platform.collective_backend, store=store, rank=0, world_size=1, timeout=timeout)
+
+
+def _check_own_device(platform: Platform, local_rank: int) -> None:
+    """Two ranks of a machine on one device would fail in their first collective, or share its memory.
+
+    Every rank tells its device; those that see one alone look at the lower local ranks of their machine.
+
+    Raises:
+        ValueError: another rank has the same device.
+    """
+    device = platform.device_identity()
+    if not device:
+        return
+    store = dist.distributed_c10d._get_default_store()
+    machine = f"device/{socket.gethostname()}/{BOOT_ID.read_text().strip() if BOOT_ID.is_file() else ''}"
+    store.set(f"{machine}/{local_rank}", device)
+    others = range(local_rank) if platform.device_count() == 1 else range(0)
+    same = [other for other in others if store.get(f"{machine}/{other}").decode() == device]
+    if same:
+        raise ValueError(
+            f"local ranks {same[0]} and {local_rank} of {socket.gethostname()} see one and the same {platform.name} "
+            f"device ({device}); give every task its own (srun --gpus-per-task=1), let all tasks see all devices of "
+            f"the machine, or start fewer processes on it"
+        )
 
 
 def build_groups(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import torch
 
 from megatron_rb.platform.base import MemoryStats, Platform, module_exists
+
+STEP_DEVICES = "SLURM_STEP_GPUS"
+"""Set by Slurm for every task, whoever makes the devices; under cgroups the vendor's own variable is 0 in all."""
 
 
 class AcceleratorPlatform(Platform):
@@ -28,12 +32,27 @@ class AcceleratorPlatform(Platform):
 
     def set_device(self, local_rank: int) -> None:
         count = self.device_count()
-        if not 0 <= local_rank < count:
+        # A task that sees one device may have been given it alone; `device_identity` tells whether it was.
+        index = 0 if count == 1 and len(self._named_devices()) == 1 else local_rank
+        if not 0 <= index < count:
             raise ValueError(
                 f"local rank {local_rank} has no {self.name} device, this process sees {count}; "
                 f"start at most {count} processes here or widen {self.visible_devices_env}"
             )
-        self.runtime.set_device(local_rank)
+        self.runtime.set_device(index)
+
+    def device_identity(self) -> str:
+        named = ",".join(self._named_devices())
+        if not named:
+            return ""
+        properties = getattr(self.runtime, "get_device_properties", lambda index: None)
+        uuid = getattr(properties(self.runtime.current_device()), "uuid", "")
+        return f"{uuid or self.name} {named} {self.runtime.current_device()}"
+
+    def _named_devices(self) -> list[str]:
+        """Devices that Slurm names for this task, by their numbers on the machine, else those of the variable."""
+        names = os.environ.get(STEP_DEVICES) or os.environ.get(self.visible_devices_env or "", "")
+        return [name.strip() for name in names.split(",") if name.strip()]
 
     def device_count(self) -> int:
         return self.runtime.device_count()

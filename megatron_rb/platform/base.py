@@ -64,7 +64,15 @@ class Platform(ABC):
 
     @abstractmethod
     def set_device(self, local_rank: int) -> None:
-        """Bind this process to a device; raises ValueError when there is no such device."""
+        """Bind this process to the device of its local rank, or to the only one it was given.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+
+    def device_identity(self) -> str:
+        """What tells the current device from all others of its machine; empty = nothing is known that does."""
+        return ""
 
     @abstractmethod
     def device_count(self) -> int: ...
@@ -161,6 +169,15 @@ class Platform(ABC):
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def package_exists(name: str) -> bool:
+    """Whether `name` is a package with code of its own, and not only a folder in which another one lies."""
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None
 
 
 def module_exists(name: str) -> bool:

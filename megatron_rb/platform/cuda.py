@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from megatron_rb.platform.accelerator import AcceleratorPlatform, nvidia_apex_exists
-from megatron_rb.platform.base import ProbeResult, Use, module_exists
+from megatron_rb.platform.base import ProbeResult, Use, module_exists, package_exists
 
 HALF = (torch.float16, torch.bfloat16)
 FIRST_BF16_ARCH = (8, 0)
@@ -53,7 +53,7 @@ class CudaPlatform(AcceleratorPlatform):
             case "triton":
                 return module_exists("triton")
             case "flash_attn":
-                return module_exists("flash_attn")
+                return package_exists("flash_attn")  # flash-attn 4 alone leaves a folder of this name
             case "fused_adam":
                 return self._offers("te") or nvidia_apex_exists()
             case "pinned_memory":

@@ -17,7 +17,8 @@ import torch
 from megatron_rb.platform.base import Platform
 from megatron_rb.platform.open_files import raise_open_files
 
-LIBRARIES = ("torch", "megatron-core", "transformers", "transformer-engine", "flash-attn", "triton", "torch_musa")
+FLASH_ATTN = ("flash-attn", "flash-attn-3", "flash-attn-4")
+LIBRARIES = ("torch", "megatron-core", "transformers", "transformer-engine", *FLASH_ATTN, "triton", "torch_musa")
 QUERIES = {
     "cuda": ("nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,memory.total,memory.used",
              "--format=csv,noheader"),

@@ -54,7 +54,7 @@ def test_window_attention_equals_fp64(head_dim, dtype):
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-@pytest.mark.parametrize("implementation", ["flash_attn_3", "flash_attn", "torch_varlen", "torch"])
+@pytest.mark.parametrize("implementation", ["flash_attn_3", "flash_attn", "flash_attn_4", "torch_varlen", "torch"])
 def test_queries_at_the_end_of_longer_keys_equal_fp64(implementation, dtype):
     """Every library has to align the causal mask at the end of both: context parallelism relies on it."""
     row = next(row for row in TABLE["varlen_attention"] if row.name == implementation)

@@ -1,11 +1,14 @@
 """The table that says which implementation an operator takes."""
 
+import importlib
+
 import pytest
 import torch
 
 from megatron_rb.kernels import dispatch
 from megatron_rb.kernels.dispatch import Call, KernelRequests, kernel_table, select
 from megatron_rb.platform.cpu import CpuPlatform
+from megatron_rb.platform.cuda import CudaPlatform
 
 
 class FakePlatform(CpuPlatform):
@@ -90,7 +93,43 @@ def test_packages_that_are_missing_are_declined(monkeypatch):
     assert choice.declined == {
         "flash_attn_3": "flash_attn_interface is not installed",
         "flash_attn": "platform cuda does not offer flash_attn",
+        "flash_attn_4": "flash-attn-4 is not installed",
     }
+
+
+@pytest.fixture
+def flash_attn_4_alone(tmp_path, monkeypatch):
+    """A folder as the distribution flash-attn-4 installs it: `flash_attn/cute` and nothing else in `flash_attn`."""
+    for folder in ("flash_attn/cute", "flash_attn_4-4.0.0b1.dist-info"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "flash_attn/cute/__init__.py").touch()
+    (tmp_path / "flash_attn_4-4.0.0b1.dist-info/METADATA").write_text("Name: flash-attn-4\nVersion: 4.0.0b1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(dispatch, "platform_arch", lambda platform: (10, 0))
+    return tmp_path
+
+
+def test_flash_attn_4_alone_is_taken_and_not_mistaken_for_release_2(flash_attn_4_alone):
+    assert not CudaPlatform().offers("flash_attn")
+    choice = select("varlen_attention", CudaPlatform(), Call(torch.bfloat16, 128))
+    assert choice.name == "flash_attn_4"
+    assert choice.declined["flash_attn"] == "platform cuda does not offer flash_attn"
+
+
+def test_release_2_beside_flash_attn_4_comes_first(flash_attn_4_alone):
+    (flash_attn_4_alone / "flash_attn/__init__.py").touch()
+    importlib.invalidate_caches()
+    assert select("varlen_attention", CudaPlatform(), Call(torch.bfloat16, 128)).name == "flash_attn"
+
+
+def test_flash_attn_4_declines_large_heads_and_ampere(flash_attn_4_alone, monkeypatch):
+    assert (
+        "head_dim 256 is above 128"
+        in select("varlen_attention", CudaPlatform(), Call(torch.bfloat16, 256)).declined["flash_attn_4"]
+    )
+    monkeypatch.setattr(dispatch, "platform_arch", lambda platform: (8, 0))
+    choice = select("varlen_attention", CudaPlatform(), Call(torch.bfloat16, 128))
+    assert "needs compute capability 9.0" in choice.declined["flash_attn_4"]
 
 
 def test_a_plug_in_platform_is_served_by_torch():

@@ -138,6 +138,26 @@ def test_flash_attn_is_called_as_its_interface_wants(causal, monkeypatch):
     assert calls == [([0, 2, 5], [0, 2, 5], 3, 3, causal), ([0, 2, 5], [0, 2, 8], 3, 6, causal)] * 2
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_flash_attn_4_is_called_by_name_and_its_log_sum_exp_is_dropped(causal, monkeypatch):
+    calls = []
+
+    def flash_attn_varlen_func(
+        q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None, causal=False
+    ):
+        calls.append((qv, cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), max_seqlen_q, max_seqlen_k, causal))
+        return q, None
+
+    module = types.ModuleType("flash_attn.cute")
+    module.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", module)
+    monkeypatch.setattr(op, "choose", lambda *rest: "flash_attn_4")
+    q, k = torch.zeros(5, 2, 8), torch.zeros(8, 2, 8)
+    assert op.varlen_attention(q, k, k, Segments.of_lengths([2, 3]), causal, keys=Segments.of_lengths([2, 6])) is q
+    assert calls == [(None, [0, 2, 5], [0, 2, 8], 3, 6, causal)]
+
+
 def test_torch_varlen_traces_on_a_fake_gpu(monkeypatch):
     """Arguments and shapes are what torch's own operator takes; nothing is computed."""
     pytest.importorskip("torch.nn.attention.varlen")

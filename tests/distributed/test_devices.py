@@ -1,0 +1,26 @@
+"""Processes of one machine that each see one device: their own, or one and the same."""
+
+import pytest
+
+from tests.distributed.world import run_world
+
+CASE = "tests.distributed.cases_devices:own_device"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        [{"MUSA_VISIBLE_DEVICES": "0"}, {"MUSA_VISIBLE_DEVICES": "1"}],
+        [{"MUSA_VISIBLE_DEVICES": "GPU-4a"}, {"MUSA_VISIBLE_DEVICES": "GPU-4b"}],
+        [{"MUSA_VISIBLE_DEVICES": "0", "SLURM_STEP_GPUS": str(device)} for device in (6, 7)],
+    ],
+    ids=["numbers", "names", "cgroup"],
+)
+def test_every_rank_takes_the_one_device_that_it_was_given(variables):
+    assert run_world(CASE, 2, timeout=60, variables=variables)[0] == ["musa:0", "musa:0"]
+
+
+def test_two_ranks_on_one_device_are_refused_with_both_named():
+    said = run_world(CASE, 2, timeout=60, variables=[{"MUSA_VISIBLE_DEVICES": "0"}] * 2)[0]
+    assert said[0] == "musa:0"
+    assert said[1].startswith("local ranks 0 and 1 of ") and "see one and the same musa device" in said[1]
