@@ -9,6 +9,8 @@ from megatron_rb.data.problems import BadSample
 
 GRID = "0-1000"
 PIXELS = "pixels"
+LARGEST = 1e9
+"""More pixels than a side can have."""
 
 
 def check_points(row: Mapping[str, Any]) -> None:
@@ -47,7 +49,7 @@ def _extent(given: Mapping[str, Any]) -> tuple[float, float]:
     if frame != PIXELS:
         raise BadSample("bad points", f"points have frame {frame!r}; use {GRID!r} or {PIXELS!r}")
     size = given.get("size")
-    if not isinstance(size, list) or len(size) != 2 or not all(_number(side) and side > 0 for side in size):
+    if not isinstance(size, list) or len(size) != 2 or not all(_number(side) and 0 < side < LARGEST for side in size):
         raise BadSample("bad points", f"points in pixels have size {size!r}; give [width, height]")
     return float(size[0]), float(size[1])
 
@@ -69,7 +71,8 @@ def _coordinates(points: Any) -> Iterator[tuple[float, float]]:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a number; integers of hundreds of digits, which JSON can hold, are none."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < LARGEST)
 
 
 def _within(value: float, extent: float, closed: bool) -> bool:

@@ -35,6 +35,8 @@ ROWS = {
     "no text": b'{"conversations": [{"from": "human", "value": 1}, {"from": "gpt", "value": null}]}',
     "no turns": b'{"conversations": {"from": "human"}}',
     "URL": _talk("<image>", image="https://example.com/" + "a" * 10_000),
+    "endless picture": _talk("a", points={"points": [[1, 2]], "frame": "pixels", "size": [1e308 * 10, 9]}),
+    "endless point": _talk("a", points={"points": [[10**400, 2]]}),
     "payload": _talk("<image>", image="data:image/png;base64," + "A" * 100_001),
     "huge id": _talk("<image>", id="n" * 100_000),
 }

@@ -9,6 +9,7 @@ from PIL import Image
 from megatron_rb.config.schema import DataConfig
 from megatron_rb.evaluation.answer_source import answers_of, shown_size
 from megatron_rb.evaluation.answering import answer_all
+from megatron_rb.evaluation.benchmark_files import read_questions
 from megatron_rb.evaluation.evaluate import load_benchmark
 from megatron_rb.evaluation.scoring import score
 from megatron_rb.tools import demo_data, demo_model
@@ -112,3 +113,19 @@ def test_pixels_of_what_the_model_is_shown_are_known_from_its_processor(made, tm
     assert score(plain, "(49, 60)", benchmark.root).score == 0.0
     with pytest.raises(ValueError, match="shown-pixels needs the model's processor"):
         load_benchmark(tmp_path, tmp_path / "out", "shown-pixels")
+
+
+def test_a_question_that_no_tokenizer_takes_leaves_the_others(made, tmp_path):
+    data, hf, rows = made
+    out, calls = tmp_path / "a.jsonl", []
+    broken = rows[0] | {"conversations": [{"from": "human", "value": "<image>half an emoji \ud83d"}]}
+    answers = answer_all([broken, rows[1]], data, str(hf), out, counting(calls), DataConfig())
+    assert answers.keys() == {rows[1]["id"]}
+    (refused,) = map(json.loads, (tmp_path / "a.ledger.jsonl").read_text().splitlines())
+    assert (refused["line"], refused["problem"]) == (1, "half a character")
+
+
+def test_questions_nested_beyond_reading_are_no_json(tmp_path):
+    (tmp_path / "data.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="data.json is not JSON"):
+        read_questions(tmp_path)

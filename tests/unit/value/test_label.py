@@ -242,3 +242,18 @@ def test_missing_data_is_one_sentence(tmp_path):
         next(read_key_framed(tmp_path / "x.jsonl"))
     with pytest.raises(ValueError, match="holds no annotated_keyframes.json"):
         next(read_key_framed(tmp_path))
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "9" * 5_000])
+def test_a_line_that_json_does_not_take_is_a_refused_episode(tmp_path, line):
+    (tmp_path / "e.jsonl").write_text(line + "\n")
+    ((episode, _),) = read_key_framed(tmp_path / "e.jsonl")
+    assert isinstance(episode, BadEpisode) and episode.problem == "not an episode frame"
+
+
+def test_an_episode_number_of_thousands_of_digits_is_a_name(tmp_path):
+    frame = {"task": "lift", "episode": "9" * 5_000, "phase": 0, "views": {}}
+    lines = [json.dumps(frame | {"frame": number}) + "\n" for number in range(2)]
+    (tmp_path / "e.jsonl").write_text("".join(lines))
+    ((episode, _),) = read_key_framed(tmp_path / "e.jsonl")
+    assert isinstance(episode, KeyFramedEpisode)
