@@ -119,3 +119,12 @@ def test_a_node_without_the_working_folder_is_named_within_seconds(folder_missin
 def test_the_run_goes_on_when_the_folder_is_back(folder_missing):
     assert len(folder_missing[0].record.attempts) == 2
     assert folder_missing[0].environment(1)["RANK"] == "1"
+
+
+def test_a_partition_whose_limit_ends_at_the_warning_is_refused(cluster: SlurmCluster, inputs, tmp_path):
+    run = NotedRun(inputs, tmp_path / "run", cluster, TWO_NODES)
+    cluster.command("scontrol", "update", "partitionname=batch", "maxtime=2")
+    done = run.rb()
+    cluster.command("scontrol", "update", "partitionname=batch", "maxtime=infinite")
+    assert done.returncode == 2 and not run.run_dir.exists()
+    assert "the limit of partition batch is 2:00 (120 s) and cluster.slurm.warning_seconds 120" in done.stderr

@@ -1,10 +1,12 @@
 """Time limits as Slurm writes them, and those that leave no time for training."""
 
+import subprocess
 from math import inf
 
 import pytest
 
 from megatron_rb.config.schema import SlurmConfig
+from megatron_rb.launch import slurm
 from megatron_rb.launch.time_limit import asked_limit, check_partition, check_warning, limit_seconds
 
 
@@ -66,3 +68,13 @@ def test_the_limit_of_the_partition_counts_where_none_is_asked_for():
 
 def test_a_partition_is_not_asked_where_a_time_is_given():
     check_partition(SlurmConfig(time="10"), {}, lambda names: pytest.fail("asked"))
+
+
+@pytest.mark.parametrize(
+    ("names", "limits"),
+    [("", {"gpu": "1:00:00"}), ("long,short", {"gpu": "1:00:00", "long": "infinite", "short": "2:00"})],
+)
+def test_a_partitions_own_limit_is_its_usual_one_else_its_longest(monkeypatch, names: str, limits: dict[str, str]):
+    said = "gpu*|1:00:00|infinite\nlong|n/a|infinite\nshort|n/a|2:00\n"
+    monkeypatch.setattr(slurm, "_try", lambda *words: subprocess.CompletedProcess(words, 0, said, ""))
+    assert slurm.partition_limits(names) == limits
