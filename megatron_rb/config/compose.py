@@ -95,6 +95,8 @@ def _read_yaml(path: Path) -> Mapping[Any, Any]:
         raise ValueError(f"there is no config file {path}")
     try:
         tree = load_yaml(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is not valid YAML: it is nested too deep") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(tree, dict):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
+from typing import Any
 
 from megatron_rb.config.schema import Config
 
@@ -88,6 +91,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimizer.beta2": (0, 1),
     "schedule.warmup_ratio": (0, 1),
     "cluster.master_port": (0, 65535),
+    "seed": (0, 2**63 - 1),
 }
 
 
@@ -97,6 +101,7 @@ def check_values(config: Config) -> None:
     Raises:
         ValueError: the first setting with a value that cannot be meant.
     """
+    _check_finite(dataclasses.asdict(config))
     for key, names in CHOICES.items():
         value = attrgetter(key)(config)
         if value not in names:
@@ -114,6 +119,14 @@ def check_values(config: Config) -> None:
         value = attrgetter(key)(config)
         if not low <= value <= high:
             raise ValueError(f"{key} is {value}; it must lie between {low:g} and {high:g}")
+
+
+def _check_finite(tree: Mapping[str, Any], prefix: str = "") -> None:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            _check_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and math.isinf(value):
+            raise ValueError(f"{prefix}{name} is {value}; it must be a finite number")
 
 
 def either(names: Sequence[str]) -> str:

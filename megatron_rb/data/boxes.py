@@ -82,6 +82,10 @@ class BoxWriter:
         if part.image >= len(sizes) and not (part.shares and self.thousandths):
             raise BadSample("key objects", f"objects has a box of image {part.image}, the row has {len(sizes)} images")
         width, height = (1, 1) if part.shares else sizes[part.image]
+        if not all(0 <= value <= (height if place % 2 else width) for place, value in enumerate(part.corners)):
+            unit = "shares of its sides (norm1)" if part.shares else f"pixels of its {width} x {height}"
+            box = [f"{value:g}" for value in part.corners]
+            raise BadSample("key objects", f"objects has the box {', '.join(box)} outside the picture, in {unit}")
         wide, high = (1000, 1000) if self.thousandths else seen[part.image]
         scaled = [
             round(value / (height if place % 2 else width) * (high if place % 2 else wide))

@@ -79,6 +79,10 @@ class ContentReader:
         kind = _kind(part)
         self.unread += check_keys(part, PART_KEYS, "part") if isinstance(part, Mapping) else []
         value = None if kind is None else part.get(kind, part.get("value"))
+        if kind in MEDIA and not empty(part.get("text")):
+            raise BadSample(
+                "key text", f"a part of type {kind} says text {quoted(part['text'])}; give a part of its own"
+            )
         if kind == "text" and isinstance(value, str):
             said.parts.extend(self._marked(value) if self.boxes.given else [value] if value else [])
         elif kind in THOUGHTS and isinstance(value, str):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ FRAMES = _keys(
 _PREFERENCE = (
     "a preference pair; only the wished answer can be learned: write it as the assistant's turn, drop this key"
 )
+_MARK = "a mark of what is learned that is not obeyed here; mark turns with `loss`: true or false"
 _AUDIO = "sound; the models hear none"
 
 ROW_KEYS = {
@@ -84,6 +85,9 @@ ROW_KEYS = {
     **FRAMES,
     **_keys(
         REFUSED,
+        loss=_MARK,
+        weight=_MARK,
+        loss_mask=_MARK,
         chosen=_PREFERENCE,
         rejected=_PREFERENCE,
         rejected_response=_PREFERENCE,
@@ -141,6 +145,9 @@ TURN_KEYS = {
     "value": Key(READ, "as `content`"),
     **_keys(
         REFUSED,
+        train_on_turn=_MARK,
+        train_detail=_MARK,
+        training_detail=_MARK,
         refusal="an answer of OpenAI's models that declines; write it as the content",
         audio=_AUDIO,
         images="pictures of a turn; name them in the row's `images` and mark them with <image>",
@@ -174,12 +181,42 @@ def empty(value: Any) -> bool:
     return value is None or value == "" or value == [] or value == {} or value == [None]
 
 
+SAME = (
+    ("system", "system_prompt"),
+    ("content", "value"),
+    ("fps", "video_fps"),
+    ("tools", "functions"),
+    ("tool_calls", "function_call"),
+    ("image", "image_url", "path", "url"),
+    ("video", "video_url", "path", "url"),
+    ("text", "value"),
+)
+"""Keys of one thing that mean the same, so that only one of them can be obeyed."""
+
+
+def check_same(given: Mapping[str, Any], place: str, groups: Sequence[Sequence[str]] = SAME) -> None:
+    """Refuse two spellings of one key that say different things.
+
+    Raises:
+        BadSample: they do; with both keys and values.
+    """
+    for group in groups:
+        said = {name: given[name] for name in group if not empty(given.get(name))}
+        first = next(iter(said.values()), None)
+        if len(said) > 1 and any(value != first for value in said.values()):
+            told = " and ".join(f"{name!r}: {quoted(value)}" for name, value in said.items())
+            raise BadSample(
+                f"key {next(iter(said))}", f"the {place or 'row'} says {told}, which differ; keep one of them"
+            )
+
+
 def check_keys(given: Mapping[str, Any], table: Mapping[str, Key], place: str) -> list[str]:
     """Refuse what cannot be honoured; returns the keys that nobody knows, as `<place>.<key>`.
 
     Raises:
         BadSample: a key that refuses its row is not empty.
     """
+    check_same(given, place)
     unknown = []
     for name, value in given.items():
         key = table.get(name)

@@ -174,7 +174,7 @@ def _image_size(source: Path | io.BytesIO, name: str) -> tuple[int, int]:
     except FileNotFoundError as error:
         raise BadSample("missing media", f"no file {name}") from error
     except Exception as error:  # Broken headers make Pillow raise nearly anything.
-        raise BadSample("unreadable media", f"{name} is not a readable image: {error}") from error
+        raise BadSample("unreadable media", f"{name} is not a readable image: {_reason(error)}") from error
 
 
 def _decode(source: Path | io.BytesIO, name: str) -> Image.Image:
@@ -186,7 +186,12 @@ def _decode(source: Path | io.BytesIO, name: str) -> Image.Image:
     except DeepColours as error:
         raise BadSample("deep colours", f"{name} {error}") from error
     except Exception as error:  # Broken files make Pillow raise nearly anything.
-        raise BadSample("unreadable media", f"{name} does not decode: {error}") from error
+        raise BadSample("unreadable media", f"{name} does not decode: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow says, without the address of the object it read."""
+    return re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "its content", str(error))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

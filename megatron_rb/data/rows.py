@@ -35,14 +35,27 @@ def parse_line(line: bytes, default_id: str, media_root: Path) -> Conversation:
         BadSample: the line is not JSON, or not a conversation that can be trained on.
     """
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_without_doubles)
     except RecursionError as error:
         raise BadSample("not JSON", "the line is nested too deep to be read") from error
+    except BadSample:
+        raise
     except ValueError as error:
         raise BadSample("not JSON", f"the line is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise BadSample("not JSON", f"the line holds a {type(row).__name__}, not an object")
     return parse_row(row, default_id, media_root)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless one of its keys stands twice with different values: JSON readers then drop all but the last."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        for key, value in pairs:
+            if made[key] != value:
+                raise BadSample(f"key {key}", f"the key {quoted(key)} stands twice, as {quoted(value)} and as "
+                                f"{quoted(made[key])}; keep one of them")  # fmt: skip
+    return made
 
 
 def parse_row(row: Mapping[str, Any], default_id: str, media_root: Path) -> Conversation:

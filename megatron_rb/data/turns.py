@@ -42,6 +42,11 @@ def given_turns(row: Mapping[str, Any]) -> Iterator[tuple[str, Given]]:
     for number, turn in enumerate(_with_system(_listed(row), row)):
         who, what = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         role = ROLES.get(str(who).replace("-", "_"))
+        other = turn.get("from", who)
+        if ROLES.get(str(other).replace("-", "_")) != role:
+            raise BadSample(
+                "unknown role", f"turn {number} is from {quoted(other)} and {quoted(who)}; keep one of them"
+            )
         if role is None:
             raise BadSample("unknown role", f"turn {number} is from {quoted(who)}; use one of {', '.join(ROLES)}")
         if role == "system" and number > 0:

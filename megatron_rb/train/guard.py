@@ -80,7 +80,9 @@ class UpdateGuard:
         """
         row = f"{self.in_row} updates in a row were skipped (optimizer.max_bad_steps {self.limit})"
         if not totals.num_labels:
-            raise ValueError(f"{self.last}; {row}; ledger.jsonl names the files; once they are there, {way_back}")
+            raise ValueError(
+                f"{self.last}; {row}; ledger.jsonl names the files; with them back, the same command goes on"
+            )
         raise NotFinite(f"{self.last}; {row}; lower optimizer.lr, or look at these samples; {way_back}")
 
 

@@ -69,6 +69,10 @@ def test_environment_values_keep_their_spaces():
         (["schedule.warmup_ratio=3"], ["schedule.warmup_ratio", "3", "between 0 and 1"]),
         (["data.seq_length=0"], ["data.seq_length", "0", "at least 1"]),
         (["optimizer.lr=nan"], ["optimizer.lr", "nan"]),
+        (["optimizer.lr=1e400"], ["optimizer.lr is inf", "finite"]),
+        (["cluster.silence_seconds=inf"], ["cluster.silence_seconds is inf", "finite"]),
+        (["seed=-1"], ["seed is -1", "between 0 and"]),
+        (["seed=99999999999999999999"], ["seed is 99999999999999999999", "between 0 and"]),
         (["schedule.epochs=0"], ["schedule.epochs", "above 0"]),
     ],
 )
