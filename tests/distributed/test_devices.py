@@ -24,3 +24,8 @@ def test_two_ranks_on_one_device_are_refused_with_both_named():
     said = run_world(CASE, 2, timeout=60, variables=[{"MUSA_VISIBLE_DEVICES": "0"}] * 2)[0]
     assert said[0] == "musa:0"
     assert said[1].startswith("local ranks 0 and 1 of ") and "see one and the same musa device" in said[1]
+
+
+def test_doctor_counts_the_devices_of_processes_that_see_one_each():
+    variables = [{"MUSA_VISIBLE_DEVICES": str(device)} for device in (0, 1)]
+    assert run_world("tests.distributed.cases_devices:doctor", 2, timeout=60, variables=variables)[0] == [2, 2]
