@@ -73,6 +73,13 @@ def _form(row: Mapping[str, Any]) -> str:
     if len(lists) > 1:
         raise BadSample("no conversation", f"the row has {' and '.join(map(repr, lists))}; keep one of them")
     questions = [key for key in (*QUESTIONS, "input") if not empty(row.get(key))]
+    answers = [key for key in ANSWERS if not empty(row.get(key))]
+    second = ["history"] if not empty(row.get("history")) else [*questions[:1], *answers[:1]]
+    if lists and (second == ["history"] or questions and answers):
+        # One of them alone, e.g. `output`, is a note beside the turns.
+        raise BadSample(
+            "no conversation", f"the row has turns in {lists[0]!r} and in {' with '.join(map(repr, second))}; keep one"
+        )
     return next(iter([*lists, *questions]), "")
 
 
