@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_rb.config.open_files import raise_open_files
 from megatron_rb.launch.job import JobSpec, load_job
 from megatron_rb.launch.loop import Engine, Loop
 from megatron_rb.launch.one_machine import LocalEngine
-from megatron_rb.launch.open_files import raise_open_files
 from megatron_rb.launch.slurm import SlurmEngine
 from megatron_rb.launch.ssh import SshEngine
 from megatron_rb.launch.supervise import caught_signals

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from megatron_rb.config.open_files import raise_open_files
 from megatron_rb.launch.command import RankCommand
-from megatron_rb.launch.open_files import raise_open_files
 from megatron_rb.launch.outer_job import without_ranks
 
 _PR_SET_PDEATHSIG = 1

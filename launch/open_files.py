@@ -1,4 +1,4 @@
-"""Open files and sockets of a process: its limit, and how many a rank needs in a world of a given size.
+"""Open files and sockets: how many a rank needs in a world of a given size.
 
 Counted with 2 to 16 processes on gloo (torch 2.13), exact to the file: a gloo group holds 4 files, connected or not,
 and a socket to every other member; where it connects lazily, to its neighbours in the ring (2, or 1 of a pair). Rank 0
@@ -7,19 +7,9 @@ keeps the store, which has 10 files and a socket to every rank.
 
 from __future__ import annotations
 
-import contextlib
-import resource
-
 FILES_OF_A_GROUP, FILES_OF_THE_STORE = 4, 10
 OTHER_FILES = 256
 """Kept for data, logs, libraries, devices and the accelerator's own connections, which are not counted here."""
-
-
-def raise_open_files() -> None:
-    """Allow this process, and what it starts, as many open files as the system lets it."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # a limit above what the kernel allows by now
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def group_sizes(world: int, tp: int, pp: int, cp: int) -> list[int]:

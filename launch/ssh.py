@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from megatron_rb.config.open_files import raise_open_files
 from megatron_rb.launch.attempt import AttemptResult, Channel
 from megatron_rb.launch.job import JobSpec, SshSpec
 from megatron_rb.launch.loop import Loop
-from megatron_rb.launch.open_files import raise_open_files
 from megatron_rb.launch.plan import AttemptPlan
 from megatron_rb.launch.watch import AttemptWatch
 

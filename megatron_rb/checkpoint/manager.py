@@ -164,7 +164,8 @@ class CheckpointManager:
         for step in sorted(step for step in steps & self._written if step > self._proven):
             folder = self.folder / f"step_{step:08d}"
             aside = folder.with_name(f"{folder.name}{SET_ASIDE}")
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside.exists():  # that of an earlier try is kept too
+                aside = aside.with_name(f"{aside.name}-{secrets.token_hex(4)}")
             folder.rename(aside)
             logger.warning("%s gave no finite loss and is now %s", folder, aside.name)
 

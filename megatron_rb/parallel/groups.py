@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
+from megatron_rb.config.open_files import raise_open_files
 from megatron_rb.platform.base import Platform
-from megatron_rb.platform.open_files import raise_open_files
 
 T = TypeVar("T")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import torch
 
+from megatron_rb.config.open_files import raise_open_files
 from megatron_rb.platform.base import Platform
-from megatron_rb.platform.open_files import raise_open_files
 
 FLASH_ATTN = ("flash-attn", "flash-attn-3", "flash-attn-4")
 LIBRARIES = ("torch", "megatron-core", "transformers", "transformer-engine", *FLASH_ATTN, "triton", "torch_musa")
