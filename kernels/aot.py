@@ -22,9 +22,13 @@ ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes of shared memory one block may have."""
 SPILL_BUDGET = {
-    ("window_80", 80): 4, ("window_80_backward", 80): 16, ("window_80_backward", 100): 8,
-    ("window_72", 80): 12, ("window_72_backward", 80): 48, ("window_72_backward", 100): 80,
-}  # fmt: skip
+    ("window_80", 80): 4,
+    ("window_80_backward", 80): 16,
+    ("window_80_backward", 100): 8,
+    ("window_72", 80): 12,
+    ("window_72_backward", 80): 48,
+    ("window_72_backward", 100): 80,
+}
 """Most loads and stores of spilled registers, by kernel and architecture; none where nothing is said.
 
 What was counted (2, 12, 4; 8, 39, 70) and a margin for other releases of the assembler. No published model has windows
@@ -88,20 +92,37 @@ def _rotations() -> Iterator[Kernel]:
     tensors = ("q", "k", "q_grad", "k_grad", "dq", "dk")
     gradient_strides = dict.fromkeys(("q_grad_token", "q_grad_head", "k_grad_token", "k_grad_head"), "i32")
     signature = {
-        **dict.fromkeys(tensors, "*bf16"), "partial": "*fp32", "cos": "*fp32", "sin": "*fp32",
-        "q_weight": "*bf16", "k_weight": "*bf16", **strides, **gradient_strides, "tokens": "i32", "eps": "fp32",
-    }  # fmt: skip
+        **dict.fromkeys(tensors, "*bf16"),
+        "partial": "*fp32",
+        "cos": "*fp32",
+        "sin": "*fp32",
+        "q_weight": "*bf16",
+        "k_weight": "*bf16",
+        **strides,
+        **gradient_strides,
+        "tokens": "i32",
+        "eps": "fp32",
+    }
     yield Kernel(
-        "mrope_qk_norm_backward", mrope._norm_backward_kernel, signature, sizes["qk_norm"], unaligned=("tokens",),
+        "mrope_qk_norm_backward",
+        mrope._norm_backward_kernel,
+        signature,
+        sizes["qk_norm"],
+        unaligned=("tokens",),
         warps=mrope.BACKWARD_WARPS,
-    )  # fmt: skip
+    )
 
 
 def _windows() -> Iterator[Kernel]:
     tail = {
-        "cos": "*fp32", "sin": "*fp32", "borders": "*i32", "row_stride": "i32", "part_stride": "i32",
-        "head_stride": "i32", "scale": "fp32",
-    }  # fmt: skip
+        "cos": "*fp32",
+        "sin": "*fp32",
+        "borders": "*i32",
+        "row_stride": "i32",
+        "part_stride": "i32",
+        "head_stride": "i32",
+        "scale": "fp32",
+    }
     for head_dim in (80, 72, 64):
         constants = window.launch_sizes(head_dim, 16, 64)
         forward = {"qkv": "*bf16", "out": "*bf16", **tail}

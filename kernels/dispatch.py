@@ -65,28 +65,54 @@ TABLE: Mapping[str, tuple[Implementation, ...]] = {
     "window_attention": (
         # Moore Threads' compiler has not been seen to take the small dot products, so there it has to be asked for.
         Implementation(
-            "triton", ("cuda",), ("musa", "cpu"), "triton", min_arch=(8, 0), max_head_dim=80, head_dim_multiple=8,
+            "triton",
+            ("cuda",),
+            ("musa", "cpu"),
+            "triton",
+            min_arch=(8, 0),
+            max_head_dim=80,
+            head_dim_multiple=8,
             max_length=64,
         ),
         _TORCH,
     ),
     "varlen_attention": (
         Implementation(
-            "flash_attn_3", ("cuda",), needs="flash_attn_interface", dtypes=HALF, min_arch=(9, 0), max_head_dim=256,
+            "flash_attn_3",
+            ("cuda",),
+            needs="flash_attn_interface",
+            dtypes=HALF,
+            min_arch=(9, 0),
+            max_head_dim=256,
             head_dim_multiple=8,
         ),
         Implementation(
-            "flash_attn", ("cuda",), needs="flash_attn", dtypes=HALF, min_arch=(8, 0), max_head_dim=256,
+            "flash_attn",
+            ("cuda",),
+            needs="flash_attn",
+            dtypes=HALF,
+            min_arch=(8, 0),
+            max_head_dim=256,
             head_dim_multiple=8,
         ),
         # Pre-releases (flash_attn/cute/interface.py): Hopper and later, heads of up to 128 on every one of them.
         Implementation(
-            "flash_attn_4", ("cuda",), needs=FLASH_ATTN_4, dtypes=HALF, min_arch=(9, 0), max_head_dim=128,
+            "flash_attn_4",
+            ("cuda",),
+            needs=FLASH_ATTN_4,
+            dtypes=HALF,
+            min_arch=(9, 0),
+            max_head_dim=128,
             head_dim_multiple=8,
         ),
         Implementation(
-            "torch_varlen", ("cuda",), needs="torch.nn.attention.varlen", dtypes=HALF, min_arch=(8, 0),
-            max_head_dim=256, head_dim_multiple=8,
+            "torch_varlen",
+            ("cuda",),
+            needs="torch.nn.attention.varlen",
+            dtypes=HALF,
+            min_arch=(8, 0),
+            max_head_dim=256,
+            head_dim_multiple=8,
         ),
         _TORCH,
     ),
@@ -97,7 +123,7 @@ TABLE: Mapping[str, tuple[Implementation, ...]] = {
     ),
     "rms_norm": (Implementation("liger", ("cuda",), ("cpu",), "liger_kernel.ops.rms_norm"), _TORCH),
     "swiglu": (Implementation("liger", ("cuda",), ("cpu",), "liger_kernel.ops.swiglu"), _TORCH),
-}  # fmt: skip
+}
 """For every operator its implementations, best first; the last runs everywhere."""
 
 

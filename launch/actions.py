@@ -219,9 +219,12 @@ def _start_in_background(job: JobSpec) -> None:
     log = job.run_dir / "logs" / "launcher.log"
     with open(log, "ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "megatron_rb.launch.batch", str(job.run_dir)], stdin=subprocess.DEVNULL,
-            stdout=output, stderr=output, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "megatron_rb.launch.batch", str(job.run_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     end = time.monotonic() + 20
     while time.monotonic() < end and process.poll() is None:
         record = load_record(job.run_dir)
@@ -249,8 +252,10 @@ def _check_hosts(job: JobSpec) -> None:
     if silent:
         host, words = next(iter(silent.items()))
         more = f" (and {len(silent) - 1} more)" if len(silent) > 1 else ""
-        raise ValueError(f"host {host}{more} does not answer: {words or 'no message'}; take it out of the "
-                         f"host file, or try `ssh {' '.join(job.ssh.options)} {host} true`")  # fmt: skip
+        raise ValueError(
+            f"host {host}{more} does not answer: {words or 'no message'}; take it out of the "
+            f"host file, or try `ssh {' '.join(job.ssh.options)} {host} true`"
+        )
     _check_remote_port(job, names[0])
 
 

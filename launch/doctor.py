@@ -64,11 +64,17 @@ def findings(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     for name in ("platform", "devices", "libraries"):
         values = [json.dumps(report[name]) for report in reports]
         usual = max(set(values), key=values.count)
-        found += [f"{report['host']}: {name} {value}, elsewhere {usual}"
-                  for report, value in zip(reports, values, strict=True) if value != usual]  # fmt: skip
+        found += [
+            f"{report['host']}: {name} {value}, elsewhere {usual}"
+            for report, value in zip(reports, values, strict=True)
+            if value != usual
+        ]
     middle = median(report["clock"] for report in reports)
-    found += [f"{report['host']}: its clock is {report['clock'] - middle:+.0f} s off" for report in reports
-              if abs(report["clock"] - middle) > CLOCK_SECONDS]  # fmt: skip
+    found += [
+        f"{report['host']}: its clock is {report['clock'] - middle:+.0f} s off"
+        for report in reports
+        if abs(report["clock"] - middle) > CLOCK_SECONDS
+    ]
     found += [f"{report['host']}: port {report['port']}" for report in reports if "in use" in report["port"]]
     return found
 
@@ -112,9 +118,14 @@ def _slow(host: str, rate: float, rates: Mapping[str, float], unit: str) -> str:
 
 def _rank_words(job: JobSpec, rank: int, address: str, port: int) -> list[str]:
     values = {
-        **job.env, "RANK": rank, "LOCAL_RANK": rank % job.processes, "WORLD_SIZE": job.world_size,
-        "LOCAL_WORLD_SIZE": job.processes, "MASTER_ADDR": address, "MASTER_PORT": port,
-    }  # fmt: skip
+        **job.env,
+        "RANK": rank,
+        "LOCAL_RANK": rank % job.processes,
+        "WORLD_SIZE": job.world_size,
+        "LOCAL_WORLD_SIZE": job.processes,
+        "MASTER_ADDR": address,
+        "MASTER_PORT": port,
+    }
     return ["env", "OMP_NUM_THREADS=1", *(f"{name}={value}" for name, value in values.items())]
 
 

@@ -21,10 +21,24 @@ from megatron_rb.launch.topology import rank_table, table_text
 
 CONFIG_FILE = "config.yaml"
 FIXED = (
-    "model.hf_path", "model.dtype", "model.freeze", "seed", "task", "data.train", "data.system_prompt",
-    "data.seq_length", "data.max_patches", "data.global_batch_size", "data.global_micro_batches", "data.min_pixels",
-    "data.max_pixels", "data.shuffle", "optimizer", "schedule.decay", "schedule.warmup_ratio",
-)  # fmt: skip
+    "model.hf_path",
+    "model.dtype",
+    "model.freeze",
+    "seed",
+    "task",
+    "data.train",
+    "data.system_prompt",
+    "data.seq_length",
+    "data.max_patches",
+    "data.global_batch_size",
+    "data.global_micro_batches",
+    "data.min_pixels",
+    "data.max_pixels",
+    "data.shuffle",
+    "optimizer",
+    "schedule.decay",
+    "schedule.warmup_ratio",
+)
 """Settings that a run keeps from its first step to its last; anything else may change when it is continued."""
 
 

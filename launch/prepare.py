@@ -41,21 +41,40 @@ def build_job(config: Config, derived: Derived) -> JobSpec:
     hosts = _hosts(config, derived.processes_per_node)
     python = cluster.python or sys.executable
     job = JobSpec(
-        module=WORKER, arguments=("--config", str(run_dir / "config.yaml")), processes=derived.processes_per_node,
-        run_dir=run_dir, master_addr=cluster.master_addr, master_port=cluster.master_port,
-        threads_per_rank=_threads(config, derived.processes_per_node), env=run_environment(config),
-        name=config.name, run_id=earlier.run_id if earlier is not None else new_run_id(config.name),
-        engine=cluster.name, launcher=_launcher(config), nodes=cluster.nodes, spare_nodes=cluster.spare_nodes,
-        max_retries=cluster.max_retries, python=python, host_python=cluster.host_python or python,
-        work_dir=Path.cwd(), checkpoint_dir=Path(os.path.abspath(derived.checkpoint_dir)), tp_size=derived.tp_size,
-        pp_size=derived.pp_size, cp_size=derived.cp_size, after=_job_before(config),
-        node_env=_node_environments(config, hosts), secrets=tuple(cluster.secrets),
+        module=WORKER,
+        arguments=("--config", str(run_dir / "config.yaml")),
+        processes=derived.processes_per_node,
+        run_dir=run_dir,
+        master_addr=cluster.master_addr,
+        master_port=cluster.master_port,
+        threads_per_rank=_threads(config, derived.processes_per_node),
+        env=run_environment(config),
+        name=config.name,
+        run_id=earlier.run_id if earlier is not None else new_run_id(config.name),
+        engine=cluster.name,
+        launcher=_launcher(config),
+        nodes=cluster.nodes,
+        spare_nodes=cluster.spare_nodes,
+        max_retries=cluster.max_retries,
+        python=python,
+        host_python=cluster.host_python or python,
+        work_dir=Path.cwd(),
+        checkpoint_dir=Path(os.path.abspath(derived.checkpoint_dir)),
+        tp_size=derived.tp_size,
+        pp_size=derived.pp_size,
+        cp_size=derived.cp_size,
+        after=_job_before(config),
+        node_env=_node_environments(config, hosts),
+        secrets=tuple(cluster.secrets),
         patience=Patience(
-            cluster.grace_seconds, cluster.silence_seconds, cluster.hang_seconds, cluster.return_seconds,
+            cluster.grace_seconds,
+            cluster.silence_seconds,
+            cluster.hang_seconds,
+            cluster.return_seconds,
             cluster.least_hang_seconds,
         ),
         ssh=SshSpec(hosts, tuple(cluster.ssh.options), cluster.ssh.fan_out, cluster.ssh.connect_seconds),
-    )  # fmt: skip
+    )
     _check_nodes(job)
     if job.engine == "slurm":
         _check_slurm(cluster.slurm)
@@ -69,11 +88,19 @@ def job_for_machines(config: Config) -> JobSpec:
     hosts = _hosts(config, processes)
     python = cluster.python or sys.executable
     job = JobSpec(
-        module="", arguments=(), processes=processes, run_dir=Path(), master_addr=cluster.master_addr,
-        master_port=cluster.master_port, env=run_environment(config), engine=cluster.name,
-        nodes=len(hosts) or cluster.nodes, python=python, work_dir=Path.cwd(),
+        module="",
+        arguments=(),
+        processes=processes,
+        run_dir=Path(),
+        master_addr=cluster.master_addr,
+        master_port=cluster.master_port,
+        env=run_environment(config),
+        engine=cluster.name,
+        nodes=len(hosts) or cluster.nodes,
+        python=python,
+        work_dir=Path.cwd(),
         ssh=SshSpec(hosts, tuple(cluster.ssh.options), cluster.ssh.fan_out, cluster.ssh.connect_seconds),
-    )  # fmt: skip
+    )
     _check_nodes(job)
     return job
 
@@ -141,8 +168,9 @@ def _launcher(config: Config) -> str:
     if asked == "auto":
         return LAUNCHERS[engine][0]
     if asked not in LAUNCHERS[engine]:
-        raise ValueError(f"cluster.launcher {asked} does not start runs of cluster={engine}; use "
-                         f"{' or '.join(LAUNCHERS[engine])}")  # fmt: skip
+        raise ValueError(
+            f"cluster.launcher {asked} does not start runs of cluster={engine}; use {' or '.join(LAUNCHERS[engine])}"
+        )
     if asked == "ft_launcher" and shutil.which(asked) is None:
         raise ValueError("cluster.launcher ft_launcher is not installed; install nvidia-resiliency-ext or use torchrun")
     return asked
@@ -179,8 +207,10 @@ def _hosts(config: Config, processes: int) -> tuple[Host, ...]:
     hosts = read_hosts(Path(ssh.hostfile)) if ssh.hostfile else check_hosts([Host(n) for n in ssh.hosts], "ssh.hosts")
     few = [host for host in hosts if host.slots and host.slots < processes]
     if few:
-        raise ValueError(f"host {few[0].name} has {few[0].slots} slots, the run puts {processes} processes on a "
-                         f"machine; use cluster.processes_per_node={few[0].slots} and more nodes")  # fmt: skip
+        raise ValueError(
+            f"host {few[0].name} has {few[0].slots} slots, the run puts {processes} processes on a "
+            f"machine; use cluster.processes_per_node={few[0].slots} and more nodes"
+        )
     return hosts
 
 

@@ -127,9 +127,12 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
     own = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(site.parent), own]) if site.is_file() else own,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
         autoescape=False,
-    )  # fmt: skip
+    )
     environment.filters |= {"quote": lambda value: shlex.quote(str(value)), "option": _option, "pattern": _pattern}
     try:
         return environment.get_template(site.name).render(values)

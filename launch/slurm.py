@@ -205,9 +205,14 @@ class SlurmEngine:
         order.write_text("".join(f"{node}\n" * tasks for node in plan.nodes))
         program, *options = self.srun
         command = [
-            program, f"--nodes={len(plan.nodes)}", f"--ntasks={len(plan.nodes) * tasks}", "--distribution=arbitrary",
-            "--export=ALL", "--no-kill", *options,
-        ]  # fmt: skip
+            program,
+            f"--nodes={len(plan.nodes)}",
+            f"--ntasks={len(plan.nodes) * tasks}",
+            "--distribution=arbitrary",
+            "--export=ALL",
+            "--no-kill",
+            *options,
+        ]
         env = without_sizes(os.environ) | {
             "SLURM_HOSTFILE": str(order),
             "MASTER_ADDR": plan.master_addr,
@@ -248,9 +253,11 @@ class SlurmEngine:
             steps = self._steps()
             if steps:  # not waited for: a node that is gone would hold it up
                 subprocess.Popen(
-                    ["scancel", "--quiet", "--signal=KILL", *steps], start_new_session=True,
-                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                )  # fmt: skip
+                    ["scancel", "--quiet", "--signal=KILL", *steps],
+                    start_new_session=True,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
             process.terminate()
 
     def _steps(self) -> list[str]:

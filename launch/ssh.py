@@ -27,10 +27,26 @@ def ssh_command(spec: SshSpec, host: str, command: str) -> list[str]:
     """The words that run a shell command on a host, through a connection that later calls share."""
     control = Path(tempfile.gettempdir()) / f"rb-ssh-{os.getuid()}-%C"
     return [
-        "ssh", *spec.options, "-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(1, round(spec.connect_seconds))}",
-        "-o", "ControlMaster=auto", "-o", f"ControlPath={control}", "-o", "ControlPersist=60",
-        "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "--", host, command,
-    ]  # fmt: skip
+        "ssh",
+        *spec.options,
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        f"ConnectTimeout={max(1, round(spec.connect_seconds))}",
+        "-o",
+        "ControlMaster=auto",
+        "-o",
+        f"ControlPath={control}",
+        "-o",
+        "ControlPersist=60",
+        "-o",
+        "ServerAliveInterval=5",
+        "-o",
+        "ServerAliveCountMax=3",
+        "--",
+        host,
+        command,
+    ]
 
 
 def on_all(spec: SshSpec, hosts: Sequence[str], command: str) -> dict[str, subprocess.CompletedProcess[str]]:
@@ -96,9 +112,12 @@ class SshEngine:
         values = (plan.number, plan.nodes.index(node), plan.master_addr, plan.master_port, plan.id)
         command = shlex.join(["bash", str(script), *map(str, values)])
         process = subprocess.Popen(
-            ssh_command(self.job.ssh, node, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            ssh_command(self.job.ssh, node, command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         assert process.stdin is not None
         # Over the connection, and so in no command line, script or log.
         known = {name: os.environ[name] for name in self.job.secrets if name in os.environ}

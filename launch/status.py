@@ -81,13 +81,22 @@ def run_status(run_dir: Path) -> RunStatus:
     newest = steps[-1] if steps else {}
     attempt = record.attempts[-1] if record.attempts else None
     return RunStatus(
-        run_id=record.run_id, state=state, step=newest.get("step", 0), attempt=attempt.number if attempt else 0,
-        loss=newest.get("loss"), tokens_per_second=newest.get("tokens_per_second"),
-        skipped_updates=newest.get("skipped_updates", 0), last_checkpoint=newest_checkpoint(job.checkpoint_dir),
-        nodes=attempt.nodes if attempt else [], reason=reason,
-        slow=_slow(run_dir) if state == RUNNING else "", ettr=record.ettr, engine=record.engine, job_id=record.job_id,
+        run_id=record.run_id,
+        state=state,
+        step=newest.get("step", 0),
+        attempt=attempt.number if attempt else 0,
+        loss=newest.get("loss"),
+        tokens_per_second=newest.get("tokens_per_second"),
+        skipped_updates=newest.get("skipped_updates", 0),
+        last_checkpoint=newest_checkpoint(job.checkpoint_dir),
+        nodes=attempt.nodes if attempt else [],
+        reason=reason,
+        slow=_slow(run_dir) if state == RUNNING else "",
+        ettr=record.ettr,
+        engine=record.engine,
+        job_id=record.job_id,
         run_dir=str(run_dir),
-    )  # fmt: skip
+    )
 
 
 def all_runs(folder: Path) -> Iterator[RunStatus]:

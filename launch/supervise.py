@@ -47,9 +47,13 @@ class Supervisor:
     """
 
     def __init__(
-        self, ranks: Sequence[RankProcess], received: list[int], grace_seconds: float, beats: Beats | None = None,
+        self,
+        ranks: Sequence[RankProcess],
+        received: list[int],
+        grace_seconds: float,
+        beats: Beats | None = None,
         publish: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.ranks = ranks
         self.beats = beats
         self.publish = publish

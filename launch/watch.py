@@ -37,9 +37,13 @@ class AttemptWatch:
     """
 
     def __init__(
-        self, job: JobSpec, plan: AttemptPlan, starter: Starter, signals: list[int],
+        self,
+        job: JobSpec,
+        plan: AttemptPlan,
+        starter: Starter,
+        signals: list[int],
         publish: Callable[[Mapping[int, RankState]], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.job, self.plan, self.starter, self.signals, self.publish = job, plan, starter, signals, publish
         self.ranks = {place.rank: RankState() for place in rank_table(job, plan.nodes)}
         self.node_of = {place.rank: place.node for place in rank_table(job, plan.nodes)}
@@ -123,9 +127,11 @@ class AttemptWatch:
         return not unheard or bool(silent)
 
     def _unfinished_nodes(self) -> list[str]:
-        return [node for node in self.plan.nodes if any(
-            state.code is None for rank, state in self.ranks.items() if self.node_of[rank] == node
-        )]  # fmt: skip
+        return [
+            node
+            for node in self.plan.nodes
+            if any(state.code is None for rank, state in self.ranks.items() if self.node_of[rank] == node)
+        ]
 
     def _end(self, channels: Sequence[Channel]) -> None:
         done = all(state.code is not None for state in self.ranks.values())

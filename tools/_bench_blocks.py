@@ -28,8 +28,11 @@ def main(argv: list[str]) -> int:
 
     def tell(item) -> None:
         ratio = item.measured / item.nominal
-        print(f"{item.part:<14}{item.direction:<10}{item.tokens:>8}{item.patches:>9}{item.nominal * 1e3:>12.3f}"
-              f"{item.measured * 1e3:>13.3f}{ratio:>8.2f}", flush=True)  # fmt: skip
+        print(
+            f"{item.part:<14}{item.direction:<10}{item.tokens:>8}{item.patches:>9}{item.nominal * 1e3:>12.3f}"
+            f"{item.measured * 1e3:>13.3f}{ratio:>8.2f}",
+            flush=True,
+        )
 
     sizes = [(tokens, tokens) for tokens in options.tokens]
     times = time_blocks(shape_of(options.model), pricing, place, platform, sizes, options.rounds, tell)

@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, metavar="K", help="timed rounds on CPU")
     parser.add_argument("--json", default="", metavar="FILE", help="write every number")
     parser.add_argument(
-        "--out", default="", metavar="DIR",
+        "--out",
+        default="",
+        metavar="DIR",
         help="write <card>-<date>.json, .md and .png there (default on a GPU: benchmarks/kernels)",
-    )  # fmt: skip
+    )
     return parser

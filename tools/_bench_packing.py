@@ -25,8 +25,11 @@ def main(argv: list[str]) -> int:
         for row in rows:
             even = row.balance
             ratios = (
-                even.micro_batch_tokens, even.micro_batch_patches, even.worst_micro_batch_patches, even.rank_patches
-            )  # fmt: skip
+                even.micro_batch_tokens,
+                even.micro_batch_patches,
+                even.worst_micro_batch_patches,
+                even.rank_patches,
+            )
             figures = f"{even.fill:>10.1%}{even.least_fill:>10.1%}" + "".join(f"{ratio:>10.3f}" for ratio in ratios)
             print(f"{name:<12}{row.name:<22}{figures}{row.samples_per_second:>10,.0f}", flush=True)
     if options.json:
@@ -37,8 +40,13 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rb bench packing", description=__doc__)
-    parser.add_argument("--mix", nargs="+", default=["images_8k", "images_16k", "video_16k", "text_8k"],
-                        metavar="NAME", help=f"{', '.join(MIXES)}, or a yaml file")  # fmt: skip
+    parser.add_argument(
+        "--mix",
+        nargs="+",
+        default=["images_8k", "images_16k", "video_16k", "text_8k"],
+        metavar="NAME",
+        help=f"{', '.join(MIXES)}, or a yaml file",
+    )
     parser.add_argument("--model", default="RoboBrain2.0-3B", choices=CONFIGS, help="whose patch size samples have")
     parser.add_argument("--ranks", type=int, default=64, metavar="N", help="data-parallel ranks")
     parser.add_argument("--steps", type=int, default=8, metavar="K")

@@ -27,15 +27,25 @@ def main(argv: list[str]) -> int:
     transformers_logging.disable_progress_bar()
     options = _parser().parse_intermixed_args(argv)
     asked = Asked(
-        tuple(options.settings), options.model, options.mix, options.steps, options.warmup, bool(options.baseline),
+        tuple(options.settings),
+        options.model,
+        options.mix,
+        options.steps,
+        options.warmup,
+        bool(options.baseline),
         options.peak_tflops,
-    )  # fmt: skip
+    )
     folder = Path(options.out) if options.out else default_folder(time.strftime("%Y%m%d-%H%M%S"))
     with prepared(asked, folder) as ready:
         job = JobSpec(
-            WORKER, (str(folder),), ready.processes, folder, master_port=free_port("127.0.0.1"), env=ready.env,
+            WORKER,
+            (str(folder),),
+            ready.processes,
+            folder,
+            master_port=free_port("127.0.0.1"),
+            env=ready.env,
             threads_per_rank=threads_per_rank(ready.threads, len(os.sched_getaffinity(0)), ready.processes),
-        )  # fmt: skip
+        )
         code = run_job(job)
     if code:
         return code

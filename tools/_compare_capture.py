@@ -38,9 +38,14 @@ def main(argv: list[str]) -> int:
     arguments = (str(out / "run" / "config.yaml"), str(options.steps))
     threads = threads_per_rank(config.platform.threads_per_rank, len(os.sched_getaffinity(0)), derived.world_size)
     job = JobSpec(
-        WORKER, arguments, derived.world_size, out / "run", master_port=free_port("127.0.0.1"),
-        threads_per_rank=threads, env=run_environment(config),
-    )  # fmt: skip
+        WORKER,
+        arguments,
+        derived.world_size,
+        out / "run",
+        master_port=free_port("127.0.0.1"),
+        threads_per_rank=threads,
+        env=run_environment(config),
+    )
     code = run_job(job)
     if code == 0:
         print(f"captures: {out}; copy the folder to where the other one is, then rb compare numerics A B")
@@ -50,9 +55,11 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rb compare capture", description=__doc__)
     parser.add_argument(
-        "settings", nargs="+", metavar="key=value",
+        "settings",
+        nargs="+",
+        metavar="key=value",
         help="as for rb launch; metrics.capture.rows and others say how much is kept, checkpoint.init which weights",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="gets a folder per captured step")
     parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps to run and capture (default 1)")
     return parser

@@ -22,9 +22,13 @@ def main(argv: list[str]) -> int:
     if options.threshold <= 0 or options.window < 0:
         raise ValueError(f"--threshold {options.threshold:g} and --window {options.window}: give values above 0")
     comparison = compare_runs(
-        read_run(options.a, str(options.a)), read_run(options.b, str(options.b)), threshold=options.threshold,
-        window=options.window, allowed=options.allow, check_recipe=not options.no_recipe,
-    )  # fmt: skip
+        read_run(options.a, str(options.a)),
+        read_run(options.b, str(options.b)),
+        threshold=options.threshold,
+        window=options.window,
+        allowed=options.allow,
+        check_recipe=not options.no_recipe,
+    )
     if options.json:
         print(json.dumps(finite(comparison.as_json()), indent=1))
     else:

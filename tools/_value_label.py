@@ -18,9 +18,15 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     pairs = PairRules(options.pairs, options.zero_share, options.zero_rule)
     rules = LabelRules(
-        options.chunk, options.chunk_rule, pairs, options.quantisation,
-        options.permuted_share, options.view_dropout, options.context_dropout, options.reference_swap,
-    )  # fmt: skip
+        options.chunk,
+        options.chunk_rule,
+        pairs,
+        options.quantisation,
+        options.permuted_share,
+        options.view_dropout,
+        options.context_dropout,
+        options.reference_swap,
+    )
     part = re.fullmatch(r"(\d+)/(\d+)", options.part)
     if part is None:
         raise ValueError(f"--part {options.part} is not K/N, e.g. 0/4 for the first of four")

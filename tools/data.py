@@ -26,8 +26,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rb data", description=__doc__)
     parser.add_argument("what", choices=["stats"])
     parser.add_argument(
-        "settings", nargs="*", metavar="key=value",
+        "settings",
+        nargs="*",
+        metavar="key=value",
         help="settings of the run: experiment=, data.train=[...], model.hf_path=, data.seq_length=, ...",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", default="stats.json", metavar="FILE")
     return parser

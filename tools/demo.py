@@ -49,17 +49,39 @@ def main(argv: list[str]) -> int:
     _rb("launch", *settings)
     write_demo_questions(ROOT / "data", asked, ROOT / "data/questions.jsonl")
     _rb(
-        "eval", "--ckpt", ROOT, "--data", ROOT / "data/questions.jsonl", "--out", ROOT / "eval", "--processes", 2,
-        "--batch", 40, "--max-new-tokens", ANSWER_TOKENS,
-    )  # fmt: skip
+        "eval",
+        "--ckpt",
+        ROOT,
+        "--data",
+        ROOT / "data/questions.jsonl",
+        "--out",
+        ROOT / "eval",
+        "--processes",
+        2,
+        "--batch",
+        40,
+        "--max-new-tokens",
+        ANSWER_TOKENS,
+    )
     _rb("convert", "export", "--ckpt", ROOT / "checkpoints", "--out", ROOT / "export")
     newest = max((ROOT / "checkpoints").glob("step_*"))
     few = ROOT / "data/parity.jsonl"
     few.write_text("".join((ROOT / "data/heldout.jsonl").read_text().splitlines(True)[:PARITY_SAMPLES]))
     _rb(
-        "parity", "--hf", ROOT / "export", "--weights", newest, "--samples", few, "--json", ROOT / "parity.json",
-        "--tp", config.parallel.tp_size, "--layout", config.parallel.layout,
-    )  # fmt: skip
+        "parity",
+        "--hf",
+        ROOT / "export",
+        "--weights",
+        newest,
+        "--samples",
+        few,
+        "--json",
+        ROOT / "parity.json",
+        "--tp",
+        config.parallel.tp_size,
+        "--layout",
+        config.parallel.layout,
+    )
     summary = _summarise(config, asked, started)
     (ROOT / "summary.json").write_text(json.dumps(summary, indent=2))
     print(json.dumps(summary, indent=2))

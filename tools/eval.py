@@ -42,9 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, help="folder; an earlier run in it is continued")
     parser.add_argument("--pictures", type=int, default=60, help="most pictures in the report")
     parser.add_argument(
-        "--coordinates", default="", choices=["", *Coordinates],
+        "--coordinates",
+        default="",
+        choices=["", *Coordinates],
         help="how answers give places; default as the truth is given, 0-1000 where it does not say",
-    )  # fmt: skip
+    )
     add_arguments(parser, max_new_tokens=256, answers_help="prediction file of FlagEvalMM or of an earlier rb eval")
     parser.add_argument("--curves", type=Path, nargs="*", default=[], help="PNG files of rb value plot to show")
     return parser

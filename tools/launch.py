@@ -54,9 +54,11 @@ def check_form(init: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rb launch", description=__doc__)
     parser.add_argument(
-        "settings", nargs="*", metavar="key=value",
+        "settings",
+        nargs="*",
+        metavar="key=value",
         help="settings of the run, and action=run|dryrun|status|logs|stop|requeue, follow=true|false",
-    )  # fmt: skip
+    )
     parser.add_argument("-f", "--follow", action="store_true", help="stay until the run has ended")
     parser.add_argument("--json", action="store_true", help="status for a script to read")
     parser.add_argument("--now", action="store_true", help="stop without saving")

@@ -25,11 +25,19 @@ def main(argv: list[str]) -> int:
 
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         ours, rows = run_parity(
-            Path(folder), options.hf, weights=options.weights, layout_text=options.layout, tp_size=options.tp,
-            pp_size=options.pp, sequence_parallel=options.sequence_parallel, cp_size=options.cp,
-            samples_file=options.samples, grads=options.grads, seed=options.seed,
+            Path(folder),
+            options.hf,
+            weights=options.weights,
+            layout_text=options.layout,
+            tp_size=options.tp,
+            pp_size=options.pp,
+            sequence_parallel=options.sequence_parallel,
+            cp_size=options.cp,
+            samples_file=options.samples,
+            grads=options.grads,
+            seed=options.seed,
             start=partial(start_workers, WORKER),
-        )  # fmt: skip
+        )
     print_report(rows)
     if options.json:
         Path(options.json).write_text(json.dumps([asdict(row) for row in rows], indent=2))

@@ -37,12 +37,14 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rb plan", description=__doc__)
     parser.add_argument(
-        "words", nargs="*", metavar="key=value",
+        "words",
+        nargs="*",
+        metavar="key=value",
         help="model= (or experiment=), cluster= (a device of conf/device or a yaml file), gpus=, data= (a histogram of "
         "`rb data stats`), and where wanted seq_length=, max_patches=, global_batch_size=, dtype=, max_gpu_memory=, "
         "calibration=, tp=, pp=, vpp=, cp=, micro_batch=, sequence_parallel=, or settings of the run "
         "(model.freeze.vision=)",
-    )  # fmt: skip
+    )
     parser.add_argument("--json", default="", metavar="FILE", help="write `best` and `ranked`")
     parser.add_argument("--yaml", default="", metavar="FILE", help="write the best as settings for `rb launch`")
     parser.add_argument("--png", default="", metavar="FILE", help="draw the simulated pipeline of the best")

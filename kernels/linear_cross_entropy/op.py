@@ -16,9 +16,15 @@ _CHUNKS = {"liger": liger_chunk, "torch": torch_chunk}
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, label_weights: torch.Tensor,
-    shard: VocabularyShard = WHOLE, *, logits_bytes: int = LOGITS_BYTES, implementation: str = "auto",
-) -> torch.Tensor:  # fmt: skip
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    label_weights: torch.Tensor,
+    shard: VocabularyShard = WHOLE,
+    *,
+    logits_bytes: int = LOGITS_BYTES,
+    implementation: str = "auto",
+) -> torch.Tensor:
     """Sum of the weighted losses of all rows, the same on every rank of the shard.
 
     The gradients are computed in the forward pass, so nothing of the logits is kept for the backward pass; gradients of

@@ -15,9 +15,14 @@ COMPUTE = ("fp32", "like_hf")
 
 
 def apply_mrope(
-    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *,
-    compute: str = "fp32", implementation: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    compute: str = "fp32",
+    implementation: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn q and k by the angles of their tokens; cos and sin get no gradient.
 
     Args:
@@ -41,9 +46,17 @@ def apply_mrope(
 
 
 def qk_norm_mrope(
-    q: torch.Tensor, k: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor,
-    cos: torch.Tensor, sin: torch.Tensor, eps: float, *, compute: str = "fp32", implementation: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    eps: float,
+    *,
+    compute: str = "fp32",
+    implementation: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
     """RMSNorm over every head of q and of k, then `apply_mrope`, in one pass over memory.
 
     Args:

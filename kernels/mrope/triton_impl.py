@@ -31,9 +31,19 @@ def _turn(first, second, cos, sin, dtype: tl.constexpr, DIRECTION: tl.constexpr,
 
 @triton.jit
 def _tile(
-    q, k, token, q_token, q_head, k_token, k_head,
-    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    token,
+    q_token,
+    q_head,
+    k_token,
+    k_head,
+    Q_HEADS: tl.constexpr,
+    K_HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+):
     """Addresses of the first halves of all heads of a token, those of the queries in front, and which there are.
 
     One tile for both tensors: a few key heads alone would be too few values for 16-byte loads by all threads.
@@ -62,10 +72,28 @@ def _weights(q_weight, k_weight, OFFSET: tl.constexpr, Q_HEADS, BLOCK: tl.conste
 
 @triton.jit
 def _rotate_kernel(
-    q, k, q_out, k_out, cos, sin, q_weight, k_weight, q_token, q_head, k_token, k_head, eps,
-    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
-    DIRECTION: tl.constexpr, LIKE_HF: tl.constexpr, NORM: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    q_out,
+    k_out,
+    cos,
+    sin,
+    q_weight,
+    k_weight,
+    q_token,
+    q_head,
+    k_token,
+    k_head,
+    eps,
+    Q_HEADS: tl.constexpr,
+    K_HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    DIRECTION: tl.constexpr,
+    LIKE_HF: tl.constexpr,
+    NORM: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_HALF)[None, :]
     c = tl.load(cos + token * HALF + column, column < HALF, other=0.0)
@@ -80,19 +108,43 @@ def _rotate_kernel(
     dtype: tl.constexpr = q_out.dtype.element_ty
     first, second = _turn(first, second, c, s, dtype, DIRECTION, LIKE_HF)
     target, mask = _tile(
-        q_out, k_out, token, Q_HEADS * 2 * HALF, 2 * HALF, K_HEADS * 2 * HALF, 2 * HALF,
-        Q_HEADS, K_HEADS, BLOCK, HALF, BLOCK_HALF,
-    )  # fmt: skip
+        q_out,
+        k_out,
+        token,
+        Q_HEADS * 2 * HALF,
+        2 * HALF,
+        K_HEADS * 2 * HALF,
+        2 * HALF,
+        Q_HEADS,
+        K_HEADS,
+        BLOCK,
+        HALF,
+        BLOCK_HALF,
+    )
     tl.store(target, narrow(first, dtype), mask)
     tl.store(target + HALF, narrow(second, dtype), mask)
 
 
 @triton.jit
 def _rotate_whole_kernel(
-    q, k, q_out, k_out, cos, sin, q_token, q_head, k_token, k_head,
-    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_DIM: tl.constexpr,
-    DIRECTION: tl.constexpr, LIKE_HF: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    q_out,
+    k_out,
+    cos,
+    sin,
+    q_token,
+    q_head,
+    k_token,
+    k_head,
+    Q_HEADS: tl.constexpr,
+    K_HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    DIRECTION: tl.constexpr,
+    LIKE_HF: tl.constexpr,
+):
     """For heads whose second half begins where no 16-byte load can: whole heads are loaded, partners exchanged."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK_DIM)[None, :]
@@ -111,18 +163,51 @@ def _rotate_whole_kernel(
         own, other = rounded(own, dtype), rounded(other, dtype)
     own += tl.where(low, -DIRECTION, DIRECTION) * other
     target, mask = _tile(
-        q_out, k_out, token, Q_HEADS * 2 * HALF, 2 * HALF, K_HEADS * 2 * HALF, 2 * HALF,
-        Q_HEADS, K_HEADS, BLOCK, 2 * HALF, BLOCK_DIM,
-    )  # fmt: skip
+        q_out,
+        k_out,
+        token,
+        Q_HEADS * 2 * HALF,
+        2 * HALF,
+        K_HEADS * 2 * HALF,
+        2 * HALF,
+        Q_HEADS,
+        K_HEADS,
+        BLOCK,
+        2 * HALF,
+        BLOCK_DIM,
+    )
     tl.store(target, narrow(own, dtype), mask)
 
 
 @triton.jit
 def _norm_backward_kernel(
-    q, k, q_grad, k_grad, dq, dk, partial, cos, sin, q_weight, k_weight,
-    q_token, q_head, k_token, k_head, q_grad_token, q_grad_head, k_grad_token, k_grad_head, tokens, eps,
-    Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    q_grad,
+    k_grad,
+    dq,
+    dk,
+    partial,
+    cos,
+    sin,
+    q_weight,
+    k_weight,
+    q_token,
+    q_head,
+    k_token,
+    k_head,
+    q_grad_token,
+    q_grad_head,
+    k_grad_token,
+    k_grad_head,
+    tokens,
+    eps,
+    Q_HEADS: tl.constexpr,
+    K_HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+):
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK_HALF)
     is_q = tl.arange(0, BLOCK)[:, None] < Q_HEADS
@@ -137,9 +222,19 @@ def _norm_backward_kernel(
         scale = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)[:, None]
         first, second = first * scale, second * scale
         above, mask = _tile(
-            q_grad, k_grad, token, q_grad_token, q_grad_head, k_grad_token, k_grad_head,
-            Q_HEADS, K_HEADS, BLOCK, HALF, BLOCK_HALF,
-        )  # fmt: skip
+            q_grad,
+            k_grad,
+            token,
+            q_grad_token,
+            q_grad_head,
+            k_grad_token,
+            k_grad_head,
+            Q_HEADS,
+            K_HEADS,
+            BLOCK,
+            HALF,
+            BLOCK_HALF,
+        )
         g_first, g_second = _halves(above, mask, HALF)
         g_first, g_second = _turn(g_first, g_second, c, s, tl.float32, -1, False)
         weight_first += g_first * first
@@ -148,9 +243,19 @@ def _norm_backward_kernel(
         g_second *= _weights(q_weight, k_weight, HALF, Q_HEADS, BLOCK, HALF, BLOCK_HALF)
         along = ((tl.sum(g_first * first, 1) + tl.sum(g_second * second, 1)) / (2 * HALF))[:, None]
         target, mask = _tile(
-            dq, dk, token, Q_HEADS * 2 * HALF, 2 * HALF, K_HEADS * 2 * HALF, 2 * HALF,
-            Q_HEADS, K_HEADS, BLOCK, HALF, BLOCK_HALF,
-        )  # fmt: skip
+            dq,
+            dk,
+            token,
+            Q_HEADS * 2 * HALF,
+            2 * HALF,
+            K_HEADS * 2 * HALF,
+            2 * HALF,
+            Q_HEADS,
+            K_HEADS,
+            BLOCK,
+            HALF,
+            BLOCK_HALF,
+        )
         dtype: tl.constexpr = dq.dtype.element_ty
         tl.store(target, narrow(scale * (g_first - first * along), dtype), mask)
         tl.store(target + HALF, narrow(scale * (g_second - second * along), dtype), mask)
@@ -164,9 +269,12 @@ def _norm_backward_kernel(
 def _sizes(q: torch.Tensor, k: torch.Tensor) -> dict[str, int]:
     half = q.shape[2] // 2
     return {
-        "Q_HEADS": q.shape[1], "K_HEADS": k.shape[1], "BLOCK": triton.next_power_of_2(q.shape[1] + k.shape[1]),
-        "HALF": half, "BLOCK_HALF": triton.next_power_of_2(half),
-    }  # fmt: skip
+        "Q_HEADS": q.shape[1],
+        "K_HEADS": k.shape[1],
+        "BLOCK": triton.next_power_of_2(q.shape[1] + k.shape[1]),
+        "HALF": half,
+        "BLOCK_HALF": triton.next_power_of_2(half),
+    }
 
 
 def whole_sizes(q_heads: int, k_heads: int, half: int) -> dict[str, int]:
@@ -187,15 +295,37 @@ def _rotate(q, k, cos, sin, weights, eps: float, forward: bool, like_hf: bool):
     half = q.shape[2] // 2
     if q.shape[0] and half % 8 and weights is None:
         _rotate_whole_kernel[(q.shape[0],)](
-            q, k, q_out, k_out, cos, sin, *_strides(q, k), **whole_sizes(q.shape[1], k.shape[1], half),
-            DIRECTION=1 if forward else -1, LIKE_HF=like_hf, num_warps=WHOLE_WARPS, enable_fp_fusion=not like_hf,
-        )  # fmt: skip
+            q,
+            k,
+            q_out,
+            k_out,
+            cos,
+            sin,
+            *_strides(q, k),
+            **whole_sizes(q.shape[1], k.shape[1], half),
+            DIRECTION=1 if forward else -1,
+            LIKE_HF=like_hf,
+            num_warps=WHOLE_WARPS,
+            enable_fp_fusion=not like_hf,
+        )
     elif q.shape[0]:
         _rotate_kernel[(q.shape[0],)](
-            q, k, q_out, k_out, cos, sin, *(weights or (cos, cos)), *_strides(q, k), eps, **_sizes(q, k),
-            DIRECTION=1 if forward else -1, LIKE_HF=like_hf, NORM=weights is not None, num_warps=WARPS,
+            q,
+            k,
+            q_out,
+            k_out,
+            cos,
+            sin,
+            *(weights or (cos, cos)),
+            *_strides(q, k),
+            eps,
+            **_sizes(q, k),
+            DIRECTION=1 if forward else -1,
+            LIKE_HF=like_hf,
+            NORM=weights is not None,
+            num_warps=WARPS,
             enable_fp_fusion=not like_hf,
-        )  # fmt: skip
+        )
     return q_out, k_out
 
 
@@ -214,9 +344,14 @@ def _(q, k, cos, sin, forward, like_hf):
 
 @torch.library.custom_op("megatron_rb::qk_norm_mrope", mutates_args=())
 def norm_rotate(
-    q: torch.Tensor, k: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor,
-    cos: torch.Tensor, sin: torch.Tensor, eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Both tensors normalised head by head, then turned."""
     return _rotate(q, k, cos, sin, (q_weight, k_weight), eps, True, False)
 
@@ -228,18 +363,39 @@ def _(q, k, q_weight, k_weight, cos, sin, eps):
 
 @torch.library.custom_op("megatron_rb::qk_norm_mrope_backward", mutates_args=())
 def norm_rotate_backward(
-    q: torch.Tensor, k: torch.Tensor, q_weight: torch.Tensor, k_weight: torch.Tensor,
-    cos: torch.Tensor, sin: torch.Tensor, eps: float, q_grad: torch.Tensor, k_grad: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    eps: float,
+    q_grad: torch.Tensor,
+    k_grad: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and, in fp32, of both weights."""
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
     head_dim, programs = q.shape[2], max(1, min(PROGRAMS, q.shape[0]))
     partial = torch.empty(programs, 2, head_dim, dtype=torch.float32, device=q.device)
     _norm_backward_kernel[(programs,)](
-        q, k, q_grad, k_grad, dq, dk, partial, cos, sin, q_weight, k_weight,
-        *_strides(q, k, q_grad, k_grad), q.shape[0], eps, **_sizes(q, k), num_warps=BACKWARD_WARPS,
-    )  # fmt: skip
+        q,
+        k,
+        q_grad,
+        k_grad,
+        dq,
+        dk,
+        partial,
+        cos,
+        sin,
+        q_weight,
+        k_weight,
+        *_strides(q, k, q_grad, k_grad),
+        q.shape[0],
+        eps,
+        **_sizes(q, k),
+        num_warps=BACKWARD_WARPS,
+    )
     weights = partial.sum(0)
     return dq, dk, weights[0].clone(), weights[1].clone()
 

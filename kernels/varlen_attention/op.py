@@ -10,9 +10,14 @@ from megatron_rb.kernels.varlen_attention.segments import Segments
 
 
 def varlen_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, causal: bool, implementation: str = "auto",
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    segments: Segments,
+    causal: bool,
+    implementation: str = "auto",
     keys: Segments | None = None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Scaled dot-product attention that never crosses a segment border.
 
     Args:

@@ -66,8 +66,11 @@ def _last_queries(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
         mask = torch.ones(stop - start, seen, dtype=torch.bool, device=query.device).tril(before + start)
         parts.append(
             F.scaled_dot_product_attention(
-                query[:, :, start:stop], key[:, :, :seen], value[:, :, :seen], mask,
+                query[:, :, start:stop],
+                key[:, :, :seen],
+                value[:, :, :seen],
+                mask,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
-        )  # fmt: skip
+        )
     return torch.cat(parts, dim=2)

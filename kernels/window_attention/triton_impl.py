@@ -85,10 +85,22 @@ def _probabilities(scores, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    qkv, out, cos, sin, borders, row_stride, part_stride, head_stride, scale,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, REST: tl.constexpr,
+    qkv,
+    out,
+    cos,
+    sin,
+    borders,
+    row_stride,
+    part_stride,
+    head_stride,
+    scale,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    REST: tl.constexpr,
     UNIT: tl.constexpr,
-):  # fmt: skip
+):
     head, window = tl.program_id(0).to(tl.int64), tl.program_id(1)
     start = tl.load(borders + window).to(tl.int64)
     count = (tl.load(borders + window + 1).to(tl.int64) - start).to(tl.int32)
@@ -122,9 +134,19 @@ def _forward_kernel(
 
 @triton.jit
 def _store_turned_back(
-    base, rows, row_stride, d_scores, own, partner, c, s,
-    BASE: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr, live,
-):  # fmt: skip
+    base,
+    rows,
+    row_stride,
+    d_scores,
+    own,
+    partner,
+    c,
+    s,
+    BASE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HALF: tl.constexpr,
+    live,
+):
     """Gradient of a rotated tile, `d_scores @ own`, turned back; its partners come from a second product."""
     gradient = dot(d_scores, own) * c - dot(d_scores, partner) * s
     column = BASE + tl.arange(0, WIDTH)[None, :]
@@ -133,10 +155,23 @@ def _store_turned_back(
 
 @triton.jit
 def _backward_kernel(
-    qkv, grad, dqkv, cos, sin, borders, row_stride, part_stride, head_stride, scale,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, REST: tl.constexpr,
+    qkv,
+    grad,
+    dqkv,
+    cos,
+    sin,
+    borders,
+    row_stride,
+    part_stride,
+    head_stride,
+    scale,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    REST: tl.constexpr,
     UNIT: tl.constexpr,
-):  # fmt: skip
+):
     head, window = tl.program_id(0).to(tl.int64), tl.program_id(1)
     start = tl.load(borders + window).to(tl.int64)
     count = (tl.load(borders + window + 1).to(tl.int64) - start).to(tl.int32)
@@ -194,9 +229,16 @@ def _launch(kernel, qkv, tensors, cos, sin, borders, max_length: int) -> None:
     grid = (heads, borders.shape[0] - 1)
     if grid[1] > 0 and qkv.shape[0]:
         kernel[grid](
-            qkv, *tensors, cos, sin, borders, *(stride // UNIT for stride in qkv.stride()[:3]), head_dim**-0.5,
-            **launch_sizes(head_dim, heads, max_length), num_warps=WARPS,
-        )  # fmt: skip
+            qkv,
+            *tensors,
+            cos,
+            sin,
+            borders,
+            *(stride // UNIT for stride in qkv.stride()[:3]),
+            head_dim**-0.5,
+            **launch_sizes(head_dim, heads, max_length),
+            num_warps=WARPS,
+        )
 
 
 @torch.library.custom_op("megatron_rb::window_attention", mutates_args=())

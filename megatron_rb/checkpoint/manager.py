@@ -78,9 +78,13 @@ class CheckpointManager:
     """
 
     def __init__(
-        self, folder: str | Path, keep_last: int = 2, asynchronous: bool = True, low_memory: bool = True,
+        self,
+        folder: str | Path,
+        keep_last: int = 2,
+        asynchronous: bool = True,
+        low_memory: bool = True,
         fence: Fence | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if keep_last < 0:
             raise ValueError(f"checkpoint.keep_last {keep_last} is negative; 0 keeps all checkpoints")
         self.folder = Path(folder)

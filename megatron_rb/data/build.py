@@ -107,9 +107,14 @@ def _kept(cached: Path | None, files: Sequence[str], refused: RefusedRows) -> In
 
 
 def _checked(
-    index: Index, cached: Path, threads: int, encoder: SampleEncoder, rules: IndexRules, ledger: Ledger,
+    index: Index,
+    cached: Path,
+    threads: int,
+    encoder: SampleEncoder,
+    rules: IndexRules,
+    ledger: Ledger,
     refused: RefusedRows,
-) -> Index:  # fmt: skip
+) -> Index:
     """The index after another look at the rows that were refused for their media."""
     if refused == "leave" or not len(index.refused):
         return index
@@ -119,8 +124,9 @@ def _checked(
         if usable:
             log.warning(
                 "%d samples that were refused for their media are usable now; the run goes on without them, as its "
-                "checkpoint was made without them: data.allow_changed=true takes them in", usable,
-            )  # fmt: skip
+                "checkpoint was made without them: data.allow_changed=true takes them in",
+                usable,
+            )
         return index
     repaired = look_again(index, encoder, rules, ledger, threads=threads)
     if repaired is not index:

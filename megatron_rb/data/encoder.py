@@ -112,9 +112,12 @@ class SampleEncoder:
     def _frames(self, ref: MediaRef, info: MediaInfo) -> list[int]:
         limits = self.processor.video_limits
         rule = FrameRule(
-            self.processor.family, self.video_fps, limits.min_frames,
-            min(limits.max_frames, self.max_video_frames), self.processor.temporal_patch_size,
-        )  # fmt: skip
+            self.processor.family,
+            self.video_fps,
+            limits.min_frames,
+            min(limits.max_frames, self.max_video_frames),
+            self.processor.temporal_patch_size,
+        )
         return sample_video(info, ref.options, rule)
 
     def _all_shown(self, conversation: Conversation, infos: Sequence[MediaInfo]) -> list[_Shown]:

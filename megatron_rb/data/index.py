@@ -71,12 +71,21 @@ class Index:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         with unfinished.open("wb") as file:
             np.savez(
-                file, files=np.array(self.files), places=self.places, sizes=self.sizes,
-                media_starts=self.media_starts, media=self.media,
-                stamp_starts=self.stamp_starts, stamps=self.stamps, rejected=np.array(json.dumps(self.rejected)),
-                turns=self.turns, digests=np.array(self.digests), refused=self.refused,
-                refused_problems=np.array(self.refused_problems), unread=np.array(json.dumps(self.unread)),
-            )  # fmt: skip
+                file,
+                files=np.array(self.files),
+                places=self.places,
+                sizes=self.sizes,
+                media_starts=self.media_starts,
+                media=self.media,
+                stamp_starts=self.stamp_starts,
+                stamps=self.stamps,
+                rejected=np.array(json.dumps(self.rejected)),
+                turns=self.turns,
+                digests=np.array(self.digests),
+                refused=self.refused,
+                refused_problems=np.array(self.refused_problems),
+                unread=np.array(json.dumps(self.unread)),
+            )
         unfinished.replace(path)
 
 

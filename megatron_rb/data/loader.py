@@ -166,9 +166,14 @@ class StepLoader:
         """Write the unreadable samples of a step into the ledger; a step that is thrown away leaves no trace there."""
         for sample in step.failed:
             self._ledger.record(
-                "unreadable", sample.file, sample.reason, line=sample.line, id=sample.sample_id,
-                problem=sample.problem, epoch=step.epoch,
-            )  # fmt: skip
+                "unreadable",
+                sample.file,
+                sample.reason,
+                line=sample.line,
+                id=sample.sample_id,
+                problem=sample.problem,
+                epoch=step.epoch,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the steps handed out so far end: `seed`, `epoch`, `position`, and of which data; equal on all ranks."""

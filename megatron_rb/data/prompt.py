@@ -135,9 +135,12 @@ class ChatTemplate:
         render: Any = render_jinja_template  # its annotation says str, it returns texts and spans
         try:
             rendered, _ = render(
-                conversations=[messages], tools=list(tools) or None, chat_template=self.source,
-                add_generation_prompt=opens, **self.variables,
-            )  # fmt: skip
+                conversations=[messages],
+                tools=list(tools) or None,
+                chat_template=self.source,
+                add_generation_prompt=opens,
+                **self.variables,
+            )
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise BadSample("chat template", f"the chat template refuses the conversation: {error}") from error
         return str(rendered[0])

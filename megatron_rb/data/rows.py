@@ -53,8 +53,11 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         for key, value in pairs:
             if made[key] != value:
-                raise BadSample(f"key {key}", f"the key {quoted(key)} stands twice, as {quoted(value)} and as "
-                                f"{quoted(made[key])}; keep one of them")  # fmt: skip
+                raise BadSample(
+                    f"key {key}",
+                    f"the key {quoted(key)} stands twice, as {quoted(value)} and as "
+                    f"{quoted(made[key])}; keep one of them",
+                )
     return made
 
 

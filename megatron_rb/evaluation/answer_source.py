@@ -62,9 +62,12 @@ def shown_size(options: argparse.Namespace) -> Callable[[int, int], tuple[int, i
 
 
 def answers_of(
-    options: argparse.Namespace, questions: Sequence[dict], media_root: Path, out: Path,
+    options: argparse.Namespace,
+    questions: Sequence[dict],
+    media_root: Path,
+    out: Path,
     start_workers: Callable[[str, Path, int], int],
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """Answers by question id, from where the options say.
 
     Args:
@@ -104,9 +107,18 @@ def _generated(
     from megatron_rb.evaluation.stack_answers import StackRequest, answer_with_stack
 
     request = StackRequest(
-        options.ckpt, options.tokenizer, options.tp, options.pp, options.processes, options.layout,
-        options.sequence_parallel, options.dtype, options.batch, options.max_new_tokens, sampling,
-    )  # fmt: skip
+        options.ckpt,
+        options.tokenizer,
+        options.tp,
+        options.pp,
+        options.processes,
+        options.layout,
+        options.sequence_parallel,
+        options.dtype,
+        options.batch,
+        options.max_new_tokens,
+        sampling,
+    )
     return answer_with_stack(
         questions, media_root, out, request, lambda folder, count: start_workers(WORKER, folder, count)
     )

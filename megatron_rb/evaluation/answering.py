@@ -23,9 +23,13 @@ BATCH = 64
 
 
 def answer_with_transformers(
-    questions: Sequence[dict], media_root: Path, hf_folder: str, out: Path, max_new_tokens: int = ANSWER_TOKENS,
+    questions: Sequence[dict],
+    media_root: Path,
+    hf_folder: str,
+    out: Path,
+    max_new_tokens: int = ANSWER_TOKENS,
     settings: DataConfig | None = None,
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """Greedy answers of a Hugging Face folder by question id; those that `out` holds already are not asked again.
 
     A question whose pictures cannot be read gets no answer and a line in `<out>.ledger.jsonl`.
@@ -45,9 +49,13 @@ def answer_with_transformers(
 
 
 def answer_all(
-    questions: Sequence[dict], media_root: Path, hf_folder: str, out: Path, generate: Callable[..., list[str]],
+    questions: Sequence[dict],
+    media_root: Path,
+    hf_folder: str,
+    out: Path,
+    generate: Callable[..., list[str]],
     settings: DataConfig,
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """The same with any generator of answers, called with prompts, a decoder of token ids and the end tokens."""
     done = answers_in(out)
     asked = write_questions_left(questions, done, out)

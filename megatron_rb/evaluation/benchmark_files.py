@@ -20,10 +20,21 @@ from megatron_rb.evaluation import tracespatial
 from megatron_rb.evaluation.answer_file import write_whole
 
 QUESTION_TYPES = {
-    "pointing": "pointing", "uvd": "uvd", "grounding": "box", "affordance": "box", "trace_2d": "trace_2d",
-    "trace_3d": "trace_3d", "waypoints": "trace_3d", "trace_lift": "trace_3d", "trace_object": "trace_3d",
-    "measuring": "length", "multi_view": "pointing", "planning": "plan", "temporal_order": "plan", "hop": "hop",
-}  # fmt: skip
+    "pointing": "pointing",
+    "uvd": "uvd",
+    "grounding": "box",
+    "affordance": "box",
+    "trace_2d": "trace_2d",
+    "trace_3d": "trace_3d",
+    "waypoints": "trace_3d",
+    "trace_lift": "trace_3d",
+    "trace_object": "trace_3d",
+    "measuring": "length",
+    "multi_view": "pointing",
+    "planning": "plan",
+    "temporal_order": "plan",
+    "hop": "hop",
+}
 """Task of a training row -> how its answer is scored."""
 NUMBERED = re.compile(r"<image (\d+)>")
 END_OF_THOUGHT = "</think>"
@@ -96,9 +107,7 @@ def _prediction(
         row |= {"answer": {f"inference_{n}": said for n, said in enumerate(tries)}}
     if key in usage:
         prompt, completion = usage[key]
-        row["usage"] = {
-            "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion
-        }  # fmt: skip
+        row["usage"] = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     return row
 
 
@@ -150,9 +159,13 @@ def _question(row: Mapping[str, Any]) -> dict[str, Any]:
     human = next(turn["value"] for turn in row["conversations"] if turn["from"] == "human")
     kind = QUESTION_TYPES.get(str(row.get("task")), "text")
     made = {
-        "question_id": row["id"], "img_path": list(row["image"]), "question": human, "question_type": kind,
-        "answer": row["answer"], "task": row.get("task"),
-    }  # fmt: skip
+        "question_id": row["id"],
+        "img_path": list(row["image"]),
+        "question": human,
+        "question_type": kind,
+        "answer": row["answer"],
+        "task": row.get("task"),
+    }
     kept = {key: row[key] for key in ("hop", "metres", "unit", "steps", "order", "box", "progress") if key in row}
     points = row.get("points")
     if isinstance(points, dict) and "frame" in points:  # its answer is in pixels

@@ -95,9 +95,13 @@ def sizes_of(batch: MicroBatch) -> MicroBatches:
     """A micro-batch as the cost model sees it, arrays of one entry."""
     lengths, frames = (np.diff(part.cu_seqlens.numpy()) for part in (batch.text.samples, batch.vision.frames))
     columns = (
-        batch.text.num_tokens, (lengths.astype(np.float64) ** 2).sum(), batch.vision.num_patches,
-        (frames.astype(np.float64) ** 2).sum(), len(batch.text.labels), len(batch.sample_ids),
-    )  # fmt: skip
+        batch.text.num_tokens,
+        (lengths.astype(np.float64) ** 2).sum(),
+        batch.vision.num_patches,
+        (frames.astype(np.float64) ** 2).sum(),
+        len(batch.text.labels),
+        len(batch.sample_ids),
+    )
     return MicroBatches(*(np.array([float(value)]) for value in columns))
 
 
@@ -143,9 +147,14 @@ def _with(layer: torch.nn.Module, inputs: object, x: torch.Tensor) -> torch.Tens
 
 
 def time_blocks(
-    shape: RoboBrainShape, pricing: Pricing, place: Place, platform: Platform,
-    sizes: Sequence[tuple[int, int]], rounds: int, told: Callable[[BlockTime], None] = lambda _: None,
-) -> list[BlockTime]:  # fmt: skip
+    shape: RoboBrainShape,
+    pricing: Pricing,
+    place: Place,
+    platform: Platform,
+    sizes: Sequence[tuple[int, int]],
+    rounds: int,
+    told: Callable[[BlockTime], None] = lambda _: None,
+) -> list[BlockTime]:
     """Forward and backward time of every kind of block at every size `(tokens, patches)`."""
     trainable = build_blocks(shape, pricing.dtype, place, platform)
     chunk, device = trainable.chunks[0], platform.current_device()

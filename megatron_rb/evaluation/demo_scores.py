@@ -74,8 +74,11 @@ def score_demo(questions: DemoQuestions, answers: Mapping[str, str], data: Path)
     results = []
     for row in questions.rows:
         question = {
-            "question_id": row["id"], "question_type": row["task"], "answer": row["answer"], "mask_path": row["mask"],
-        }  # fmt: skip
+            "question_id": row["id"],
+            "question_type": row["task"],
+            "answer": row["answer"],
+            "mask_path": row["mask"],
+        }
         results.append(score(question, answers.get(row["id"], ""), data))
     errors = [result.measures["depth_error_cm"] for result in results if "depth_error_cm" in result.measures]
     read = {row["id"]: parse_score(answers.get(row["id"], "")) for row in questions.pairs}
@@ -87,9 +90,13 @@ def score_demo(questions: DemoQuestions, answers: Mapping[str, str], data: Path)
     hits = [result.score for result in results if result.kind == "pointing"]
     unreadable = sum(bool(result.failure) for result in results) + sum(not answer.ok for answer in read.values())
     return DemoScores(
-        float(np.mean(hits)), float(np.mean(errors)) if errors else None, float(np.mean(plus)), float(np.mean(minus)),
-        unreadable, len(results) + len(read),
-    )  # fmt: skip
+        float(np.mean(hits)),
+        float(np.mean(errors)) if errors else None,
+        float(np.mean(plus)),
+        float(np.mean(minus)),
+        unreadable,
+        len(results) + len(read),
+    )
 
 
 def constant_answers(questions: DemoQuestions, data: Path) -> dict[str, str]:

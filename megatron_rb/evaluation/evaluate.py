@@ -61,9 +61,13 @@ def load_benchmark(data: Path, out: Path, coordinates: str = "", shown: ShownSiz
 
 
 def publish(
-    benchmark: Benchmark, answers: Mapping[str, str], usage: Mapping[str, Usage], out: Path, most_pictures: int,
+    benchmark: Benchmark,
+    answers: Mapping[str, str],
+    usage: Mapping[str, Usage],
+    out: Path,
+    most_pictures: int,
     curves: Sequence[Path],
-) -> tuple[Table, int]:  # fmt: skip
+) -> tuple[Table, int]:
     """Score and write predictions.json, results.json and report.html into `out`.
 
     Returns:

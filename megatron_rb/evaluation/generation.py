@@ -75,10 +75,17 @@ class Generator:
     """
 
     def __init__(
-        self, stages: Sequence[RoboBrainStage], shape: RoboBrainShape, place: Place, device: torch.device,
-        limits: AnswerLimits, sampling: Sampling, *, sequence_parallel: bool,
+        self,
+        stages: Sequence[RoboBrainStage],
+        shape: RoboBrainShape,
+        place: Place,
+        device: torch.device,
+        limits: AnswerLimits,
+        sampling: Sampling,
+        *,
+        sequence_parallel: bool,
         watch: Callable[[torch.Tensor], None] = lambda logits: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.stages = list(stages)
         self.shape = shape
         self.place = place
@@ -122,9 +129,12 @@ class Generator:
     def _start(self, prompts: Sequence[EncodedSample]) -> _Batch:
         place, count = self.place, len(prompts)
         packed = prompt_batch(
-            prompts, self.shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
+            prompts,
+            self.shape,
+            tp_rank=place.tp_rank,
+            tp_size=place.tp_size,
             sequence_parallel=self.sequence_parallel,
-        )  # fmt: skip
+        )
         lengths = [len(prompt.input_ids) for prompt in prompts]
         return _Batch(
             prompts=packed,

@@ -29,15 +29,22 @@ SHARED = ("kind", "questions", "failed", "score")
 """Columns of the table; what only some kinds have stands in one column."""
 TRACES = ("trace_2d", "trace_3d", tracespatial.KIND)
 PARSERS: Mapping[str, Parse] = {
-    "pointing": parse_points, "trace_2d": parse_points,
+    "pointing": parse_points,
+    "trace_2d": parse_points,
     **dict.fromkeys(("uvd", "trace_3d", tracespatial.KIND), parse_points_with_depth),
-}  # fmt: skip
+}
 
 
 def write_report(
-    table: Mapping[str, Mapping[str, Any]], results: Sequence[Scored], questions: Sequence[Mapping[str, Any]],
-    answers: Mapping[str, str], root: Path, out: Path, most_pictures: int = 60, curves: Sequence[Path] = (),
-) -> None:  # fmt: skip
+    table: Mapping[str, Mapping[str, Any]],
+    results: Sequence[Scored],
+    questions: Sequence[Mapping[str, Any]],
+    answers: Mapping[str, str],
+    root: Path,
+    out: Path,
+    most_pictures: int = 60,
+    curves: Sequence[Path] = (),
+) -> None:
     """Write the page; pictures of the first questions of every kind, failed answers first.
 
     Args:

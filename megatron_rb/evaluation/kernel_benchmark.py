@@ -78,11 +78,17 @@ def _measure(case: Case, ceilings: dict[str, float], repeats: int) -> Row:
             failed[name] = (str(error).splitlines() or [type(error).__name__])[0]
     ours = seconds["ours"]
     return Row(
-        case.name, case.bytes, case.flops, seconds, peaks,
+        case.name,
+        case.bytes,
+        case.flops,
+        seconds,
+        peaks,
         copy_share=case.bytes / ours / ceilings["copy_bytes_per_second"],
         matmul_share=case.flops / ours / ceilings["matmul_flops_per_second"],
-        goal=case.goal, at_least=case.at_least, failed=failed,
-    )  # fmt: skip
+        goal=case.goal,
+        at_least=case.at_least,
+        failed=failed,
+    )
 
 
 def _median(run: Pass, repeats: int) -> float:

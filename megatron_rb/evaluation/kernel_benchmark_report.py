@@ -19,12 +19,16 @@ def gpu_markdown(title: str, platform: Mapping[str, Any], ceilings: Mapping[str,
     """The table of a GPU run."""
     copy, matmul = ceilings["copy_bytes_per_second"], ceilings["matmul_flops_per_second"]
     lines = [
-        f"# {title}", "", _versions(platform), "",
+        f"# {title}",
+        "",
+        _versions(platform),
+        "",
         f"Ceilings measured in the same run: copy {copy / 1e12:.2f} TB/s, bf16 matrix product {matmul / 1e12:.0f} "
-        f"TFLOP/s. Shares are of these. Medians; buffers do not fit into the cache.", "",
+        f"TFLOP/s. Shares are of these. Medians; buffers do not fit into the cache.",
+        "",
         "| operator | time [us] | of copy | of matmul | goal | reached | peak memory [MB] | beside |",
         "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for row in rows:
         goal = "" if row.goal is None else f"{row.goal:.0%}"
         goal += "".join(f", {times:g}x {name}" for name, times in row.at_least.items())
@@ -47,27 +51,36 @@ def _peaks(row: Row) -> str:
 def cpu_markdown(title: str, platform: Mapping[str, Any], towers: Sequence[Mapping], losses: Sequence[Mapping]) -> str:
     """The tables of a run on a CPU."""
     lines = [
-        f"# {title}", "", _versions(platform), "",
+        f"# {title}",
+        "",
+        _versions(platform),
+        "",
         "Speed on a GPU is not in this file. fp32, one thread, CPU time, medians over rounds in which both sides take "
-        "turns; above 1 this stack is faster.", "",
-        "Vision tower beside transformers' own, forward and backward:", "",
+        "turns; above 1 this stack is faster.",
+        "",
+        "Vision tower beside transformers' own, forward and backward:",
+        "",
         "| family | hidden size | images | patches | transformers [s] | ours [s] | ratio |",
         "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     lines += [
         f"| {t['family']} | {t['hidden_size']} | {t['images']} | {t['patches']} | {t['transformers']:.3f} | "
-        f"{t['ours']:.3f} | {t['speedup']:.2f}x |" for t in towers
-    ]  # fmt: skip
+        f"{t['ours']:.3f} | {t['speedup']:.2f}x |"
+        for t in towers
+    ]
     lines += [
-        "", "Projection to the vocabulary and cross entropy, forward and backward, beside the plain way with all "
-        "logits in memory (peak memory above what was there before):", "",
+        "",
+        "Projection to the vocabulary and cross entropy, forward and backward, beside the plain way with all "
+        "logits in memory (peak memory above what was there before):",
+        "",
         "| rows | hidden size | vocabulary | logits at a time [MiB] | plain [MB] | ours [MB] | ratio of time |",
         "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     lines += [
         f"| {x['rows']} | {x['hidden_size']} | {x['vocabulary']} | {x['logits_bytes'] / 2**20:.0f} | "
-        f"{x['plain_peak'] / 1e6:.0f} | {x['our_peak'] / 1e6:.0f} | {x['speedup']:.2f}x |" for x in losses
-    ]  # fmt: skip
+        f"{x['plain_peak'] / 1e6:.0f} | {x['our_peak'] / 1e6:.0f} | {x['speedup']:.2f}x |"
+        for x in losses
+    ]
     return "\n".join(lines) + "\n"
 
 

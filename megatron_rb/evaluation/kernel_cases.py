@@ -153,8 +153,10 @@ def _rope(name: str, device: torch.device, sizes: Sizes, tokens: int, shape: tup
         return mrope_reference.apply_rope(q, cos, sin), mrope_reference.apply_rope(k, cos, sin)
 
     functions: dict[str, Callable] = {
-        "ours": lambda q, k: apply_mrope(q, k, cos, sin), "eager": eager, "torch.compile": torch.compile(eager)
-    }  # fmt: skip
+        "ours": lambda q, k: apply_mrope(q, k, cos, sin),
+        "eager": eager,
+        "torch.compile": torch.compile(eager),
+    }
     is_text = name.startswith("text")
     if is_text:
         functions["Liger"] = partial(_liger_mrope, *(torch.cat((x, x), -1)[None, None] for x in (cos, sin)))
@@ -229,8 +231,10 @@ def _row_cases(device: torch.device, sizes: Sizes) -> Makers:
         return lambda: Case(name, cost, 0, 0.9, _sides(_drawn(device, sizes, (rows, width)), functions, False))
 
     return [
-        make("row gather", gather_cost, gather), make("row scatter-add", add_cost, add), make("row pad", pad_cost, pad)
-    ]  # fmt: skip
+        make("row gather", gather_cost, gather),
+        make("row scatter-add", add_cost, add),
+        make("row pad", pad_cost, pad),
+    ]
 
 
 def _norm_and_gate_cases(device: torch.device, sizes: Sizes) -> Makers:
@@ -241,9 +245,7 @@ def _norm_and_gate_cases(device: torch.device, sizes: Sizes) -> Makers:
         return norm_reference.rms_norm(x, weight, 1e-6)
 
     norms = {"ours": lambda x: rms_norm(x, weight, 1e-6), "eager": norm, "torch.compile": torch.compile(norm)}
-    gates = {
-        "ours": swiglu, "eager": swiglu_reference.swiglu, "torch.compile": torch.compile(swiglu_reference.swiglu)
-    }  # fmt: skip
+    gates = {"ours": swiglu, "eager": swiglu_reference.swiglu, "torch.compile": torch.compile(swiglu_reference.swiglu)}
     norm_works = (Work(cost(rows, size, 2), 0) for cost in (norm_cost.forward_bytes, norm_cost.backward_bytes))
     gate_works = (Work(cost(rows, ffn, 2), 0) for cost in (swiglu_cost.forward_bytes, swiglu_cost.backward_bytes))
     return [
@@ -284,9 +286,13 @@ def _loss_cases(device: torch.device, sizes: Sizes) -> Makers:
         sides = {name: both(loss, hidden, weight) for name, loss in losses.items()}
         bytes_moved = 2 * (2 * hidden.nbytes + 2 * weight.nbytes)
         return Case(
-            "linear + cross entropy, both passes", bytes_moved, loss_cost.flops(rows, size, vocabulary), None, sides,
+            "linear + cross entropy, both passes",
+            bytes_moved,
+            loss_cost.flops(rows, size, vocabulary),
+            None,
+            sides,
             most_repeats=20,
-        )  # fmt: skip
+        )
 
     return [make]
 

@@ -33,9 +33,13 @@ class Row:
 
 
 def kernel_report(
-    platform: Platform, dtype: torch.dtype, layers: str = "auto", requests: Mapping[str, str] | None = None,
-    head_dim: int = LANGUAGE_HEAD_DIM, windows: tuple[int, int] = WINDOWS,
-) -> list[Row]:  # fmt: skip
+    platform: Platform,
+    dtype: torch.dtype,
+    layers: str = "auto",
+    requests: Mapping[str, str] | None = None,
+    head_dim: int = LANGUAGE_HEAD_DIM,
+    windows: tuple[int, int] = WINDOWS,
+) -> list[Row]:
     """One row per part and implementation, for calls in `dtype`; unless other sizes are given, of the published models.
 
     Args:

@@ -53,9 +53,11 @@ def measure_gpu(platform: Platform, date: str) -> Report:
     print(markdown)
     results = {"date": date, "platform": info, **ceilings, "rows": [row.as_json() for row in rows]}
     return Report(
-        kernel_benchmark_report.file_stem(str(info["device"]), date), results, markdown,
+        kernel_benchmark_report.file_stem(str(info["device"]), date),
+        results,
+        markdown,
         lambda path: kernel_benchmark_report.draw_gpu(ceilings, rows, title, path),
-    )  # fmt: skip
+    )
 
 
 def measure_cpu(platform: Platform, date: str, rounds: int) -> Report:
@@ -70,9 +72,11 @@ def measure_cpu(platform: Platform, date: str, rounds: int) -> Report:
     results = {"date": date, "platform": info, "rounds": rounds, "towers": towers, "losses": losses}
     markdown = kernel_benchmark_report.cpu_markdown(title, info, towers, losses)
     return Report(
-        kernel_benchmark_report.file_stem(info["cpu"], date), results, markdown,
+        kernel_benchmark_report.file_stem(info["cpu"], date),
+        results,
+        markdown,
         lambda path: kernel_benchmark_report.draw_cpu(towers, title, path),
-    )  # fmt: skip
+    )
 
 
 def _towers(platform: Platform, rounds: int) -> list[dict[str, Any]]:
@@ -89,8 +93,9 @@ def _towers(platform: Platform, rounds: int) -> list[dict[str, Any]]:
                     rows.append(asdict(result) | seconds | {"speedup": result.speedup})
                     print(
                         f"vision tower {family:<11} width {result.hidden_size:<5} {result.images:<15}"
-                        f"{result.speedup:6.2f}x transformers", flush=True,
-                    )  # fmt: skip
+                        f"{result.speedup:6.2f}x transformers",
+                        flush=True,
+                    )
     return rows
 
 
@@ -119,8 +124,9 @@ def count_machine_code() -> list[dict[str, Any]]:
             rows.append(asdict(row))
             print(
                 f"{row.kernel:<26}{arch:>4}{row.registers:>11}{row.spills:>8}{row.shared_bytes:>8}"
-                f"{row.tensor_core_instructions:>8}{row.wide_loads_share:>12.0%}", flush=True,
-            )  # fmt: skip
+                f"{row.tensor_core_instructions:>8}{row.wide_loads_share:>12.0%}",
+                flush=True,
+            )
     return rows
 
 

@@ -37,8 +37,9 @@ def compare_losses(size: LossSize, rounds: int) -> dict[str, float]:
     peaks = {name: _peak_in_a_process(name, size) for name in ("ours", "plain")}
     return vars(size) | {
         "speedup": median_ratio(times["plain"].cpu, times["ours"].cpu),
-        "our_peak": peaks["ours"], "plain_peak": peaks["plain"],
-    }  # fmt: skip
+        "our_peak": peaks["ours"],
+        "plain_peak": peaks["plain"],
+    }
 
 
 def _drawn(size: LossSize) -> tuple[torch.Tensor, ...]:

@@ -64,9 +64,17 @@ def share_packs(packs: list[list[EncodedSample]], place: Place) -> Packs:
 
 
 def run_stack(
-    weights: str, shape: RoboBrainShape, layout: PipelineLayout, place: Place, packs: list[list[EncodedSample]],
-    *, sequence_parallel: bool, grads: bool, device: torch.device, layers: LayerProvider | None = None,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    weights: str,
+    shape: RoboBrainShape,
+    layout: PipelineLayout,
+    place: Place,
+    packs: list[list[EncodedSample]],
+    *,
+    sequence_parallel: bool,
+    grads: bool,
+    device: torch.device,
+    layers: LayerProvider | None = None,
+) -> dict[str, torch.Tensor]:
     """This rank's part of the stack's trace: tensors by `pack/block/name`, `pack/logits`, `grad/name`, `loss`.
 
     Args:
@@ -86,11 +94,16 @@ def run_stack(
     share = share_packs(packs, place)
     batches = [
         build_micro_batch(
-            share.samples(number), shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
-            sequence_parallel=config.sequence_parallel, cp_rank=place.cp_rank, cp_size=place.cp_size,
+            share.samples(number),
+            shape,
+            tp_rank=place.tp_rank,
+            tp_size=place.tp_size,
+            sequence_parallel=config.sequence_parallel,
+            cp_rank=place.cp_rank,
+            cp_size=place.cp_size,
         )
         for number in share.mine
-    ]  # fmt: skip
+    ]
     recorder = _Recorder(stages, place)
     trace = _record_logits(runner, batches, share, recorder)
     recorder.stop()

@@ -33,9 +33,20 @@ MAX_SAMPLE_TOKENS = 1 << 20
 
 
 def run_parity(
-    folder: Path, hf_path: str, *, weights: str, layout_text: str, tp_size: int, pp_size: int, sequence_parallel: bool,
-    cp_size: int, samples_file: str, grads: bool, seed: int, start: Callable[[Path, int], int],
-) -> tuple[Trace, list[Difference]]:  # fmt: skip
+    folder: Path,
+    hf_path: str,
+    *,
+    weights: str,
+    layout_text: str,
+    tp_size: int,
+    pp_size: int,
+    sequence_parallel: bool,
+    cp_size: int,
+    samples_file: str,
+    grads: bool,
+    seed: int,
+    start: Callable[[Path, int], int],
+) -> tuple[Trace, list[Difference]]:
     """Start the processes of the stack, run transformers in this one, compare.
 
     Args:
@@ -59,9 +70,12 @@ def run_parity(
 
 
 def run_workers(
-    spec: ParitySpec, folder: Path, samples: Sequence[EncodedSample], layout: PipelineLayout,
+    spec: ParitySpec,
+    folder: Path,
+    samples: Sequence[EncodedSample],
+    layout: PipelineLayout,
     start: Callable[[Path, int], int],
-) -> Trace:  # fmt: skip
+) -> Trace:
     """What the stack does with samples, in as many processes as the spec says."""
     spec.write(folder, list(samples))
     processes = layout.pp_size * spec.tp_size * spec.cp_size

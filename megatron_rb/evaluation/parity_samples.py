@@ -60,9 +60,7 @@ def _placeholders(shape: RoboBrainShape, draw: np.random.Generator, grid: Vision
 
 
 def _words(shape: RoboBrainShape, draw: np.random.Generator, count: int) -> list[int]:
-    special = {
-        shape.image_token_id, shape.video_token_id, shape.vision_start_token_id, shape.vision_end_token_id
-    }  # fmt: skip
+    special = {shape.image_token_id, shape.video_token_id, shape.vision_start_token_id, shape.vision_end_token_id}
     ids: list[int] = []
     while len(ids) < count:
         token = int(draw.integers(0, shape.text.vocab_size))

@@ -59,9 +59,15 @@ def main(argv: Sequence[str]) -> int:
     layout = parse_layout(spec.layout, shape.vision.num_layers, shape.text.num_layers, spec.pp_size)
     place = build_groups(spec.tp_size, spec.pp_size, layout.vpp_size, TIMEOUT_MINUTES, 0, spec.cp_size)
     trace = run_stack(
-        spec.weights, shape, layout, place, default_packs(samples),
-        sequence_parallel=spec.sequence_parallel, grads=spec.grads, device=platform.current_device(),
-    )  # fmt: skip
+        spec.weights,
+        shape,
+        layout,
+        place,
+        default_packs(samples),
+        sequence_parallel=spec.sequence_parallel,
+        grads=spec.grads,
+        device=platform.current_device(),
+    )
     save_file({name: value.contiguous() for name, value in trace.items()}, folder / f"rank{place.rank}.safetensors")
     dist.barrier()
     dist.destroy_process_group()

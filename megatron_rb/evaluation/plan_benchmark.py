@@ -45,30 +45,53 @@ class Case:
     def config(self) -> dict[str, Any]:
         """Qwen2.5-VL at a width that keeps one core busy for milliseconds a layer."""
         return {
-            "model_type": "qwen2_5_vl", "tie_word_embeddings": False, "vocab_size": 512, "hidden_size": 256,
-            "intermediate_size": 640, "num_hidden_layers": self.text_layers, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 4096,
-            "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]}, "image_token_id": 501,
-            "video_token_id": 502, "vision_start_token_id": 503, "vision_end_token_id": 504,
+            "model_type": "qwen2_5_vl",
+            "tie_word_embeddings": False,
+            "vocab_size": 512,
+            "hidden_size": 256,
+            "intermediate_size": 640,
+            "num_hidden_layers": self.text_layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "max_position_embeddings": 4096,
+            "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
+            "image_token_id": 501,
+            "video_token_id": 502,
+            "vision_start_token_id": 503,
+            "vision_end_token_id": 504,
             "vision_config": {
-                "depth": self.vision_layers, "hidden_size": 256, "num_heads": 4, "intermediate_size": 640,
-                "patch_size": 14, "temporal_patch_size": 2, "in_chans": 3, "spatial_merge_size": 2,
-                "out_hidden_size": 256, "window_size": 112, "fullatt_block_indexes": [self.vision_layers - 1],
+                "depth": self.vision_layers,
+                "hidden_size": 256,
+                "num_heads": 4,
+                "intermediate_size": 640,
+                "patch_size": 14,
+                "temporal_patch_size": 2,
+                "in_chans": 3,
+                "spatial_merge_size": 2,
+                "out_hidden_size": 256,
+                "window_size": 112,
+                "fullatt_block_indexes": [self.vision_layers - 1],
                 "tokens_per_second": 2,
             },
-        }  # fmt: skip
+        }
 
 
 CASES = (
     Case(
-        "ViT-heavy", 12, 6,
+        "ViT-heavy",
+        12,
+        6,
         ((120, 288), (150, 400), (100, 196), (160, 400), (110, 288), (130, 288), (160, 400), (100, 196)),
     ),
     Case(
-        "text-heavy", 4, 12,
+        "text-heavy",
+        4,
+        12,
         ((256, 64), (240, 128), (256, 32), (224, 64), (256, 128), (240, 64), (256, 32), (224, 128)),
     ),
-)  # fmt: skip
+)
 KEPT_SPLITS = 3
 """Splits of the text layers that are timed in every round: the fastest of a first round over all of them."""
 
@@ -137,11 +160,17 @@ def planning_task(case: Case, batches: MicroBatches, device: Device, calibration
     """The benchmark's steps as the planner sees them; `batches` are arrays `[1, micro-batches]`."""
     shape = case.shape
     return Task(
-        model=shape, pricing=Pricing(device, DTYPE, calibration), gpus=PP_SIZE,
-        sampler=GivenBatches(batches, shape.vision.merge_unit), seq_length=4096, max_patches=16384,
-        distributed_optimizer=False, overlap_grad_reduce=False, overlap_param_gather=False,
+        model=shape,
+        pricing=Pricing(device, DTYPE, calibration),
+        gpus=PP_SIZE,
+        sampler=GivenBatches(batches, shape.vision.merge_unit),
+        seq_length=4096,
+        max_patches=16384,
+        distributed_optimizer=False,
+        overlap_grad_reduce=False,
+        overlap_param_gather=False,
         padding_buckets=0,
-    )  # fmt: skip
+    )
 
 
 def layouts_of(case: Case, task: Task) -> dict[str, PipelineLayout]:
@@ -211,15 +240,17 @@ def device_of(link: Mapping[str, float]) -> Device:
 def markdown(results: Sequence[Result], machine: str, rounds: int) -> str:
     """The table that is kept."""
     lines = [
-        "# Planned and hand-made cuts on two CPU processes", "",
+        "# Planned and hand-made cuts on two CPU processes",
+        "",
         f"Measured by `rb bench plan`: {machine}. Two processes, each pinned to a core, fp32, one step of 8",
         f"micro-batches, median of {rounds} rounds; every layout runs once a round. Predictions: calibrated in the",
         "same run (blocks timed as by `rb bench blocks`, on both cores at once; ping-pong for the link). (b) is the",
         "fastest of all splits of the text layers as measured, not as predicted (all in a first round, the fastest",
-        f"{KEPT_SPLITS} of it in every round).", "",
+        f"{KEPT_SPLITS} of it in every round).",
+        "",
         "| model | layout | predicted s | measured s | ± | over planned, predicted | over planned, measured |",
         "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for result in results:
         for row in result.rows:
             predicted, measured = result.ratio(row.role)

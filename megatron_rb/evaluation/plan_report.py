@@ -55,17 +55,24 @@ class HandMade:
 PUBLISHED = (
     HandMade("7B, first stage 10 of 28", "RoboBrain2.0-7B", 128, 2, "P v*32 M E t*10 | t*18 L", 16384),
     HandMade(
-        "7B on four stages, first stage 4 of 28 (published for a frozen ViT, here it trains)", "RoboBrain2.0-7B",
-        128, 1, "P v*32 M E t*4 | t*8 | t*8 | t*8 L", 16384,
+        "7B on four stages, first stage 4 of 28 (published for a frozen ViT, here it trains)",
+        "RoboBrain2.0-7B",
+        128,
+        1,
+        "P v*32 M E t*4 | t*8 | t*8 | t*8 L",
+        16384,
     ),
+    HandMade("32B, first stage 13 of 64", "RoboBrain2.0-32B", 512, 4, "P v*32 M E t*13 | t*17 | t*17 | t*17 L", 16384),
     HandMade(
-        "32B, first stage 13 of 64", "RoboBrain2.0-32B", 512, 4, "P v*32 M E t*13 | t*17 | t*17 | t*17 L", 16384
-    ),
-    HandMade(
-        "32B at 32K, first stage 10 of 64", "RoboBrain2.0-32B", 512, 8, "P v*32 M E t*10 | t*18 | t*18 | t*18 L", 32768,
+        "32B at 32K, first stage 10 of 64",
+        "RoboBrain2.0-32B",
+        512,
+        8,
+        "P v*32 M E t*10 | t*18 | t*18 | t*18 L",
+        32768,
         16,
     ),
-)  # fmt: skip
+)
 
 
 def image_mix(samples: int = 20000, seed: int = 0) -> Histogram:
@@ -177,14 +184,17 @@ TABLE_HEAD = (
 def _head(device: str) -> list[str]:
     task = task_of("RoboBrain2.0-7B", 8, image_mix(100), 16384, 8, device)
     return [
-        "# Published layouts and scaling: nominal prediction, not measured", "",
+        "# Published layouts and scaling: nominal prediction, not measured",
+        "",
         f"`rb plan --published DIR --device {device}` wrote this: {mode_line(task)}.",
-        "No GPU has run any of these layouts here; the figures compare choices and promise nothing.", "",
+        "No GPU has run any of these layouts here; the figures compare choices and promise nothing.",
+        "",
         f"Steps of {PACKS_A_STEP} full micro-batches (the published runs: 256 samples, one a micro-batch, unpacked).",
         "`fullest rank` above the memory of the device means that the layout does not fit with this recompute at the",
         "largest micro-batch that padding asks for. Where the ViT is less work than a stage, spreading it changes",
-        "nothing, and the two rows are the same.", "",
-    ]  # fmt: skip
+        "nothing, and the two rows are the same.",
+        "",
+    ]
 
 
 def _rows(hand: HandMade, rows: dict[str, Prediction | str], memory: float) -> list[str]:

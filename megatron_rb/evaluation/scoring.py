@@ -90,8 +90,10 @@ def _summary(kind: str, group: Sequence[Scored]) -> dict[str, float | int | dict
     scores = [result.score for result in group]
     problems = Counter(result.problem for result in group if result.failure)
     entry: dict[str, float | int | dict[str, int]] = {
-        "questions": len(group), "failed": problems.total(), "score": float(np.mean(scores)),
-    }  # fmt: skip
+        "questions": len(group),
+        "failed": problems.total(),
+        "score": float(np.mean(scores)),
+    }
     if kind == "box":
         entry |= {f"iou@{t:g}": iou_at(scores, t) for t in IOU_THRESHOLDS}
     if kind == "pointing":
@@ -157,9 +159,11 @@ def _trace(kind: str, parse: Callable[..., Any]) -> Callable[[Question, str, Pat
         true, read = truth.true_points(question, parse), truth.read_points(question, answer, parse)
         a, b = (read.points[:, :2] if read.ok else np.zeros((1, 2))) / GRID, true[:, :2] / GRID
         measures = {
-            "dfd": discrete_frechet(a, b), "hd": hausdorff(a, b), "rmse": rmse_shared(a, b),
+            "dfd": discrete_frechet(a, b),
+            "hd": hausdorff(a, b),
+            "rmse": rmse_shared(a, b),
             "rmse_resampled": rmse_resampled(a, b),
-        }  # fmt: skip
+        }
         if not read.ok:
             return _failed(question, kind, read, measures)
         if kind == "trace_3d":

@@ -87,9 +87,10 @@ def answer_with_stack(
     shape = load_shape(weights.hf)
     parallel = _parallelism(request, shape)
     source = {
-        "weights": str(weights.folder.absolute()), "max_new_tokens": request.max_new_tokens,
+        "weights": str(weights.folder.absolute()),
+        "max_new_tokens": request.max_new_tokens,
         "sampling": asdict(request.sampling),
-    }  # fmt: skip
+    }
     check_same_source(out, source)
     done = collect_parts(out, questions)
     asked = write_questions_left(questions, done, out)
@@ -97,9 +98,17 @@ def answer_with_stack(
         return done
     data = weights.config.data if weights.config is not None else Config().data
     spec = GenerationSpec(
-        str(weights.folder), str(weights.hf), parallel, str(asked), str(out), request.max_new_tokens,
-        _dtype(request, weights), request.sampling, BatchLimits(request.sequences), without_limits(data, media_root),
-    )  # fmt: skip
+        str(weights.folder),
+        str(weights.hf),
+        parallel,
+        str(asked),
+        str(out),
+        request.max_new_tokens,
+        _dtype(request, weights),
+        request.sampling,
+        BatchLimits(request.sequences),
+        without_limits(data, media_root),
+    )
     folder = scratch_folder(out)
     folder.mkdir(exist_ok=True)
     spec.write(folder)

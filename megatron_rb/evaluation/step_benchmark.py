@@ -77,9 +77,14 @@ def compare_steps(folder: str | Path, family: str, place: Place, platform: Platf
 
 
 def beside_transformers(
-    config: Config, shape: RoboBrainShape, packs: Mapping[str, Sequence[Sequence[EncodedSample]]],
-    padded: Sequence[Sequence[EncodedSample]], place: Place, platform: Platform, rounds: int,
-) -> StepComparison:  # fmt: skip
+    config: Config,
+    shape: RoboBrainShape,
+    packs: Mapping[str, Sequence[Sequence[EncodedSample]]],
+    padded: Sequence[Sequence[EncodedSample]],
+    place: Place,
+    platform: Platform,
+    rounds: int,
+) -> StepComparison:
     """Time steps of this stack and of transformers on the same samples, in turn where both fit the device's memory.
 
     Args:
@@ -128,9 +133,13 @@ class OurStep:
     """Surrounds forward and backward of a step, as a capture does."""
 
     def __init__(
-        self, config: Config, shape: RoboBrainShape, packs: Sequence[Sequence[EncodedSample]], place: Place,
+        self,
+        config: Config,
+        shape: RoboBrainShape,
+        packs: Sequence[Sequence[EncodedSample]],
+        place: Place,
         platform: Platform,
-    ) -> None:  # fmt: skip
+    ) -> None:
         init = config.model.hf_path
         trainable = build_trainable(config, shape, default_layout(shape, 1), place, platform, init)
         self.packs, self.optimizer, self.platform = packs, trainable.optimizer, platform

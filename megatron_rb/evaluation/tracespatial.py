@@ -25,9 +25,17 @@ from megatron_rb.spatial.traces import resample
 QUESTIONS, MEDIA = "trajectory_dataset.json", "raw_data"
 KIND = "trace_spatial"
 NEEDED = (
-    "id", "image_path", "gt_depth_path", "mask_path", "gt_depth_intrinsics", "prompt", "trajectory", "bbox_center",
-    "bbox_extent", "bbox_rotation",
-)  # fmt: skip
+    "id",
+    "image_path",
+    "gt_depth_path",
+    "mask_path",
+    "gt_depth_intrinsics",
+    "prompt",
+    "trajectory",
+    "bbox_center",
+    "bbox_extent",
+    "bbox_rotation",
+)
 MILLIMETRES = 1000.0
 LARGEST_FRECHET = 100.0
 """Metres; a trace that is further away is left out of the mean distances, as in the released evaluation."""
@@ -69,9 +77,12 @@ def _question(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     pixels = project(truth, _intrinsics(row))
     answer = np.column_stack([np.rint(pixels / size * GRID), truth[:, 2]])
     made = {
-        "question_id": str(row["id"]), "img_path": f"{MEDIA}/{row['image_path']}", "question_type": KIND,
-        "question": OBJECT_TRACE.format(instruction=row["prompt"]), "answer": format_points_with_depth(answer),
-    }  # fmt: skip
+        "question_id": str(row["id"]),
+        "img_path": f"{MEDIA}/{row['image_path']}",
+        "question_type": KIND,
+        "question": OBJECT_TRACE.format(instruction=row["prompt"]),
+        "answer": format_points_with_depth(answer),
+    }
     return {**row, **made}
 
 
@@ -128,9 +139,12 @@ def score_answer(question: Mapping[str, Any], points: np.ndarray, folder: Path) 
     end_2d = ((ends >= corners.min(axis=0)) & (ends <= corners.max(axis=0))).all(axis=1).any()
     even, true = resample(trace, EVEN_POINTS), resample(truth, EVEN_POINTS)
     measures = {
-        "start": float(bool(score.start)), "end": float(bool(score.end)), "no_collision": float(not score.collision),
-        "start_in_mask_2d": float(_on_mask(pixels[0], mask)), "end_in_box_2d": float(end_2d),
-    }  # fmt: skip
+        "start": float(bool(score.start)),
+        "end": float(bool(score.end)),
+        "no_collision": float(not score.collision),
+        "start_in_mask_2d": float(_on_mask(pixels[0], mask)),
+        "end_in_box_2d": float(end_2d),
+    }
     frechet = discrete_frechet(even, true)
     if frechet <= LARGEST_FRECHET:
         further = {"hd_metres": hausdorff(even, true), "rmse_metres": rmse_resampled(trace, truth)}

@@ -28,13 +28,24 @@ Question = Mapping[str, Any]
 Parse = Callable[[str, ImageSize | None], PointsAnswer]
 
 ALIASES = {
-    "point": "pointing", "numerical": "number", "object_abs_distance": "number", "object_counting": "number",
-    "object_size_estimation": "number", "room_size_estimation": "number",
+    "point": "pointing",
+    "numerical": "number",
+    "object_abs_distance": "number",
+    "object_counting": "number",
+    "object_size_estimation": "number",
+    "room_size_estimation": "number",
     **dict.fromkeys(
-        ("object_rel_direction_easy", "object_rel_direction_medium", "object_rel_direction_hard", "object_rel_distance",
-         "route_planning", "obj_appearance_order"), "multiple-choice",
+        (
+            "object_rel_direction_easy",
+            "object_rel_direction_medium",
+            "object_rel_direction_hard",
+            "object_rel_distance",
+            "route_planning",
+            "obj_appearance_order",
+        ),
+        "multiple-choice",
     ),
-}  # fmt: skip
+}
 """FlagEvalMM's names (pointing tasks, EmbodiedVerse, VSI-Bench) -> kinds."""
 
 

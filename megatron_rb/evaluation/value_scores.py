@@ -115,11 +115,17 @@ def curves_of(
     args = (hops["step"], hops["start"], hops["goal"])
     curves = {method: reconstruct(method, *args, consistency) for method in METHODS}
     return EpisodeCurves(
-        name, list(frames), {method: np.round(curve, 6).tolist() for method, curve in curves.items()},
-        voc_plus(hops["step"]), voc_minus(hops["swapped"]),
+        name,
+        list(frames),
+        {method: np.round(curve, 6).tolist() for method, curve in curves.items()},
+        voc_plus(hops["step"]),
+        voc_minus(hops["swapped"]),
         {method: spearman(curve) for method, curve in curves.items()},
-        sum(reasons.values()), 4 * (len(frames) - 1), completion(curves["conservative"]), dict(reasons),
-    )  # fmt: skip
+        sum(reasons.values()),
+        4 * (len(frames) - 1),
+        completion(curves["conservative"]),
+        dict(reasons),
+    )
 
 
 def read_answers(path: Path) -> dict[str, str]:
@@ -194,8 +200,9 @@ def plot_curves(entry: Mapping[str, Any], pictures: Sequence[Path], out: Path) -
     axis.grid(alpha=0.3)
     axis.set_title(
         f"{entry['episode']}: {entry['completion']}, VOC+ {entry['voc_plus']:+.2f}, VOC- {entry['voc_minus']:+.2f}, "
-        f"{entry['unreadable']} of {entry['answers']} answers unreadable", fontsize=10,
-    )  # fmt: skip
+        f"{entry['unreadable']} of {entry['answers']} answers unreadable",
+        fontsize=10,
+    )
     axis.legend(fontsize=8, title="method (rank correlation with time)", title_fontsize=8, loc="upper left")
     for column, number in enumerate(shown):
         below = figure.add_subplot(grid[1, column])

@@ -60,8 +60,9 @@ def compare_towers(
     for name, sizes in IMAGES.items():
         samples = [_sample(shape, sizes)]
         sides: dict[str, Callable[[], float]] = {
-            "ours": OurTower(folder, shape, samples, place), "transformers": TransformersTower(folder, samples),
-        }  # fmt: skip
+            "ours": OurTower(folder, shape, samples, place),
+            "transformers": TransformersTower(folder, samples),
+        }
         sums = {side: run() for side, run in sides.items()}  # also the warm-up
         if abs(sums["ours"] - sums["transformers"]) > TOLERANCE * sums["transformers"]:
             raise RuntimeError(f"the towers of {family} differ on {name}, their times say nothing: {sums}")

@@ -68,9 +68,13 @@ class _Bar:
 
     def __init__(self, console: Console, train_steps: int, first_step: int) -> None:
         self.progress = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f} %"), console=console, expand=True,
-        )  # fmt: skip
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            console=console,
+            expand=True,
+        )
         self.task = self.progress.add_task("", total=train_steps, completed=first_step)
         self.live = Live(Group(self.progress), console=console, refresh_per_second=4)
         self.live.start()

@@ -154,9 +154,16 @@ def column_linear(
     padded = spec.local_shape(ctx.tp_size)[0] * ctx.tp_size
     extra = {} if reduce_input_grad else {"disable_grad_reduce": True}
     layer = ctx.layers.column_linear(
-        input_size, padded, config=ctx.config, init_method=_no_init, bias=bias, gather_output=False,
-        skip_bias_add=False, is_expert=False, **extra,
-    )  # fmt: skip
+        input_size,
+        padded,
+        config=ctx.config,
+        init_method=_no_init,
+        bias=bias,
+        gather_output=False,
+        skip_bias_add=False,
+        is_expert=False,
+        **extra,
+    )
     return _place(layer, spec, with_shape(spec, (output_size,)))
 
 
@@ -173,9 +180,15 @@ def row_linear(
     spec = ShardSpec((output_size, input_size), dim=1)
     padded = spec.local_shape(ctx.tp_size)[1] * ctx.tp_size
     layer = ctx.layers.row_linear(
-        padded, output_size, config=config, init_method=_no_init, bias=bias, input_is_parallel=True,
-        skip_bias_add=False, is_expert=False,
-    )  # fmt: skip
+        padded,
+        output_size,
+        config=config,
+        init_method=_no_init,
+        bias=bias,
+        input_is_parallel=True,
+        skip_bias_add=False,
+        is_expert=False,
+    )
     return _place(layer, spec, ShardSpec((output_size,)))
 
 

@@ -59,13 +59,16 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Write a json file, whole or not at all."""
         content: dict[str, Any] = {
-            "format": FORMAT, "version": 1, "device": self.device, "dtype": self.dtype,
+            "format": FORMAT,
+            "version": 1,
+            "device": self.device,
+            "dtype": self.dtype,
             "nominal_device": self.nominal_device,
             "curves": {
                 name: {"nominal_seconds": list(curve.nominal), "measured_seconds": list(curve.measured)}
                 for name, curve in self.curves.items()
             },
-        }  # fmt: skip
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         partial.write_text(json.dumps(content, indent=1))

@@ -126,9 +126,11 @@ def compute_seconds(
     trains = frozen.trains(part)
     products = float(trains) + float(frozen.passes_gradient(part))
     # The loss computes its gradients in the forward pass; its backward pass only scales them.
-    now, later = ((1 + products, 1.0, 2.0), (0.0, 0.0, 0.2)) if part is Part.HEAD else (
-        (1.0, 1.0, 1.0), (products, ATTENTION_BACKWARD, 2.0)
-    )  # fmt: skip
+    now, later = (
+        ((1 + products, 1.0, 2.0), (0.0, 0.0, 0.2))
+        if part is Part.HEAD
+        else ((1.0, 1.0, 1.0), (products, ATTENTION_BACKWARD, 2.0))
+    )
     ahead = nominal_seconds(work, pricing.device, pricing.dtype, now)
     back = nominal_seconds(work, pricing.device, pricing.dtype, later)
     bandwidth = pricing.device.memory_bandwidth * pricing.device.efficiency.memory

@@ -68,10 +68,15 @@ class Histogram:
     def save(self, path: Path) -> None:
         """Write a json file, whole or not at all."""
         content = {
-            "format": FORMAT, "version": 1, "source": self.source, "samples": self.num_samples,
-            "text_tokens": self.text_tokens.tolist(), "patches": self.patches.tolist(),
-            "frame_patches": [round(float(value), 1) for value in self.frame_patches], "counts": self.counts.tolist(),
-        }  # fmt: skip
+            "format": FORMAT,
+            "version": 1,
+            "source": self.source,
+            "samples": self.num_samples,
+            "text_tokens": self.text_tokens.tolist(),
+            "patches": self.patches.tolist(),
+            "frame_patches": [round(float(value), 1) for value in self.frame_patches],
+            "counts": self.counts.tolist(),
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         partial.write_text(json.dumps(content))

@@ -119,11 +119,16 @@ def memory_model(
     idle = [not (frozen.trains(part) or frozen.passes_gradient(part)) for part in PARTS]
     numbers = np.array([sizes[part] for part in PARTS], dtype=np.float64)
     return MemoryModel(
-        model, shards, numbers, numbers * [frozen.trains(part) for part in PARTS],
+        model,
+        shards,
+        numbers,
+        numbers * [frozen.trains(part) for part in PARTS],
         np.array([0.0 if off else kept[part] for part, off in zip(PARTS, idle, strict=True)]),
         np.array([0.0 if off else inputs.get(part, kept[part]) for part, off in zip(PARTS, idle, strict=True)]),
-        np.array(_working(model, shards, largest, kept)), state, reserved,
-    )  # fmt: skip
+        np.array(_working(model, shards, largest, kept)),
+        state,
+        reserved,
+    )
 
 
 def _kept(model: ModelSizes, shards: Shards, largest: Budget) -> dict[Part, float]:

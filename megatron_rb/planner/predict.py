@@ -93,12 +93,18 @@ def build_pipeline(task: Task, degrees: Degrees) -> Pipeline:
     )
     transfer[:, [0, -1]] = 0.0
     return Pipeline(
-        prefix=prefix_of(counts), vision_prefix=prefix_of(layers), forward=forward * weight,
-        backward=backward * weight, transfer=transfer,
+        prefix=prefix_of(counts),
+        vision_prefix=prefix_of(layers),
+        forward=forward * weight,
+        backward=backward * weight,
+        transfer=transfer,
         link_of=tuple(links.index(grid.pipeline_link(device, number)) for number in range(slices - 1)),
-        memory=memory_of(task, degrees), limit=device.memory, pp_size=degrees.pp, vpp_size=degrees.vpp,
+        memory=memory_of(task, degrees),
+        limit=device.memory,
+        pp_size=degrees.pp,
+        vpp_size=degrees.vpp,
         num_micro_batches=drawn_for(task, degrees).num_micro_batches,
-    )  # fmt: skip
+    )
 
 
 def prefix_of(counts: np.ndarray) -> np.ndarray:
@@ -126,9 +132,11 @@ def step_seconds(task: Task, degrees: Degrees, pipeline: Pipeline, played: Playe
     """Pipeline of the slowest replica, then what data parallelism and optimizer add on the slowest rank."""
     pricing, grid = task.pricing, grid_of(task, degrees)
     counts = pipeline.prefix[played.cuts[0, 1:]] - pipeline.prefix[played.cuts[0, :-1]]
-    trained = (counts @ pipeline.memory.trained - shared_parameters(pipeline.memory, counts)).reshape(
-        degrees.vpp, degrees.pp
-    ).sum(axis=0)  # fmt: skip
+    trained = (
+        (counts @ pipeline.memory.trained - shared_parameters(pipeline.memory, counts))
+        .reshape(degrees.vpp, degrees.pp)
+        .sum(axis=0)
+    )
     gradient_bytes = 4
     gradients, weights, optimizer = [], [], []
     for rank, numbers in enumerate(trained.tolist()):
@@ -177,12 +185,18 @@ def predict(task: Task, degrees: Degrees, pipeline: Pipeline, played: Played) ->
     recompute = played.recompute(0)
     peak = task.pricing.device.peak(task.pricing.dtype)
     return Prediction(
-        mode=task.pricing.mode, degrees=degrees, layout=layout, recompute=recompute,
-        num_micro_batches=drawn.num_micro_batches, step_seconds=times.total,
-        tokens_per_second_per_gpu=tokens / times.total / task.gpus, mfu=flops / times.total / task.gpus / peak,
-        bubble_ratio=float(played.timing.bubble_ratio[0].mean()), parts=dict(vars(times)),
+        mode=task.pricing.mode,
+        degrees=degrees,
+        layout=layout,
+        recompute=recompute,
+        num_micro_batches=drawn.num_micro_batches,
+        step_seconds=times.total,
+        tokens_per_second_per_gpu=tokens / times.total / task.gpus,
+        mfu=flops / times.total / task.gpus / peak,
+        bubble_ratio=float(played.timing.bubble_ratio[0].mean()),
+        parts=dict(vars(times)),
         memory=tuple(stage_memory(pipeline.memory, layout, recompute, drawn.num_micro_batches)),
-    )  # fmt: skip
+    )
 
 
 def least_memory(task: Task, degrees: Degrees, layout: PipelineLayout) -> float:

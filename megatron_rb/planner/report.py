@@ -95,57 +95,81 @@ def as_json(task: Task, predictions: Sequence[Prediction]) -> dict[str, Any]:
         "mode": task.pricing.mode,
         "note": mode_line(task),
         "asked": {
-            "gpus": task.gpus, "device": task.pricing.device.name, "dtype": task.pricing.dtype,
-            "device_memory": task.pricing.device.memory, "seq_length": task.seq_length,
-            "max_patches": task.max_patches, "global_batch_size": task.global_batch_size,
-            "histogram": task.sampler.histogram.source, **task.asked,
+            "gpus": task.gpus,
+            "device": task.pricing.device.name,
+            "dtype": task.pricing.dtype,
+            "device_memory": task.pricing.device.memory,
+            "seq_length": task.seq_length,
+            "max_patches": task.max_patches,
+            "global_batch_size": task.global_batch_size,
+            "histogram": task.sampler.histogram.source,
+            **task.asked,
         },
         "best": ranked[0],
         "ranked": ranked,
-    }  # fmt: skip
+    }
 
 
 def prediction_json(item: Prediction) -> dict[str, Any]:
     """One choice."""
     degrees = item.degrees
     return {
-        "mode": item.mode, "layout": str(item.layout), "tp": degrees.tp, "pp": degrees.pp, "vpp": degrees.vpp,
-        "cp": degrees.cp, "dp": degrees.dp, "micro_batch": degrees.micro_batch,
-        "num_micro_batches": item.num_micro_batches, "sequence_parallel": degrees.sequence_parallel,
+        "mode": item.mode,
+        "layout": str(item.layout),
+        "tp": degrees.tp,
+        "pp": degrees.pp,
+        "vpp": degrees.vpp,
+        "cp": degrees.cp,
+        "dp": degrees.dp,
+        "micro_batch": degrees.micro_batch,
+        "num_micro_batches": item.num_micro_batches,
+        "sequence_parallel": degrees.sequence_parallel,
         "recompute": {
-            "vision": [part.vision for part in item.recompute], "language": [part.language for part in item.recompute],
+            "vision": [part.vision for part in item.recompute],
+            "language": [part.language for part in item.recompute],
         },
-        "step_seconds": item.step_seconds, "tokens_per_second_per_gpu": item.tokens_per_second_per_gpu,
-        "mfu": item.mfu, "bubble_ratio": item.bubble_ratio, "step_parts_seconds": item.parts,
+        "step_seconds": item.step_seconds,
+        "tokens_per_second_per_gpu": item.tokens_per_second_per_gpu,
+        "mfu": item.mfu,
+        "bubble_ratio": item.bubble_ratio,
+        "step_parts_seconds": item.parts,
         "memory_per_stage": [stage.as_json() for stage in item.memory],
-    }  # fmt: skip
+    }
 
 
 def settings(task: Task, item: Prediction) -> dict[str, Any]:
     """The choice as settings of a run, by section."""
     degrees = item.degrees
     micro_batches = task.global_micro_batches
-    step = {"global_micro_batches": micro_batches // degrees.micro_batch} if micro_batches else {
-        "global_batch_size": task.global_batch_size
-    }  # fmt: skip
+    step = (
+        {"global_micro_batches": micro_batches // degrees.micro_batch}
+        if micro_batches
+        else {"global_batch_size": task.global_batch_size}
+    )
     vision, language = ([getattr(part, name) for part in item.recompute] for name in ("vision", "language"))
     # All four are written, so that nothing of a recipe's own recompute stays.
     recompute = {
-        "vision": 0, "language": 0, "vision_per_slice": vision if any(vision) else [],
+        "vision": 0,
+        "language": 0,
+        "vision_per_slice": vision if any(vision) else [],
         "language_per_slice": language if any(language) else [],
-    }  # fmt: skip
+    }
     return {
         "world_size": task.gpus,
         "model": {"recompute": recompute},
         "parallel": {
-            "tp_size": degrees.tp, "pp_size": degrees.pp, "cp_size": degrees.cp, "layout": str(item.layout),
+            "tp_size": degrees.tp,
+            "pp_size": degrees.pp,
+            "cp_size": degrees.cp,
+            "layout": str(item.layout),
             "sequence_parallel": degrees.sequence_parallel,
         },
         "data": {
-            "seq_length": task.seq_length * degrees.micro_batch, "max_patches": task.max_patches * degrees.micro_batch,
+            "seq_length": task.seq_length * degrees.micro_batch,
+            "max_patches": task.max_patches * degrees.micro_batch,
             **step,
         },
-    }  # fmt: skip
+    }
 
 
 def settings_text(task: Task, item: Prediction) -> str:

@@ -245,9 +245,13 @@ def compiled(pp_size: int, vpp_size: int, num_micro_batches: int) -> tuple[Run |
 
 
 def simulate(
-    pp_size: int, vpp_size: int, forward: np.ndarray, backward: np.ndarray, transfer: np.ndarray,
+    pp_size: int,
+    vpp_size: int,
+    forward: np.ndarray,
+    backward: np.ndarray,
+    transfer: np.ndarray,
     events: list[tuple[int, Pass, float, float]] | None = None,
-) -> Timing:  # fmt: skip
+) -> Timing:
     """Play a step through.
 
     Args:

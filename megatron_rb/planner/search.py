@@ -58,11 +58,13 @@ def plan(task: Task) -> list[Prediction]:
         raise Infeasible(nothing)
     results = [
         predict(
-            task, item.degrees, item.pipeline,
+            task,
+            item.degrees,
+            item.pipeline,
             refine(item.pipeline, item.lengths) if number < REFINED else _played(item.pipeline, item.lengths),
         )
         for number, item in enumerate(sorted(found, key=lambda item: item.seconds)[: 2 * RANKED])
-    ]  # fmt: skip
+    ]
     return sorted(results, key=lambda item: item.step_seconds)[:RANKED]
 
 
@@ -193,9 +195,13 @@ def lower_bound(task: Task, degrees: Degrees) -> float:
     """
     step = task.sampler.mean_step(degrees.dp)
     forward, backward = part_seconds(
-        task.model, shards_of(task, degrees), step.of_context_rank(degrees.cp), task.pricing, grid_of(task, degrees),
+        task.model,
+        shards_of(task, degrees),
+        step.of_context_rank(degrees.cp),
+        task.pricing,
+        grid_of(task, degrees),
         task.frozen,
-    )  # fmt: skip
+    )
     total = float((part_counts(task.model).sum(axis=0) @ (forward + backward)).sum())
     budget = budget_of(task, degrees)
     count = max(1, math.ceil(float(max(step.tokens[0] / budget.tokens, step.patches[0] / budget.patches))))

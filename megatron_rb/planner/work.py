@@ -86,9 +86,12 @@ def part_counts(model: ModelSizes) -> np.ndarray:
     blocks = block_list(vision.num_layers, model.text.num_layers)
     counts = np.zeros((len(blocks), len(PARTS)), dtype=np.int64)
     single = {
-        Kind.PATCH_EMBED: Part.PATCH_EMBED, Kind.MERGER: Part.MERGER, Kind.EMBEDDING: Part.EMBEDDING,
-        Kind.DECODER: Part.DECODER, Kind.HEAD: Part.HEAD,
-    }  # fmt: skip
+        Kind.PATCH_EMBED: Part.PATCH_EMBED,
+        Kind.MERGER: Part.MERGER,
+        Kind.EMBEDDING: Part.EMBEDDING,
+        Kind.DECODER: Part.DECODER,
+        Kind.HEAD: Part.HEAD,
+    }
     for number, block in enumerate(blocks):
         part = single.get(block.kind)
         if part is None:

@@ -42,9 +42,13 @@ class MicroBatches:
         patches = np.maximum(self.patches / cp_size, np.minimum(frame_patches, self.patches))
         share = patches / np.maximum(self.patches, 1)
         return MicroBatches(
-            self.tokens / cp_size, self.pairs / cp_size, patches, self.frame_pairs * share, self.labels / cp_size,
+            self.tokens / cp_size,
+            self.pairs / cp_size,
+            patches,
+            self.frame_pairs * share,
+            self.labels / cp_size,
             self.samples,
-        )  # fmt: skip
+        )
 
     def mean(self) -> MicroBatches:
         """The average micro-batch, arrays of one entry."""
@@ -60,9 +64,16 @@ class Budget:
 
 
 def draw_micro_batches(
-    histogram: Histogram, merge_unit: int, budget: Budget, samples: int, ranks: int, multiple: int, steps: int,
-    pack: Pack, seed: int,
-) -> MicroBatches:  # fmt: skip
+    histogram: Histogram,
+    merge_unit: int,
+    budget: Budget,
+    samples: int,
+    ranks: int,
+    multiple: int,
+    steps: int,
+    pack: Pack,
+    seed: int,
+) -> MicroBatches:
     """Random steps, packed as training packs them.
 
     Args:
@@ -141,9 +152,17 @@ class Sampler:
     """
 
     def __init__(
-        self, histogram: Histogram, merge_unit: int, global_batch_size: int, pack: Pack, *, steps: int = 2,
-        most_ranks: int = 8, most_samples: int = 512, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        histogram: Histogram,
+        merge_unit: int,
+        global_batch_size: int,
+        pack: Pack,
+        *,
+        steps: int = 2,
+        most_ranks: int = 8,
+        most_samples: int = 512,
+        seed: int = 0,
+    ) -> None:
         self.histogram = histogram
         self.merge_unit = merge_unit
         self.global_batch_size = global_batch_size

@@ -20,10 +20,13 @@ from megatron_rb.platform.base import Platform
 FLASH_ATTN = ("flash-attn", "flash-attn-3", "flash-attn-4")
 LIBRARIES = ("torch", "megatron-core", "transformers", "transformer-engine", *FLASH_ATTN, "triton", "torch_musa")
 QUERIES = {
-    "cuda": ("nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,memory.total,memory.used",
-             "--format=csv,noheader"),
+    "cuda": (
+        "nvidia-smi",
+        "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,memory.total,memory.used",
+        "--format=csv,noheader",
+    ),
     "musa": ("mthreads-gmi", "-q"),
-}  # fmt: skip
+}
 MATMUL_SIZE = {"cpu": 1024}
 REPEATS = 5
 

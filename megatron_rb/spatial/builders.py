@@ -205,9 +205,14 @@ def _sightings(episode: Episode, build: Build, task: str) -> Iterator[_Sighting]
                     point = shown.camera.project(centre)
                     pixels = to_pixels(point[:2], shown, build.mix)
                     yield _Sighting(
-                        shown_key, OBJECT_NAMES.get(name, name), image, mask, to_answer(point, shown), pixels,
+                        shown_key,
+                        OBJECT_NAMES.get(name, name),
+                        image,
+                        mask,
+                        to_answer(point, shown),
+                        pixels,
                         pixel_truth(pixels[None], shown, build.mix),
-                    )  # fmt: skip
+                    )
 
 
 def _pictures(key: RowKey, view: View, name: str, point: np.ndarray, build: Build) -> Iterator[tuple[RowKey, View]]:

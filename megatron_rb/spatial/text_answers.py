@@ -29,10 +29,25 @@ NumberAnswer = Answer[float]
 """The value is NaN on failure."""
 
 _METRES = {
-    "mm": 0.001, "millimeter": 0.001, "millimetre": 0.001, "cm": 0.01, "centimeter": 0.01, "centimetre": 0.01,
-    "m": 1.0, "meter": 1.0, "metre": 1.0, "inch": 0.0254, "inches": 0.0254, "in": 0.0254, '"': 0.0254, "”": 0.0254,
-    "foot": 0.3048, "feet": 0.3048, "ft": 0.3048, "'": 0.3048,
-}  # fmt: skip
+    "mm": 0.001,
+    "millimeter": 0.001,
+    "millimetre": 0.001,
+    "cm": 0.01,
+    "centimeter": 0.01,
+    "centimetre": 0.01,
+    "m": 1.0,
+    "meter": 1.0,
+    "metre": 1.0,
+    "inch": 0.0254,
+    "inches": 0.0254,
+    "in": 0.0254,
+    '"': 0.0254,
+    "”": 0.0254,
+    "foot": 0.3048,
+    "feet": 0.3048,
+    "ft": 0.3048,
+    "'": 0.3048,
+}
 _SCALAR = re.compile(r"\\scalar\{\s*([-+]?[\d.,]*\d)\s*\}\s*\\distance_unit\{\s*([A-Za-z]+)\s*\}")
 """Q-Spatial Bench asks for `\\scalar{10} \\distance_unit{cm}`."""
 _LENGTH = re.compile(
@@ -71,9 +86,28 @@ def parse_length(text: str, default_unit: str = "") -> LengthAnswer:
 
 _ANY_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
 _WORDS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
-)  # fmt: skip
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+)
 
 
 def parse_number(text: str) -> NumberAnswer:

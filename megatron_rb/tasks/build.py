@@ -24,9 +24,14 @@ TASKS: dict[str, type[SupervisedFineTuning]] = {"sft": SupervisedFineTuning, "va
 
 
 def build_task(
-    config: Config, derived: Derived, runner: Runner, training: SampleSource, evaluation: ConversationDataset | None,
-    ledger: Ledger, platform: Platform,
-) -> SupervisedFineTuning:  # fmt: skip
+    config: Config,
+    derived: Derived,
+    runner: Runner,
+    training: SampleSource,
+    evaluation: ConversationDataset | None,
+    ledger: Ledger,
+    platform: Platform,
+) -> SupervisedFineTuning:
     """The task of a config with its loader.
 
     Raises:
@@ -41,28 +46,52 @@ def build_task(
         config, derived, runner.place, training, ledger, needs_pixels=needs_pixels, fingerprint=fingerprint
     )
     return TASKS[config.task.name](
-        runner, loader, evaluation, Budget(data.seq_length, data.max_patches), ledger,
-        needs_pixels=needs_pixels, sequence_parallel=derived.sequence_parallel,
+        runner,
+        loader,
+        evaluation,
+        Budget(data.seq_length, data.max_patches),
+        ledger,
+        needs_pixels=needs_pixels,
+        sequence_parallel=derived.sequence_parallel,
         micro_batch_multiple=derived.micro_batch_multiple,
         padding=_padding(config, derived, runner.shape, training, platform),
-        pin_memory=platform.offers("pinned_memory"), start_memory_anew=partial(start_memory_anew, platform),
-    )  # fmt: skip
+        pin_memory=platform.offers("pinned_memory"),
+        start_memory_anew=partial(start_memory_anew, platform),
+    )
 
 
 def build_loader(
-    config: Config, derived: Derived, place: Place, training: SampleSource, ledger: Ledger, *, needs_pixels: bool,
+    config: Config,
+    derived: Derived,
+    place: Place,
+    training: SampleSource,
+    ledger: Ledger,
+    *,
+    needs_pixels: bool,
     fingerprint: DataFingerprint | None = None,
-) -> StepLoader:  # fmt: skip
+) -> StepLoader:
     """The steps of this rank from their beginning."""
     data = config.data
     return StepLoader(
-        training, global_batch_size=data.global_batch_size, global_micro_batches=data.global_micro_batches,
-        seq_length=data.seq_length, max_patches=data.max_patches, dp_rank=place.dp_rank, dp_size=place.dp_size,
-        micro_batch_multiple=derived.micro_batch_multiple, needs_pixels=needs_pixels, decode_rank=place.tp_rank,
-        decode_size=place.tp_size, seed=config.seed,
-        shuffle=data.shuffle, ledger=ledger, prefetch_steps=data.prefetch_steps, decode_threads=data.decode_threads,
-        fingerprint=fingerprint, allow_changed=data.allow_changed,
-    )  # fmt: skip
+        training,
+        global_batch_size=data.global_batch_size,
+        global_micro_batches=data.global_micro_batches,
+        seq_length=data.seq_length,
+        max_patches=data.max_patches,
+        dp_rank=place.dp_rank,
+        dp_size=place.dp_size,
+        micro_batch_multiple=derived.micro_batch_multiple,
+        needs_pixels=needs_pixels,
+        decode_rank=place.tp_rank,
+        decode_size=place.tp_size,
+        seed=config.seed,
+        shuffle=data.shuffle,
+        ledger=ledger,
+        prefetch_steps=data.prefetch_steps,
+        decode_threads=data.decode_threads,
+        fingerprint=fingerprint,
+        allow_changed=data.allow_changed,
+    )
 
 
 def _padding(

@@ -40,9 +40,11 @@ class PackAhead:
     """Packs the next step on a thread of its own while the present one runs."""
 
     def __init__(
-        self, loader: StepLoader, pack: Callable[[Sequence[EncodedSample], Size], MicroBatch],
+        self,
+        loader: StepLoader,
+        pack: Callable[[Sequence[EncodedSample], Size], MicroBatch],
         padding: PaddingPolicy | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._loader = loader
         self._pack = pack
         self._padding = padding
@@ -98,11 +100,20 @@ class SupervisedFineTuning:
     """
 
     def __init__(
-        self, runner: Runner, loader: StepLoader, evaluation: ConversationDataset | None, budget: Budget,
-        ledger: Ledger, *, needs_pixels: bool, sequence_parallel: bool, micro_batch_multiple: int,
-        padding: PaddingPolicy | None = None, pin_memory: bool = False,
+        self,
+        runner: Runner,
+        loader: StepLoader,
+        evaluation: ConversationDataset | None,
+        budget: Budget,
+        ledger: Ledger,
+        *,
+        needs_pixels: bool,
+        sequence_parallel: bool,
+        micro_batch_multiple: int,
+        padding: PaddingPolicy | None = None,
+        pin_memory: bool = False,
         start_memory_anew: Callable[[PaddingPlan], None] = lambda plan: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.padding = padding
         self.pin_memory = pin_memory
         self.start_memory_anew = start_memory_anew
@@ -151,9 +162,11 @@ class SupervisedFineTuning:
                 num_labels += totals.num_labels
         if not num_labels and self.runner.place.rank == 0:
             logger.warning(
-                "no %s: none of the %d held-out samples could be read; %s names the files", name, len(rows),
+                "no %s: none of the %d held-out samples could be read; %s names the files",
+                name,
+                len(rows),
                 self.ledger.path,
-            )  # fmt: skip
+            )
         return {name: loss_sum / num_labels} if num_labels else {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,8 +231,14 @@ class SupervisedFineTuning:
     def _pack(self, samples: Sequence[EncodedSample], padded: Size) -> MicroBatch:
         place = self.runner.place
         batch = build_micro_batch(
-            samples, self.runner.shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
-            sequence_parallel=self.sequence_parallel, cp_rank=place.cp_rank, cp_size=place.cp_size, padded=padded,
+            samples,
+            self.runner.shape,
+            tp_rank=place.tp_rank,
+            tp_size=place.tp_size,
+            sequence_parallel=self.sequence_parallel,
+            cp_rank=place.cp_rank,
+            cp_size=place.cp_size,
+            padded=padded,
             pixels_shared=self.needs_pixels and place.tp_size > 1,
-        )  # fmt: skip
+        )
         return pinned(batch) if self.pin_memory else batch

@@ -17,8 +17,11 @@ def start_memory_anew(platform: Platform, plan: PaddingPlan) -> None:
     logger.warning(
         "padding: a micro-batch outgrew %s, this step is padded to %s; cached memory without a tensor: %s before the "
         "clean-up, %s after",
-        plan.outgrown, plan.sizes[0], before, _unused_share(platform),
-    )  # fmt: skip
+        plan.outgrown,
+        plan.sizes[0],
+        before,
+        _unused_share(platform),
+    )
 
 
 def _unused_share(platform: Platform) -> str:

@@ -62,15 +62,21 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
     timeout = config.parallel.timeout_minutes
     place = build_groups(derived.tp_size, derived.pp_size, layout.vpp_size, timeout, config.seed, derived.cp_size)
     rows = kernel_report(
-        platform, DTYPES[config.model.dtype], config.model.layers, vars(config.kernels), shape.text.head_dim,
+        platform,
+        DTYPES[config.model.dtype],
+        config.model.layers,
+        vars(config.kernels),
+        shape.text.head_dim,
         (shape.vision.head_dim, 0),
-    )  # fmt: skip
+    )
     _log_start(config, derived, layout, place, platform, taken_line(rows))
     ledger = Ledger(derived.run_dir / "ledger.jsonl", place.rank)
     checkpoints = CheckpointManager(
-        derived.checkpoint_dir, config.checkpoint.keep_last, config.checkpoint.asynchronous,
+        derived.checkpoint_dir,
+        config.checkpoint.keep_last,
+        config.checkpoint.asynchronous,
         fence=Fence(attempt.id, attempt.fence) if attempt.fence is not None else None,
-    )  # fmt: skip
+    )
     training, evaluation = _datasets(config, derived, shape, ledger, place, checkpoints)
     train_steps = derive_steps(config.schedule, config.data, len(training), int(training.sizes[:, 0].sum()))
     seed_everything(config.seed, platform)
@@ -87,40 +93,69 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
     skipped = skipped_updates(derived.run_dir / METRICS_FILE) if place.rank == 0 else 0
     sections = SectionTimer([chunk.module for chunk in trainable.chunks], platform, config.metrics.compare_ranks_every)
     return Run(
-        config, place, platform, trainable.chunks, trainable.optimizer, schedule, task, checkpoints, writer,
-        train_steps, state, heartbeat, sections, _capture(config, derived, shape, layout, place, platform, trainable),
-        UpdateGuard(config.optimizer.max_bad_steps, skipped), step=first_step,
+        config,
+        place,
+        platform,
+        trainable.chunks,
+        trainable.optimizer,
+        schedule,
+        task,
+        checkpoints,
+        writer,
+        train_steps,
+        state,
+        heartbeat,
+        sections,
+        _capture(config, derived, shape, layout, place, platform, trainable),
+        UpdateGuard(config.optimizer.max_bad_steps, skipped),
+        step=first_step,
         saved_step=first_step if first_step else -1,
-    )  # fmt: skip
+    )
 
 
 def _capture(
-    config: Config, derived: Derived, shape: RoboBrainShape, layout: PipelineLayout, place: Place, platform: Platform,
+    config: Config,
+    derived: Derived,
+    shape: RoboBrainShape,
+    layout: PipelineLayout,
+    place: Place,
+    platform: Platform,
     trainable: Trainable,
-) -> StepCapture:  # fmt: skip
+) -> StepCapture:
     settings = config.metrics.capture
     folder = Path(settings.dir) if settings.dir else derived.run_dir / "captures"
     description = {
-        "model": model_fingerprint(shape), "dtype": config.model.dtype, "platform": platform.info(),
-        "kernels": vars(config.kernels), "layers": config.model.layers,
+        "model": model_fingerprint(shape),
+        "dtype": config.model.dtype,
+        "platform": platform.info(),
+        "kernels": vars(config.kernels),
+        "layers": config.model.layers,
         "layout": layout_state(place, str(layout), config.parallel.sequence_parallel),
-    }  # fmt: skip
+    }
     return StepCapture(settings, folder, [chunk.module for chunk in trainable.chunks], place, description)
 
 
 def _datasets(
-    config: Config, derived: Derived, shape: RoboBrainShape, ledger: Ledger, place: Place,
+    config: Config,
+    derived: Derived,
+    shape: RoboBrainShape,
+    ledger: Ledger,
+    place: Place,
     checkpoints: CheckpointManager,
-) -> tuple[ConversationDataset, ConversationDataset | None]:  # fmt: skip
+) -> tuple[ConversationDataset, ConversationDataset | None]:
     """Training and held-out samples; rank 0 looks at every row, the others read its index."""
     if not config.data.train:
         raise ValueError("data.train is empty; name at least one jsonl file of conversations")
     encoder = build_encoder(config.data, config.model.hf_path, shape)
     build = partial(
-        build_dataset, config.data, encoder, ledger=ledger, cache_dir=derived.run_dir / "index",
+        build_dataset,
+        config.data,
+        encoder,
+        ledger=ledger,
+        cache_dir=derived.run_dir / "index",
         progress=place.rank == 0 and config.metrics.progress,
         refused=_refused_rows(config, checkpoints.latest(), place),
-    )  # fmt: skip
+    )
 
     def build_all() -> tuple[ConversationDataset, ConversationDataset | None]:
         return build(config.data.train), build(config.data.evaluation) if config.data.evaluation else None
@@ -136,9 +171,15 @@ def _refused_rows(config: Config, newest: int | None, place: Place) -> RefusedRo
 
 
 def _training_state(
-    config: Config, shape: RoboBrainShape, layout: PipelineLayout, place: Place, platform: Platform,
-    trainable: Trainable, schedule: LearningRateSchedule, task: Task,
-) -> TrainingState:  # fmt: skip
+    config: Config,
+    shape: RoboBrainShape,
+    layout: PipelineLayout,
+    place: Place,
+    platform: Platform,
+    trainable: Trainable,
+    schedule: LearningRateSchedule,
+    task: Task,
+) -> TrainingState:
     return TrainingState(
         chunks=trainable.chunks,
         optimizer=trainable.optimizer,

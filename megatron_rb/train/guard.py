@@ -105,9 +105,11 @@ def describe(step: int, totals: StepTotals, grad_norm: float | None, findings: S
 
 
 def find_not_finite(
-    chunks: Sequence[torch.nn.Module], results: Sequence[dict[str, torch.Tensor]], batches: Sequence[MicroBatch],
+    chunks: Sequence[torch.nn.Module],
+    results: Sequence[dict[str, torch.Tensor]],
+    batches: Sequence[MicroBatch],
     place: Place,
-) -> list[Finding]:  # fmt: skip
+) -> list[Finding]:
     """What is not finite on any rank; every rank calls this together and gets all of it."""
     losses = _losses(results, batches, place.rank) if place.tp_rank == 0 else ()
     mine = [*_weights(chunks, place.rank), *losses, *_gradients(chunks, place)]

@@ -92,16 +92,22 @@ def read_request(words: Sequence[str]) -> Request:
         device = with_memory(device, read_bytes(given["max_gpu_memory"]))
     asked = {name: _whole(name, given[name]) for name in DEGREES if name in given}
     return Request(
-        device, _whole("gpus", given["gpus"]), load_histogram(given["data"]), shape, config,
-        given.get("calibration", ""), asked,
-    )  # fmt: skip
+        device,
+        _whole("gpus", given["gpus"]),
+        load_histogram(given["data"]),
+        shape,
+        config,
+        given.get("calibration", ""),
+        asked,
+    )
 
 
 def _check_complete(given: dict[str, str], settings: Sequence[str]) -> None:
     examples = {
-        "cluster": "cluster=h200 (a device) or a yaml file", "gpus": "gpus=512",
+        "cluster": "cluster=h200 (a device) or a yaml file",
+        "gpus": "gpus=512",
         "data": "data=stats.json (`rb data stats` writes it)",
-    }  # fmt: skip
+    }
     for name, example in examples.items():
         if name not in given:
             raise ValueError(f"rb plan needs {name}; write {example}")
@@ -201,9 +207,14 @@ def maybe_plan(config: Config) -> Config:
             "cluster.processes_per_node"
         )
     request = Request(
-        _device_of(config), gpus, _histogram_of(config), load_shape(config.model.hf_path), config,
-        config.planner.calibration, {"cp": 1} if config.metrics.capture.every else {},
-    )  # fmt: skip
+        _device_of(config),
+        gpus,
+        _histogram_of(config),
+        load_shape(config.model.hf_path),
+        config,
+        config.planner.calibration,
+        {"cp": 1} if config.metrics.capture.every else {},
+    )
     task = build_task(request)
     best = plan(task)[0]
     print(f"parallel=auto: {mode_line(task)}: {best.degrees}, {best.step_seconds:.3f} s a step, MFU {best.mfu:.1%}")
@@ -255,9 +266,11 @@ def memory_forecast(config: Config, derived: Derived, shape: RoboBrainShape) -> 
     frozen = Frozen(**dataclasses.asdict(config.model.freeze))
     layout = derived.layout or default_layout(shape, derived.pp_size)
     stages = stage_memory(
-        memory_model(shape, shards, largest, state, frozen, reserved), layout,
-        recompute_of(config.model.recompute, layout.num_slices), layout.pp_size * 4,
-    )  # fmt: skip
+        memory_model(shape, shards, largest, state, frozen, reserved),
+        layout,
+        recompute_of(config.model.recompute, layout.num_slices),
+        layout.pp_size * 4,
+    )
     without = "" if known else ", without what context and libraries take (give planner.device)"
     return [f"predicted peak memory of a rank by pipeline stage, not a measurement{without}", *memory_lines(stages)]
 
@@ -283,13 +296,20 @@ def build_task(request: Request) -> Task:
     batch = samples_of_a_step(config.data, request.histogram, merge_unit)
     sampler = Sampler(request.histogram, merge_unit, batch, pack, seed=config.seed)
     return Task(
-        model=request.shape, pricing=Pricing(request.device, config.model.dtype, calibration), gpus=request.gpus,
-        sampler=sampler, seq_length=config.data.seq_length, max_patches=config.data.max_patches,
-        frozen=Frozen(**dataclasses.asdict(freeze)), distributed_optimizer=parallel.distributed_optimizer,
-        overlap_grad_reduce=parallel.overlap_grad_reduce, overlap_param_gather=parallel.overlap_param_gather,
-        asked=request.asked, padding_buckets=_padding_buckets(config, request.device),
+        model=request.shape,
+        pricing=Pricing(request.device, config.model.dtype, calibration),
+        gpus=request.gpus,
+        sampler=sampler,
+        seq_length=config.data.seq_length,
+        max_patches=config.data.max_patches,
+        frozen=Frozen(**dataclasses.asdict(freeze)),
+        distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        asked=request.asked,
+        padding_buckets=_padding_buckets(config, request.device),
         global_micro_batches=config.data.global_micro_batches,
-    )  # fmt: skip
+    )
 
 
 def samples_of_a_step(data: DataConfig, histogram: Histogram, merge_unit: int) -> int:

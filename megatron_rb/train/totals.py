@@ -39,9 +39,12 @@ class StepTotals:
 
 
 def sum_over_world(
-    results: Sequence[dict[str, torch.Tensor]], batches: Sequence[MicroBatch], place: Place, stop_requested: bool,
+    results: Sequence[dict[str, torch.Tensor]],
+    batches: Sequence[MicroBatch],
+    place: Place,
+    stop_requested: bool,
     finite_norm: bool = True,
-) -> StepTotals:  # fmt: skip
+) -> StepTotals:
     """Every rank calls this once a step; every rank gets the same numbers."""
     values = torch.zeros(7, dtype=torch.float64)
     if place.tp_rank == 0 and results:

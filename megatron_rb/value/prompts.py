@@ -4,10 +4,15 @@ from __future__ import annotations
 
 IMAGE = "<image>"
 SLOTS = (
-    "REF-START front", "REF-END front",
-    "BEFORE front", "BEFORE left wrist", "BEFORE right wrist",
-    "AFTER front", "AFTER left wrist", "AFTER right wrist",
-)  # fmt: skip
+    "REF-START front",
+    "REF-END front",
+    "BEFORE front",
+    "BEFORE left wrist",
+    "BEFORE right wrist",
+    "AFTER front",
+    "AFTER left wrist",
+    "AFTER right wrist",
+)
 """Order of the pictures (Robo-Dopamine's released samples); fixed, so a dropped picture is replaced by a blank one."""
 
 _RULES = """\

@@ -69,8 +69,17 @@ def test_packages_are_found_through_the_links():
 def test_nothing_needs_a_newer_python_than_the_oldest_that_is_supported():
     """Moore Threads' images have Python 3.10. mypy checks the rest of the standard library for it."""
     assert 'python_requires=">=3.10"' in (REPOSITORY / "setup.py").read_text()
-    later = ("tomllib", "enum.StrEnum", "typing.Self", "typing.assert_never", "datetime.UTC", "contextlib.chdir",
-             "hashlib.file_digest", "itertools.batched", "asyncio.TaskGroup")  # fmt: skip
+    later = (
+        "tomllib",
+        "enum.StrEnum",
+        "typing.Self",
+        "typing.assert_never",
+        "datetime.UTC",
+        "contextlib.chdir",
+        "hashlib.file_digest",
+        "itertools.batched",
+        "asyncio.TaskGroup",
+    )
     assert [source.room for source in sources() if source.uses(*later)] == []
     for source in sources():
         ast.parse(source.path.read_text(encoding="utf-8"), str(source.path), feature_version=(3, 10))

@@ -106,8 +106,9 @@ def calls_at_import(tree: ast.AST) -> set[str]:
 
 def test_no_module_chooses_a_platform_at_import():
     assert calls_at_import(ast.parse("def f(x=get_platform()): return choose()\nclass A:\n    b = c.d()")) == {
-        "get_platform", "d",
-    }  # fmt: skip
+        "get_platform",
+        "d",
+    }
     binding = {"get_platform", "current_device", "install_mcore_shims"}
     assert [source.room for source in sources() if calls_at_import(source.tree) & binding] == []
 

@@ -18,9 +18,7 @@ def prompts_of(shape, seed: int):
     from megatron_rb.evaluation.parity_samples import draw_samples
 
     samples = draw_samples(shape, seed)
-    return [
-        replace(s, input_ids=s.input_ids[:-ANSWER_WORDS], labels=s.labels[:-ANSWER_WORDS]) for s in samples
-    ]  # fmt: skip
+    return [replace(s, input_ids=s.input_ids[:-ANSWER_WORDS], labels=s.labels[:-ANSWER_WORDS]) for s in samples]
 
 
 def generation(cases: list[dict]) -> list[dict]:
@@ -39,9 +37,15 @@ def generation(cases: list[dict]) -> list[dict]:
         initialise(stages, shape, place, case["hf"], seed=0)
         seen: list[torch.Tensor] = []
         generator = Generator(
-            stages, shape, place, torch.device("cpu"), AnswerLimits(tuple(case["eos"]), case["tokens"]),
-            Sampling(**case.get("sampling", {})), sequence_parallel=case.get("sp", False), watch=seen.append,
-        )  # fmt: skip
+            stages,
+            shape,
+            place,
+            torch.device("cpu"),
+            AnswerLimits(tuple(case["eos"]), case["tokens"]),
+            Sampling(**case.get("sampling", {})),
+            sequence_parallel=case.get("sp", False),
+            watch=seen.append,
+        )
         prompts = prompts_of(shape, case["sample_seed"])[place.dp_rank :: place.dp_size]
         size = case["batch"]
         batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]

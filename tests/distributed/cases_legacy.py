@@ -84,9 +84,14 @@ def _write_rank(
             parameter.requires_grad = not (frozen and name.startswith(frozen))
         chunks.append(DistributedDataParallel(config, ddp, module, disable_bucketing=number > 0 or rank[1] > 0))
     settings = OptimizerConfig(
-        optimizer="adam", lr=1e-2, weight_decay=0.1, bf16=True, params_dtype=torch.bfloat16, clip_grad=0.0,
+        optimizer="adam",
+        lr=1e-2,
+        weight_decay=0.1,
+        bf16=True,
+        params_dtype=torch.bfloat16,
+        clip_grad=0.0,
         use_distributed_optimizer=distributed,
-    )  # fmt: skip
+    )
     optimizer = get_megatron_optimizer(settings, chunks)
     for step in range(2):
         _step(chunks, optimizer, step, rank, tree.tied)

@@ -151,7 +151,13 @@ def backward(stages, path: str) -> Iterator[None]:
 
 
 PLANTS = {
-    "nothing": nothing, "epsilon": epsilon, "swapped_heads": swapped_heads, "bf16_accumulation": bf16_accumulation,
-    "dropout": dropout, "like_hf": like_hf, "backward": backward, "wrong_input": wrong_input,
+    "nothing": nothing,
+    "epsilon": epsilon,
+    "swapped_heads": swapped_heads,
+    "bf16_accumulation": bf16_accumulation,
+    "dropout": dropout,
+    "like_hf": like_hf,
+    "backward": backward,
+    "wrong_input": wrong_input,
     "math_attention": math_attention,
-}  # fmt: skip
+}

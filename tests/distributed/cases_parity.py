@@ -31,11 +31,17 @@ def parity(cases: list[dict], folder: str, layers: str = "local") -> list[dict]:
         samples = draw_samples(shape, case["sample_seed"])
         packs = [samples] if case.get("packed") else default_packs(samples)
         part = run_stack(
-            case["hf"], shape, layout, place, packs,
-            sequence_parallel=case.get("sp", False), grads=True, device=torch.device("cpu"),
+            case["hf"],
+            shape,
+            layout,
+            place,
+            packs,
+            sequence_parallel=case.get("sp", False),
+            grads=True,
+            device=torch.device("cpu"),
             # fp32 is what the comparison needs; asked for bf16, because the real package refuses fp32.
             layers=select_layers(layers, "bf16", has_transformer_engine=True),
-        )  # fmt: skip
+        )
         parts = [None] * dist.get_world_size()
         dist.all_gather_object(parts, part)
         if dist.get_rank() == 0:
@@ -47,11 +53,15 @@ def parity(cases: list[dict], folder: str, layers: str = "local") -> list[dict]:
             parting = first_parting(rows)
             results.append(
                 {
-                    "case": str(layout), "tp": case["tp"], "cp": place.cp_size, "sp": case.get("sp", False),
+                    "case": str(layout),
+                    "tp": case["tp"],
+                    "cp": place.cp_size,
+                    "sp": case.get("sp", False),
                     "rows": len(rows),
                     "gradients": sum(row.name.startswith("gradient") for row in rows),
-                    "failed": failed, "first_parting": parting.name if parting else None,
+                    "failed": failed,
+                    "first_parting": parting.name if parting else None,
                     "logits": next(row.max_abs for row in rows if row.name == "logits"),
                 }
-            )  # fmt: skip
+            )
     return results

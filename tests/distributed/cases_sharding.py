@@ -84,9 +84,14 @@ def start(tp_size: int, distributed_optimizer: bool) -> tuple[DistributedDataPar
     core = TransformerConfig(num_layers=1, hidden_size=4, num_attention_heads=2, tensor_model_parallel_size=tp_size)
     chunk = DistributedDataParallel(core, ddp_config(config), Weights(core, place))
     state = TrainingState(
-        chunks=[chunk], optimizer=build_optimizer(config, [chunk]), parts={}, model={}, layout={},
-        platform=get_platform("cpu"), reseed=lambda step: None,
-    )  # fmt: skip
+        chunks=[chunk],
+        optimizer=build_optimizer(config, [chunk]),
+        parts={},
+        model={},
+        layout={},
+        platform=get_platform("cpu"),
+        reseed=lambda step: None,
+    )
     return chunk, state
 
 

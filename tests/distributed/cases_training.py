@@ -57,9 +57,14 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, steps)
         runner = Runner(trainable.chunks, shape, place, torch.device("cpu"))
         state = TrainingState(
-            trainable.chunks, trainable.optimizer, {"schedule": schedule, "data": Position()}, model_fingerprint(shape),
-            {"layout": str(layout), "tp": case["tp"], "cp": place.cp_size}, platform, lambda step: None,
-        )  # fmt: skip
+            trainable.chunks,
+            trainable.optimizer,
+            {"schedule": schedule, "data": Position()},
+            model_fingerprint(shape),
+            {"layout": str(layout), "tp": case["tp"], "cp": place.cp_size},
+            platform,
+            lambda step: None,
+        )
         if dist.get_rank() == 0:
             for checkpoint, out, to in case.get("migrate", ()):
                 migrate_checkpoint(checkpoint, out, to)
@@ -70,9 +75,12 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
             samples = draw_samples(shape, seed=case["sample_seed"] + step % 2)
             packs = [samples] if case.get("packed") else [[sample] for sample in samples]
             batches = micro_batches(
-                packs, shape, place, runner.chunks[0].config.sequence_parallel,
+                packs,
+                shape,
+                place,
+                runner.chunks[0].config.sequence_parallel,
                 padded=Size(*case.get("padded", (0, 0))),
-            )  # fmt: skip
+            )
             for chunk in trainable.chunks:
                 chunk.zero_grad_buffer()
             trainable.optimizer.zero_grad()

@@ -49,11 +49,17 @@ def micro_batches(packs: Sequence[Sequence[Any]], shape, place, sequence_paralle
     share = share_packs(packs, place)
     return [
         build_micro_batch(
-            share.samples(number), shape, tp_rank=place.tp_rank, tp_size=place.tp_size,
-            sequence_parallel=sequence_parallel, cp_rank=place.cp_rank, cp_size=place.cp_size, **options,
+            share.samples(number),
+            shape,
+            tp_rank=place.tp_rank,
+            tp_size=place.tp_size,
+            sequence_parallel=sequence_parallel,
+            cp_rank=place.cp_rank,
+            cp_size=place.cp_size,
+            **options,
         )
         for number in share.mine
-    ]  # fmt: skip
+    ]
 
 
 def detach_chunks(chunks: Iterable[Any], param_sync: bool) -> None:

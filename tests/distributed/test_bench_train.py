@@ -28,12 +28,19 @@ def bench_train(model, out: Path, *words: str):
     mix.write_text(json.dumps(asdict(MIX)))
     command = ["bench", "train", "--model", model, "--mix", mix, "--out", out, "--steps", 4, "--warmup", 1, *words]
     environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "150",
-    }  # fmt: skip
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "COLUMNS": "150",
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", *map(str, command)], cwd=out.parent, env=environment, timeout=280,
-        text=True, capture_output=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "megatron_rb.cli", *map(str, command)],
+        cwd=out.parent,
+        env=environment,
+        timeout=280,
+        text=True,
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return load_result(out), done.stdout
 

@@ -17,25 +17,42 @@ from tests.parity.tiny_models import write_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SUMMARY = {
-    "layout": None, "world_size": None, "seconds": None,
+    "layout": None,
+    "world_size": None,
+    "seconds": None,
     "train": {"first_loss", "final_loss"},
     "eval": {
-        "untrained_loss", "constant_loss", "trained_loss", "untrained_hop_loss", "trained_hop_loss", "unreadable",
-        *(f"{who}{what}" for who in ("", "constant_")
-          for what in ("pointing_hit_rate", "depth_error_cm", "voc_plus", "voc_minus")),
+        "untrained_loss",
+        "constant_loss",
+        "trained_loss",
+        "untrained_hop_loss",
+        "trained_hop_loss",
+        "unreadable",
+        *(
+            f"{who}{what}"
+            for who in ("", "constant_")
+            for what in ("pointing_hit_rate", "depth_error_cm", "voc_plus", "voc_minus")
+        ),
     },
     "export": {"max_abs_logit_diff"},
-}  # fmt: skip
+}
 
 
 def rb(*words: object, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess:
     environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "150",
-    }  # fmt: skip
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "COLUMNS": "150",
+    }
     return subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", *map(str, words)], cwd=folder, env=environment, timeout=timeout,
-        text=True, capture_output=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "megatron_rb.cli", *map(str, words)],
+        cwd=folder,
+        env=environment,
+        timeout=timeout,
+        text=True,
+        capture_output=True,
+    )
 
 
 @pytest.mark.timeout(800)
@@ -59,9 +76,21 @@ def test_parity_command_passes_dumps_and_fails(tmp_path):
     shape = load_shape(right)
     layout = f"P v*2 | v*{shape.vision.num_layers - 2} M E t*{shape.text.num_layers} L"
     done = rb(
-        "parity", "--hf", right, "--layout", layout, "--tp", 2, "--sequence-parallel", "--grads",
-        "--json", tmp_path / "rows.json", "--dump", tmp_path / "logits.safetensors", folder=tmp_path,
-    )  # fmt: skip
+        "parity",
+        "--hf",
+        right,
+        "--layout",
+        layout,
+        "--tp",
+        2,
+        "--sequence-parallel",
+        "--grads",
+        "--json",
+        tmp_path / "rows.json",
+        "--dump",
+        tmp_path / "logits.safetensors",
+        folder=tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "equal within" in done.stdout
     rows = json.loads((tmp_path / "rows.json").read_text())

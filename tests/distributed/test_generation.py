@@ -95,9 +95,13 @@ def test_every_layout_answers_as_transformers_generates(family, tmp_path):
 def command(*words: object, folder: Path) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", *map(str, words)], cwd=folder, env=environment, timeout=120,
-        text=True, capture_output=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "megatron_rb.cli", *map(str, words)],
+        cwd=folder,
+        env=environment,
+        timeout=120,
+        text=True,
+        capture_output=True,
+    )
 
 
 @pytest.mark.timeout(200)

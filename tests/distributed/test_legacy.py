@@ -26,7 +26,8 @@ CASES: dict[str, dict] = {
     "uneven stages": {"tree": UNEVEN_STAGES},
     "buckets": {"tree": replace(UNEVEN_STAGES, args=dict(UNEVEN.args) | BUCKETS)},
     "buckets, data-parallel, tied": {
-        "tree": replace(UNEVEN_STAGES, tied=True, args=dict(UNEVEN.args) | BUCKETS), "dp": 2,
+        "tree": replace(UNEVEN_STAGES, tied=True, args=dict(UNEVEN.args) | BUCKETS),
+        "dp": 2,
     },
     "tied": {"tree": replace(UNEVEN, tied=True)},
     "virtual pipeline": {"tree": VIRTUAL},
@@ -37,7 +38,7 @@ CASES: dict[str, dict] = {
     "without distribution": {"tree": UNEVEN_STAGES, "distributed": False},
     "without distribution, tied, virtual": {"tree": replace(VIRTUAL, tied=True), "distributed": False},
     "without distribution, frozen vision": {"tree": UNEVEN, "distributed": False, "frozen": "vision_model."},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ CHANGES = {
     "shifted values": (shift, "fit no known"),
     "another length": (shorten, "fit no known"),
     "buckets apart": (lambda content: content.update(buckets_coalesced=False), "one tensor per bucket"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "reason"), CHANGES.values(), ids=CHANGES.keys())

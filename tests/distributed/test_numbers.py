@@ -35,15 +35,30 @@ def inputs(tmp_path_factory):
 
 def rb(command: str, inputs: Path, run_dir: Path, *settings: str) -> tuple[int, str]:
     words = [
-        f"model.hf_path={inputs / 'hf'}", "model.dtype=fp32", f"data.train=[{inputs / 'heldout.jsonl'}]",
-        "data.seq_length=512", "data.max_patches=1024", "data.global_batch_size=3", f"run_dir={run_dir}",
-        "checkpoint.save_every=1", "checkpoint.init=", "optimizer.lr=1e-3", "schedule.decay=constant",
-        "schedule.warmup_ratio=0", "metrics.plots=false", "platform.name=cpu",
-    ]  # fmt: skip
+        f"model.hf_path={inputs / 'hf'}",
+        "model.dtype=fp32",
+        f"data.train=[{inputs / 'heldout.jsonl'}]",
+        "data.seq_length=512",
+        "data.max_patches=1024",
+        "data.global_batch_size=3",
+        f"run_dir={run_dir}",
+        "checkpoint.save_every=1",
+        "checkpoint.init=",
+        "optimizer.lr=1e-3",
+        "schedule.decay=constant",
+        "schedule.warmup_ratio=0",
+        "metrics.plots=false",
+        "platform.name=cpu",
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", command, *words, *settings], cwd=REPOSITORY, timeout=150, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [sys.executable, "-m", "megatron_rb.cli", command, *words, *settings],
+        cwd=REPOSITORY,
+        timeout=150,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     return done.returncode, done.stdout
 
 
@@ -53,9 +68,16 @@ def diverged(inputs, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("diverged") / "run"
     assert rb("train", inputs, run_dir, "schedule.train_steps=2")[0] == 0
     code, output = rb(
-        "launch", inputs, run_dir, "schedule.train_steps=20", "optimizer.lr=1e30", "optimizer.clip_grad=0",
-        "checkpoint.keep_last=1", "cluster.max_retries=3", "data.global_batch_size=3",
-    )  # fmt: skip
+        "launch",
+        inputs,
+        run_dir,
+        "schedule.train_steps=20",
+        "optimizer.lr=1e30",
+        "optimizer.clip_grad=0",
+        "checkpoint.keep_last=1",
+        "cluster.max_retries=3",
+        "data.global_batch_size=3",
+    )
     return run_dir, code, output
 
 

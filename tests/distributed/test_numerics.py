@@ -21,10 +21,19 @@ from tests.parity.tiny_models import write_model
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 SOUND = [
-    ("fp32", "again"), ("fp32", "tp2"), ("fp32", "tp2_sp"), ("fp32", "pp2"), ("fp32", "recompute"), ("fp32", "packed"),
-    ("fp32", "bf16"), ("bf16", "bf16_tp2"), ("bf16", "like_hf"), ("tp2_sp", "bf16"), ("fp32", "kernels"),
+    ("fp32", "again"),
+    ("fp32", "tp2"),
+    ("fp32", "tp2_sp"),
+    ("fp32", "pp2"),
+    ("fp32", "recompute"),
+    ("fp32", "packed"),
+    ("fp32", "bf16"),
+    ("bf16", "bf16_tp2"),
+    ("bf16", "like_hf"),
+    ("tp2_sp", "bf16"),
+    ("fp32", "kernels"),
     ("fp32", "pp2_at_tap"),
-]  # fmt: skip
+]
 ONCE = {"again", "tp2", "recompute", "packed", "bf16_tp2", "pp2_at_tap", "kernels"}
 """Ways that are run for one family only."""
 ALARM_CASES = [(family, a, b) for family in FAMILIES for a, b in SOUND if family == "qwen3_vl" or not {a, b} & ONCE]
@@ -64,16 +73,22 @@ def cases(folder: Path, family: str) -> list[dict]:
     if shape.vision.deepstack_layers:
         planted["deepstack_input"] = ["wrong_input", "vision.deepstack.1"]
     ways = {
-        "fp32": one, "again": one, "tp2": one | {"tp": 2}, "tp2_sp": one | {"tp": 2, "sp": True},
-        "pp2": one | {"pp": 2, "layout": split}, "pp2_at_tap": one | {"pp": 2, "layout": at_tap},
-        "recompute": one | {"recompute": -1}, "packed": one | {"packed": True},
-        "bf16": one | {"dtype": "bf16"}, "bf16_tp2": one | {"dtype": "bf16", "tp": 2},
+        "fp32": one,
+        "again": one,
+        "tp2": one | {"tp": 2},
+        "tp2_sp": one | {"tp": 2, "sp": True},
+        "pp2": one | {"pp": 2, "layout": split},
+        "pp2_at_tap": one | {"pp": 2, "layout": at_tap},
+        "recompute": one | {"recompute": -1},
+        "packed": one | {"packed": True},
+        "bf16": one | {"dtype": "bf16"},
+        "bf16_tp2": one | {"dtype": "bf16", "tp": 2},
         "like_hf": one | {"dtype": "bf16", "plant": ["like_hf"]},
         "kernels": one | {"kernels": KERNELS, "plant": ["math_attention"]},
         "other_batch": one | {"seed": 5},
         "other_weights": one | {"hf": str(with_one_other_value(hf, folder / f"other_{family}"))},
         **{name: one | {"plant": plant} for name, plant in planted.items()},
-    }  # fmt: skip
+    }
     ways["forward_tp2"]["tp"] = 2
     kept = {name: way for name, way in ways.items() if family == "qwen3_vl" or name not in ONCE}
     return [way | {"name": f"{family}/{name}"} for name, way in kept.items()]
@@ -112,8 +127,10 @@ def test_no_alarm_without_a_defect(captures, family, a, b):
     # Far from an alarm, and the operators really were computed again: all but embeddings.
     assert max(item.excess for item in result.operators) < 0.5
     assert {item.operator for item in result.operators if not item.by_definition and not item.backward} <= {
-        "patch_embed", "embedding", "receive",
-    }  # fmt: skip
+        "patch_embed",
+        "embedding",
+        "receive",
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -186,10 +203,18 @@ def test_report_names_the_defect(captures, capsys, tmp_path):
 
 def test_step_of_a_run_equals_the_captured_recipe_under_another_layout(inputs, tmp_path, capsys):  # noqa: F811
     settings = [
-        f"model.hf_path={inputs / 'hf'}", "model.dtype=fp32", f"data.train=[{inputs / 'heldout.jsonl'}]",
-        "data.seq_length=512", "data.max_patches=1024", "data.global_batch_size=4", "schedule.train_steps=3",
-        "checkpoint.save_every=0", "metrics.tensorboard=false", "metrics.plots=false", "platform.name=cpu",
-    ]  # fmt: skip
+        f"model.hf_path={inputs / 'hf'}",
+        "model.dtype=fp32",
+        f"data.train=[{inputs / 'heldout.jsonl'}]",
+        "data.seq_length=512",
+        "data.max_patches=1024",
+        "data.global_batch_size=4",
+        "schedule.train_steps=3",
+        "checkpoint.save_every=0",
+        "metrics.tensorboard=false",
+        "metrics.plots=false",
+        "platform.name=cpu",
+    ]
     rb(tmp_path, "launch", *settings, f"run_dir={tmp_path / 'run'}", "metrics.capture.every=2")
     assert [path.name for path in sorted((tmp_path / "run/captures").iterdir())] == ["step_00000001", "step_00000003"]
     rb(tmp_path, "compare", "capture", *settings, "parallel.tp_size=2", "--out", str(tmp_path / "captured"))
@@ -201,7 +226,12 @@ def test_step_of_a_run_equals_the_captured_recipe_under_another_layout(inputs, t
 def rb(folder: Path, *words: str) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", *words], cwd=folder, env=environment, text=True, timeout=200,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [sys.executable, "-m", "megatron_rb.cli", *words],
+        cwd=folder,
+        env=environment,
+        text=True,
+        timeout=200,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert done.returncode == 0, done.stdout

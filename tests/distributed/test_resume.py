@@ -41,20 +41,35 @@ def inputs(tmp_path_factory):
 
 def command(inputs: Path, run_dir: Path, layout: list[str]) -> list[str]:
     settings = [
-        f"model.hf_path={inputs / 'hf'}", "model.dtype=fp32", f"data.train=[{inputs / 'heldout.jsonl'}]",
-        "data.seq_length=512", "data.max_patches=1024", "data.global_batch_size=6", f"run_dir={run_dir}",
-        f"schedule.train_steps={STEPS}", "checkpoint.save_every=2", "checkpoint.init=", "optimizer.lr=1e-3",
-        "metrics.tensorboard=false", "metrics.plots=false", "platform.name=cpu", "cluster.grace_seconds=20",
-    ]  # fmt: skip
+        f"model.hf_path={inputs / 'hf'}",
+        "model.dtype=fp32",
+        f"data.train=[{inputs / 'heldout.jsonl'}]",
+        "data.seq_length=512",
+        "data.max_patches=1024",
+        "data.global_batch_size=6",
+        f"run_dir={run_dir}",
+        f"schedule.train_steps={STEPS}",
+        "checkpoint.save_every=2",
+        "checkpoint.init=",
+        "optimizer.lr=1e-3",
+        "metrics.tensorboard=false",
+        "metrics.plots=false",
+        "platform.name=cpu",
+        "cluster.grace_seconds=20",
+    ]
     return [sys.executable, "-m", "megatron_rb.cli", "launch", *settings, *layout]
 
 
 def start(inputs: Path, run_dir: Path, layout: list[str]) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(
-        command(inputs, run_dir, layout), cwd=REPOSITORY, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        command(inputs, run_dir, layout),
+        cwd=REPOSITORY,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish(inputs: Path, run_dir: Path, layout: list[str]) -> dict[int, float]:

@@ -21,11 +21,21 @@ def test_the_loss_on_hops_falls_and_is_written_down(tmp_path):
     heldout.write_text("".join(heldout.read_text().splitlines(True)[::8]))
     assert demo_model.main(["--texts", str(tmp_path / "data/train.jsonl"), "--out", str(tmp_path / "hf")]) == 0
     done = rb(
-        "launch", "experiment=demo", f"run_dir={tmp_path}/run", f"model.hf_path={tmp_path}/hf",
-        f"checkpoint.init={tmp_path}/hf", f"data.train=[{tmp_path}/data/train.jsonl]",
-        f"data.evaluation=[{heldout}]", "parallel.tp_size=1", "data.global_batch_size=8",
-        "schedule.train_steps=16", "schedule.eval_every=8", "checkpoint.save_every=0", folder=tmp_path, timeout=180,
-    )  # fmt: skip
+        "launch",
+        "experiment=demo",
+        f"run_dir={tmp_path}/run",
+        f"model.hf_path={tmp_path}/hf",
+        f"checkpoint.init={tmp_path}/hf",
+        f"data.train=[{tmp_path}/data/train.jsonl]",
+        f"data.evaluation=[{heldout}]",
+        "parallel.tp_size=1",
+        "data.global_batch_size=8",
+        "schedule.train_steps=16",
+        "schedule.eval_every=8",
+        "checkpoint.save_every=0",
+        folder=tmp_path,
+        timeout=180,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     evaluations = [record["values"] for record in records if record["kind"] == "eval"]

@@ -62,12 +62,33 @@ class _NoFp8:
 
 class Linear(torch.nn.Module):
     def __init__(
-        self, in_features, out_features, sequence_parallel=False, fuse_wgrad_accumulation=False, tp_group=None,
-        tp_size=1, get_rng_state_tracker=None, rng_tracker_name=None, init_method=None, bias=True, return_bias=False,
-        params_dtype=None, parallel_mode=None, parameters_split=None, device="cuda", ub_overlap_ag=False,
-        ub_overlap_rs=False, ub_overlap_rs_dgrad=False, ub_bulk_dgrad=False, ub_bulk_wgrad=False, ub_name=None,
-        delay_wgrad_compute=False, symmetric_ar_type=None, save_original_input=False, name=None,
-    ) -> None:  # fmt: skip
+        self,
+        in_features,
+        out_features,
+        sequence_parallel=False,
+        fuse_wgrad_accumulation=False,
+        tp_group=None,
+        tp_size=1,
+        get_rng_state_tracker=None,
+        rng_tracker_name=None,
+        init_method=None,
+        bias=True,
+        return_bias=False,
+        params_dtype=None,
+        parallel_mode=None,
+        parameters_split=None,
+        device="cuda",
+        ub_overlap_ag=False,
+        ub_overlap_rs=False,
+        ub_overlap_rs_dgrad=False,
+        ub_bulk_dgrad=False,
+        ub_bulk_wgrad=False,
+        ub_name=None,
+        delay_wgrad_compute=False,
+        symmetric_ar_type=None,
+        save_original_input=False,
+        name=None,
+    ) -> None:
         super().__init__()
         assert parallel_mode in ("column", "row") and not return_bias and not fuse_wgrad_accumulation
         self.parallel_mode, self.tp_group = parallel_mode, tp_group
@@ -105,9 +126,18 @@ class _Norm(torch.nn.Module):
     names: tuple[str, ...] = ("weight",)
 
     def __init__(
-        self, normalized_shape=None, eps=1e-5, sequence_parallel=None, params_dtype=None, zero_centered_gamma=False,
-        hidden_size=None, *, device=None, dtype=None, sm_margin=0,
-    ) -> None:  # fmt: skip
+        self,
+        normalized_shape=None,
+        eps=1e-5,
+        sequence_parallel=None,
+        params_dtype=None,
+        zero_centered_gamma=False,
+        hidden_size=None,
+        *,
+        device=None,
+        dtype=None,
+        sm_margin=0,
+    ) -> None:
         super().__init__()
         assert (normalized_shape is None) != (hidden_size is None) and not zero_centered_gamma
         self.eps = eps
@@ -134,11 +164,26 @@ class LayerNorm(_Norm):
 
 class DotProductAttention(torch.nn.Module):
     def __init__(
-        self, num_attention_heads, kv_channels, num_gqa_groups=None, attention_dropout=0.0, qkv_format="sbhd",
-        attn_mask_type="causal", window_size=None, sequence_parallel=False, tp_size=1, get_rng_state_tracker=None,
-        tp_group=None, layer_number=None, attention_type="self", cp_group=None, cp_global_ranks=None, cp_stream=None,
-        cp_comm_type="p2p", softmax_scale=None,
-    ) -> None:  # fmt: skip
+        self,
+        num_attention_heads,
+        kv_channels,
+        num_gqa_groups=None,
+        attention_dropout=0.0,
+        qkv_format="sbhd",
+        attn_mask_type="causal",
+        window_size=None,
+        sequence_parallel=False,
+        tp_size=1,
+        get_rng_state_tracker=None,
+        tp_group=None,
+        layer_number=None,
+        attention_type="self",
+        cp_group=None,
+        cp_global_ranks=None,
+        cp_stream=None,
+        cp_comm_type="p2p",
+        softmax_scale=None,
+    ) -> None:
         super().__init__()
         assert attention_dropout == 0.0
         tp_size = tp_group.size() if tp_group is not None else tp_size
@@ -147,11 +192,28 @@ class DotProductAttention(torch.nn.Module):
         self.scale = softmax_scale
 
     def forward(
-        self, query_layer, key_layer, value_layer, attention_mask=None, qkv_format=None, cu_seqlens_q=None,
-        cu_seqlens_kv=None, cu_seqlens_q_padded=None, cu_seqlens_kv_padded=None, max_seqlen_q=None, max_seqlen_kv=None,
-        attn_mask_type=None, window_size=None, checkpoint_core_attention=False, core_attention_bias_type="no_bias",
-        core_attention_bias=None, alibi_slopes=None, fast_zero_fill=True, inference_params=None, pad_between_seqs=None,
-    ):  # fmt: skip
+        self,
+        query_layer,
+        key_layer,
+        value_layer,
+        attention_mask=None,
+        qkv_format=None,
+        cu_seqlens_q=None,
+        cu_seqlens_kv=None,
+        cu_seqlens_q_padded=None,
+        cu_seqlens_kv_padded=None,
+        max_seqlen_q=None,
+        max_seqlen_kv=None,
+        attn_mask_type=None,
+        window_size=None,
+        checkpoint_core_attention=False,
+        core_attention_bias_type="no_bias",
+        core_attention_bias=None,
+        alibi_slopes=None,
+        fast_zero_fill=True,
+        inference_params=None,
+        pad_between_seqs=None,
+    ):
         CALLS["attention"] = CALLS.get("attention", 0) + 1
         assert qkv_format == "thd" and attention_mask is None
         assert attn_mask_type in ("padding", "padding_causal", "padding_causal_bottom_right")
@@ -166,9 +228,11 @@ class DotProductAttention(torch.nn.Module):
         mask = number[:, None] == key_number[None]
         if attn_mask_type != "padding":
             # Places within a segment, counted from its first row, or from the last one where the mask says so.
-            origin = (cu_seqlens_q[1:], cu_seqlens_kv[1:]) if attn_mask_type.endswith("right") else (
-                cu_seqlens_q[:-1], cu_seqlens_kv[:-1]
-            )  # fmt: skip
+            origin = (
+                (cu_seqlens_q[1:], cu_seqlens_kv[1:])
+                if attn_mask_type.endswith("right")
+                else (cu_seqlens_q[:-1], cu_seqlens_kv[:-1])
+            )
             place = torch.arange(len(number)) - origin[0][number]
             key_place = torch.arange(len(key_number)) - origin[1][key_number]
             mask = mask & (key_place[None] <= place[:, None])

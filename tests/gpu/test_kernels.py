@@ -150,10 +150,12 @@ def test_norm_and_gate_equal_fp64(operator):
     x, weight = drawn(64, 1, 512), drawn(512)
     run, definition, inputs = {
         "rms_norm": (
-            lambda a, b: rms_norm(a, b, 1e-6, "liger"), lambda a, b: norm_reference.rms_norm(a, b, 1e-6), (x, weight)
+            lambda a, b: rms_norm(a, b, 1e-6, "liger"),
+            lambda a, b: norm_reference.rms_norm(a, b, 1e-6),
+            (x, weight),
         ),
         "swiglu": (lambda a: swiglu(a, "liger"), swiglu_reference.swiglu, (x,)),
-    }[operator]  # fmt: skip
+    }[operator]
     ours, wide = run(*inputs), [part.detach().double().requires_grad_() for part in inputs]
     truth = definition(*wide)
     for mine, its in zip((ours, *gradients(ours, inputs)), (truth, *gradients(truth, wide)), strict=True):

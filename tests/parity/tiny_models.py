@@ -28,18 +28,32 @@ def qwen3_config(seed: int, **text) -> Qwen3VLConfig:
     vision_layers = int(draw.integers(4, 6))
     return Qwen3VLConfig(
         vision_config=dict(
-            depth=vision_layers, hidden_size=32, intermediate_size=int(draw.choice([40, 52])), num_heads=4,
-            patch_size=8, spatial_merge_size=2, temporal_patch_size=2, out_hidden_size=hidden,
-            num_position_embeddings=int(draw.choice([16, 36])), deepstack_visual_indexes=[0, 2, vision_layers - 1],
+            depth=vision_layers,
+            hidden_size=32,
+            intermediate_size=int(draw.choice([40, 52])),
+            num_heads=4,
+            patch_size=8,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            out_hidden_size=hidden,
+            num_position_embeddings=int(draw.choice([16, 36])),
+            deepstack_visual_indexes=[0, 2, vision_layers - 1],
         ),
         text_config=dict(
-            vocab_size=128, hidden_size=hidden, intermediate_size=96, num_hidden_layers=layers,
-            num_attention_heads=heads, num_key_value_heads=int(draw.choice([2, 4])), head_dim=head_dim,
+            vocab_size=128,
+            hidden_size=hidden,
+            intermediate_size=96,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=int(draw.choice([2, 4])),
+            head_dim=head_dim,
             rope_parameters={"rope_theta": 5e5, "mrope_section": section, "mrope_interleaved": True} | DEFAULT_ROPE,
-            max_position_embeddings=4096, **text,
+            max_position_embeddings=4096,
+            **text,
         ),
-        tie_word_embeddings=bool(seed % 2), **SPECIAL,
-    )  # fmt: skip
+        tie_word_embeddings=bool(seed % 2),
+        **SPECIAL,
+    )
 
 
 def qwen2_5_config(seed: int, **text) -> Qwen2_5_VLConfig:
@@ -51,18 +65,33 @@ def qwen2_5_config(seed: int, **text) -> Qwen2_5_VLConfig:
     vision_layers = int(draw.integers(3, 6))
     return Qwen2_5_VLConfig(
         vision_config=dict(
-            depth=vision_layers, hidden_size=32, intermediate_size=(52, 53, 40)[seed % 3], num_heads=4,
-            patch_size=4, spatial_merge_size=2, temporal_patch_size=2, out_hidden_size=hidden, window_size=16,
-            fullatt_block_indexes=[1, vision_layers - 1], tokens_per_second=2,
+            depth=vision_layers,
+            hidden_size=32,
+            intermediate_size=(52, 53, 40)[seed % 3],
+            num_heads=4,
+            patch_size=4,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            out_hidden_size=hidden,
+            window_size=16,
+            fullatt_block_indexes=[1, vision_layers - 1],
+            tokens_per_second=2,
         ),
         text_config=dict(
-            vocab_size=128, hidden_size=hidden, intermediate_size=96, num_hidden_layers=int(draw.integers(3, 6)),
-            num_attention_heads=4, num_key_value_heads=int(draw.choice([2, 4])),
+            vocab_size=128,
+            hidden_size=hidden,
+            intermediate_size=96,
+            num_hidden_layers=int(draw.integers(3, 6)),
+            num_attention_heads=4,
+            num_key_value_heads=int(draw.choice([2, 4])),
             rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": section},
-            rms_norm_eps=1e-6, max_position_embeddings=4096, **text,
+            rms_norm_eps=1e-6,
+            max_position_embeddings=4096,
+            **text,
         ),
-        tie_word_embeddings=bool(seed % 2), **SPECIAL,
-    )  # fmt: skip
+        tie_word_embeddings=bool(seed % 2),
+        **SPECIAL,
+    )
 
 
 MODELS = {

@@ -43,9 +43,12 @@ def config(platform):
     from megatron.core.transformer import TransformerConfig
 
     return TransformerConfig(
-        num_layers=1, hidden_size=HIDDEN, num_attention_heads=1, gradient_accumulation_fusion=False,
+        num_layers=1,
+        hidden_size=HIDDEN,
+        num_attention_heads=1,
+        gradient_accumulation_fusion=False,
         use_cpu_initialization=True,
-    )  # fmt: skip
+    )
 
 
 def linear(config, **options):
@@ -162,9 +165,14 @@ def test_optimizers_take_tensors_whose_type_is_spelt_musa(platform, config, dtyp
     settings = DistributedDataParallelConfig(use_distributed_optimizer=distributed, grad_reduce_in_fp32=True)
     ddp = DistributedDataParallel(config, settings, layer)
     options = OptimizerConfig(
-        optimizer="adam", lr=0.1, min_lr=0.0, clip_grad=1.0, bf16=dtype is torch.bfloat16,
-        params_dtype=dtype, use_distributed_optimizer=distributed,
-    )  # fmt: skip
+        optimizer="adam",
+        lr=0.1,
+        min_lr=0.0,
+        clip_grad=1.0,
+        bf16=dtype is torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=distributed,
+    )
     optimizer = get_megatron_optimizer(options, [ddp], config_overrides={})
     ddp.zero_grad_buffer()
     ddp(torch.ones(2, HIDDEN, dtype=dtype, device=platform.current_device()))[0].float().sum().backward()

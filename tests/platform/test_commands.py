@@ -37,12 +37,19 @@ def rb(folder: Path, *words: str, device: str = "", path: str = "", code: int = 
         site = folder / f"site_{device.replace(':', '_')}"
         paths.insert(0, str(site) if site.is_dir() else install_package(site, "dev", TORCH_BACKENDS, {"dev": device}))
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-    }  # fmt: skip
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", *words], cwd=folder, env=environment, text=True, timeout=200,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [sys.executable, "-m", "megatron_rb.cli", *words],
+        cwd=folder,
+        env=environment,
+        text=True,
+        timeout=200,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert done.returncode == code, done.stdout
     return done.stdout
 
@@ -53,10 +60,15 @@ def brought(tmp_path_factory) -> Path:
     there, here = tmp_path_factory.mktemp("clusters"), tmp_path_factory.mktemp("desk")
     (there / "inputs").mkdir()
     settings = [
-        "experiment=demo", *(word for word in short_demo(there / "inputs") if not word.startswith("platform.")),
-        "parallel.tp_size=1", "parallel.pp_size=1", "parallel.layout=''", "world_size=1",
-        f"schedule.train_steps={STEPS}", "metrics.capture.every=100",
-    ]  # fmt: skip
+        "experiment=demo",
+        *(word for word in short_demo(there / "inputs") if not word.startswith("platform.")),
+        "parallel.tp_size=1",
+        "parallel.pp_size=1",
+        "parallel.layout=''",
+        "world_size=1",
+        f"schedule.train_steps={STEPS}",
+        "metrics.capture.every=100",
+    ]
     for platform, device in (("cpu", ""), ("musa", SOUND)):
         words = [*settings, f"platform={platform}", f"run_dir={there / platform}"]
         said = rb(there, "launch", *words, device=device)

@@ -35,11 +35,21 @@ def short_demo(folder: Path) -> list[str]:
     size = TinySize(vision_hidden=32, vision_heads=2, vision_ffn=64, text_hidden=64, text_heads=2, text_ffn=96)
     write_tiny_model(conversation_texts(folder / "heldout.jsonl"), folder / "hf", size=size, seed=0)
     return [
-        f"model.hf_path={folder / 'hf'}", f"data.train=[{folder / 'heldout.jsonl'}]", "data.evaluation=[]",
-        "data.seq_length=512", "data.max_patches=1024", "data.global_batch_size=4", "checkpoint.init=random",
-        "checkpoint.save_every=0", "schedule.eval_every=0", "schedule.eval_at_start=false", "platform.name=auto",
-        "metrics.tensorboard=false", "metrics.plots=false", "metrics.progress=false",
-    ]  # fmt: skip
+        f"model.hf_path={folder / 'hf'}",
+        f"data.train=[{folder / 'heldout.jsonl'}]",
+        "data.evaluation=[]",
+        "data.seq_length=512",
+        "data.max_patches=1024",
+        "data.global_batch_size=4",
+        "checkpoint.init=random",
+        "checkpoint.save_every=0",
+        "schedule.eval_every=0",
+        "schedule.eval_at_start=false",
+        "platform.name=auto",
+        "metrics.tensorboard=false",
+        "metrics.plots=false",
+        "metrics.progress=false",
+    ]
 
 
 @pytest.fixture(scope="module")

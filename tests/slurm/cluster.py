@@ -213,17 +213,28 @@ class SlurmCluster:
         with open(self.folder / "log" / f"{name}.out", "ab") as log:
             self.daemons[name] = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *words],  # nothing outlives these tests
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 env={**os.environ, **self.env, "PATH": path},
-            )  # fmt: skip
+            )
 
     def _start_all(self) -> None:
         run, options = self.folder / "run", self.options
-        self._start("munged", [
-            "munged", "--foreground", "--force", f"--key-file={self.folder}/munge/key", f"--socket={run}/munge",
-            f"--pid-file={run}/munged.pid", f"--log-file={self.folder}/log/munged",
-            f"--seed-file={self.folder}/munge/seed",
-        ])  # fmt: skip
+        self._start(
+            "munged",
+            [
+                "munged",
+                "--foreground",
+                "--force",
+                f"--key-file={self.folder}/munge/key",
+                f"--socket={run}/munge",
+                f"--pid-file={run}/munged.pid",
+                f"--log-file={self.folder}/log/munged",
+                f"--seed-file={self.folder}/munge/seed",
+            ],
+        )
         wait_for(lambda: (run / "munge").is_socket(), 10, self.errors)
         if options.accounting:
             self._start_accounting()
@@ -238,13 +249,32 @@ class SlurmCluster:
         shutil.chown(data, "mysql")
         (self.folder / "run").chmod(0o777)
         subprocess.run(
-            ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=mysql", "--skip-test-db",
-             "--auth-root-authentication-method=socket"], check=True, capture_output=True, timeout=60,
-        )  # fmt: skip
-        self._start("mariadbd", [
-            "mariadbd", "--no-defaults", "--user=mysql", f"--datadir={data}", f"--socket={sock}", "--skip-networking",
-            f"--pid-file={data}/pid", "--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=64M",
-        ])  # fmt: skip
+            [
+                "mariadb-install-db",
+                "--no-defaults",
+                f"--datadir={data}",
+                "--user=mysql",
+                "--skip-test-db",
+                "--auth-root-authentication-method=socket",
+            ],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        self._start(
+            "mariadbd",
+            [
+                "mariadbd",
+                "--no-defaults",
+                "--user=mysql",
+                f"--datadir={data}",
+                f"--socket={sock}",
+                "--skip-networking",
+                f"--pid-file={data}/pid",
+                "--innodb-flush-log-at-trx-commit=0",
+                "--innodb-buffer-pool-size=64M",
+            ],
+        )
         client = ["mariadb", "--no-defaults", "-S", str(sock), "-e"]
         wait_for(lambda: subprocess.run([*client, "select 1"], capture_output=True).returncode == 0, 30, self.errors)
         subprocess.run([*client, "create database slurm_acct_db"], check=True, timeout=20)
@@ -257,11 +287,17 @@ class SlurmCluster:
         (self.folder / "slurmdbd.conf").chmod(0o600)
         self._start("slurmdbd", ["env", f"MYSQL_UNIX_PORT={sock}", "slurmdbd", "-D"])
         wait_for(
-            lambda: subprocess.run(
-                ["timeout", "3", "sacctmgr", "-n", "show", "cluster"], env={**os.environ, **self.env},
-                capture_output=True,
-            ).returncode == 0, 30, self.errors,
-        )  # fmt: skip
+            lambda: (
+                subprocess.run(
+                    ["timeout", "3", "sacctmgr", "-n", "show", "cluster"],
+                    env={**os.environ, **self.env},
+                    capture_output=True,
+                ).returncode
+                == 0
+            ),
+            30,
+            self.errors,
+        )
         for entry in ("cluster emulated", "account users", "user root account=users"):
             self.command("sacctmgr", "-i", "-Q", "add", *entry.split(), check=False)
 
@@ -302,24 +338,50 @@ class SlurmCluster:
             for number, node in enumerate(self.nodes, 1)
         ]
         return [
-            "ClusterName=emulated", f"SlurmctldHost={socket.gethostname().split('.')[0]}(127.0.0.1)",
-            "SlurmUser=root", "SlurmdUser=root", "AuthType=auth/munge",
+            "ClusterName=emulated",
+            f"SlurmctldHost={socket.gethostname().split('.')[0]}(127.0.0.1)",
+            "SlurmUser=root",
+            "SlurmdUser=root",
+            "AuthType=auth/munge",
             f"AuthInfo=socket={folder}/run/munge,cred_expire={options.requeue_delay}",
-            f"SlurmctldPort={port}", f"StateSaveLocation={folder}/state", f"SlurmdSpoolDir={folder}/spool-%n",
-            f"SlurmctldPidFile={folder}/run/slurmctld.pid", f"SlurmdPidFile={folder}/run/slurmd-%n.pid",
-            f"SlurmctldLogFile={folder}/log/slurmctld", f"SlurmdLogFile={folder}/log/slurmd-%n",
-            "ProctrackType=proctrack/linuxproc", "TaskPlugin=task/none", "JobAcctGatherType=jobacct_gather/none",
-            "SwitchType=switch/none", "MpiDefault=none", "SelectType=select/cons_tres",
-            "SelectTypeParameters=CR_Core_Memory", "DefMemPerCPU=100", "SchedulerType=sched/backfill",
+            f"SlurmctldPort={port}",
+            f"StateSaveLocation={folder}/state",
+            f"SlurmdSpoolDir={folder}/spool-%n",
+            f"SlurmctldPidFile={folder}/run/slurmctld.pid",
+            f"SlurmdPidFile={folder}/run/slurmd-%n.pid",
+            f"SlurmctldLogFile={folder}/log/slurmctld",
+            f"SlurmdLogFile={folder}/log/slurmd-%n",
+            "ProctrackType=proctrack/linuxproc",
+            "TaskPlugin=task/none",
+            "JobAcctGatherType=jobacct_gather/none",
+            "SwitchType=switch/none",
+            "MpiDefault=none",
+            "SelectType=select/cons_tres",
+            "SelectTypeParameters=CR_Core_Memory",
+            "DefMemPerCPU=100",
+            "SchedulerType=sched/backfill",
             "SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0",
-            "SlurmdParameters=config_overrides", "SlurmctldTimeout=10", f"SlurmdTimeout={options.slurmd_timeout}",
-            "InactiveLimit=0", "KillWait=5", "MinJobAge=3600", "CompleteWait=0", "WaitTime=0", "MessageTimeout=10",
-            "ReturnToService=2", "JobRequeue=1", f"AccountingStorageType=accounting_storage/{storage}",
-            f"Prolog={folder}/prolog", "PrologFlags=Alloc",
-            "JobCompType=jobcomp/none", "TopologyPlugin=topology/tree", f"PlugStackConfig={folder}/plugstack.conf",
-            *(line.format(folder=folder) for line in options.extra), *nodes,
+            "SlurmdParameters=config_overrides",
+            "SlurmctldTimeout=10",
+            f"SlurmdTimeout={options.slurmd_timeout}",
+            "InactiveLimit=0",
+            "KillWait=5",
+            "MinJobAge=3600",
+            "CompleteWait=0",
+            "WaitTime=0",
+            "MessageTimeout=10",
+            "ReturnToService=2",
+            "JobRequeue=1",
+            f"AccountingStorageType=accounting_storage/{storage}",
+            f"Prolog={folder}/prolog",
+            "PrologFlags=Alloc",
+            "JobCompType=jobcomp/none",
+            "TopologyPlugin=topology/tree",
+            f"PlugStackConfig={folder}/plugstack.conf",
+            *(line.format(folder=folder) for line in options.extra),
+            *nodes,
             "PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
-        ]  # fmt: skip
+        ]
 
     def _write_ssh_files(self) -> None:
         Path("/run/sshd").mkdir(exist_ok=True)
@@ -328,18 +390,27 @@ class SlurmCluster:
                 ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / name)], check=True, timeout=20
             )
         shared = [
-            f"HostKey {self.folder}/host_key", f"AuthorizedKeysFile {self.folder}/user_key.pub", "PidFile none",
-            "StrictModes no", "UsePAM no", "PermitRootLogin prohibit-password", "PasswordAuthentication no",
-        ]  # fmt: skip
+            f"HostKey {self.folder}/host_key",
+            f"AuthorizedKeysFile {self.folder}/user_key.pub",
+            "PidFile none",
+            "StrictModes no",
+            "UsePAM no",
+            "PermitRootLogin prohibit-password",
+            "PasswordAuthentication no",
+        ]
         hosts = []
         for number, node in enumerate(self.nodes, 1):
             listen = f"ListenAddress 127.0.1.{number}:{self.port + 2}"
             (self.folder / f"sshd.{node}").write_text("\n".join([listen, *shared, ""]))
             hosts += [f"Host {node}", f"  HostName 127.0.1.{number}"]
         everywhere = [
-            "Host *", f"  Port {self.port + 2}", f"  IdentityFile {self.folder}/user_key", "  LogLevel ERROR",
-            "  UserKnownHostsFile /dev/null", "  StrictHostKeyChecking no",
-        ]  # fmt: skip
+            "Host *",
+            f"  Port {self.port + 2}",
+            f"  IdentityFile {self.folder}/user_key",
+            "  LogLevel ERROR",
+            "  UserKnownHostsFile /dev/null",
+            "  StrictHostKeyChecking no",
+        ]
         self.ssh_config.write_text("\n".join([*hosts, *everywhere, ""]))
 
 

@@ -101,9 +101,17 @@ def _large_job(folder: Path) -> dict[str, Any]:
     template = folder / "hostname.j2"
     template.write_text('{% extends "sbatch.j2" %}\n{% block start %}\nsrun hostname\n{% endblock %}\n')
     job = JobSpec(
-        "megatron_rb.train.main", (), LARGE_DEVICES, own, nodes=LARGE_NODES, engine="slurm", launcher="srun",
-        work_dir=folder, tp_size=8, pp_size=4,
-    )  # fmt: skip
+        "megatron_rb.train.main",
+        (),
+        LARGE_DEVICES,
+        own,
+        nodes=LARGE_NODES,
+        engine="slurm",
+        launcher="srun",
+        work_dir=folder,
+        tp_size=8,
+        pp_size=4,
+    )
     started = time.monotonic()
     write_whole(own / "launch/job.sbatch", sbatch_script(job, SlurmConfig(), 0))
     write_whole(own / "launch/rank.sh", rank_script(job))

@@ -22,13 +22,26 @@ STEPS = 32
 def model_settings(inputs: Path) -> list[str]:
     """A tiny model that really trains, cut into two pipeline stages, one process each."""
     return [
-        f"model.hf_path={inputs / 'hf'}", "model.dtype=fp32", f"data.train=[{inputs / 'heldout.jsonl'}]",
-        "data.seq_length=512", "data.max_patches=1024", "data.global_batch_size=6", "checkpoint.init=random",
-        "optimizer.lr=1e-3", f"schedule.train_steps={STEPS}", "checkpoint.save_every=8",
-        "checkpoint.asynchronous=false", "metrics.tensorboard=false", "metrics.plots=false", "platform.name=cpu",
-        "parallel.tp_size=1", "parallel.pp_size=2", "parallel.layout=P v | v M E t*3 L", "cluster.grace_seconds=20",
+        f"model.hf_path={inputs / 'hf'}",
+        "model.dtype=fp32",
+        f"data.train=[{inputs / 'heldout.jsonl'}]",
+        "data.seq_length=512",
+        "data.max_patches=1024",
+        "data.global_batch_size=6",
+        "checkpoint.init=random",
+        "optimizer.lr=1e-3",
+        f"schedule.train_steps={STEPS}",
+        "checkpoint.save_every=8",
+        "checkpoint.asynchronous=false",
+        "metrics.tensorboard=false",
+        "metrics.plots=false",
+        "platform.name=cpu",
+        "parallel.tp_size=1",
+        "parallel.pp_size=2",
+        "parallel.layout=P v | v M E t*3 L",
+        "cluster.grace_seconds=20",
         "cluster.least_hang_seconds=0",
-    ]  # fmt: skip
+    ]
 
 
 @dataclass
@@ -44,9 +57,13 @@ class TinyRun:
     def rb(self, *words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """`rb launch` with the settings of this run."""
         return launch(
-            *model_settings(self.inputs), *self.settings, f"run_dir={self.run_dir}", *words,
-            env=self._environment(), timeout=timeout,
-        )  # fmt: skip
+            *model_settings(self.inputs),
+            *self.settings,
+            f"run_dir={self.run_dir}",
+            *words,
+            env=self._environment(),
+            timeout=timeout,
+        )
 
     def act(self, action: str, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """`rb launch` on the run that is there."""
@@ -79,9 +96,10 @@ class TinyRun:
     def wait_attempt(self, number: int, seconds: float = 60) -> None:
         """Wait until the attempt has done a step."""
         wait_for(
-            lambda: len(self.record.attempts) >= number and self._stepping(number), seconds,
+            lambda: len(self.record.attempts) >= number and self._stepping(number),
+            seconds,
             lambda: f"attempt {number} made no step:\n{self.story()}",
-        )  # fmt: skip
+        )
 
     def wait_step(self, step: int, seconds: float = 60) -> None:
         wait_for(lambda: self.step >= step, seconds, lambda: f"step {step} was not reached:\n{self.story()}")
@@ -139,9 +157,13 @@ def launch(*words: str, env: dict[str, str] | None = None, timeout: float = 60) 
     """`rb launch` as a user calls it."""
     own = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     return subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", "launch", *words], cwd=REPOSITORY, capture_output=True, text=True,
-        env={**os.environ, **own, **(env or {})}, timeout=timeout,
-    )  # fmt: skip
+        [sys.executable, "-m", "megatron_rb.cli", "launch", *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **own, **(env or {})},
+        timeout=timeout,
+    )
 
 
 def same_curve(losses: dict[int, float]) -> Any:

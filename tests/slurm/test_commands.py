@@ -100,9 +100,13 @@ def test_chain_of_stages_and_array_of_a_sweep(cluster, inputs, tmp_path):
     two = TinyRun(inputs, tmp_path / "two", cluster, settings).start()
     assert two.status()["state"] == "QUEUED"
     sweep = launch(
-        *model_settings(inputs), *ONE_PROCESS, f"run_dir={tmp_path / 'sweep'}", "schedule.train_steps=2",
-        "optimizer.lr=1e-3,1e-4", env=cluster.env,
-    )  # fmt: skip
+        *model_settings(inputs),
+        *ONE_PROCESS,
+        f"run_dir={tmp_path / 'sweep'}",
+        "schedule.train_steps=2",
+        "optimizer.lr=1e-3,1e-4",
+        env=cluster.env,
+    )
     assert sweep.returncode == 0, sweep.stderr
     two.wait_state("COMPLETED", 100)
     assert two.record.created > 0 and two.record.attempts[0].started >= one.record.ended
@@ -117,9 +121,12 @@ def test_killed_submit_leaves_no_second_job(cluster, inputs, tmp_path):
     run = TinyRun(inputs, tmp_path / "run", cluster, ["cluster=slurm", "cluster.nodes=4", "world_size=8"])
     words = [*model_settings(inputs), *run.settings, f"run_dir={run.run_dir}", "cluster.slurm.options=[--hold]"]
     submit = subprocess.Popen(
-        [sys.executable, "-m", "megatron_rb.cli", "launch", *words], cwd=REPOSITORY, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, env=run.process_environment(),
-    )  # fmt: skip
+        [sys.executable, "-m", "megatron_rb.cli", "launch", *words],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=run.process_environment(),
+    )
     wait_for(lambda: (run.run_dir / "launch.lock").exists() or submit.poll() is not None, 20)
     time.sleep(0.05)
     submit.send_signal(signal.SIGINT)

@@ -18,9 +18,13 @@ def test_every_machine_reports_and_is_measured_against_another(cluster, engine: 
     options = ["cluster.ssh.hosts=[node1,node2]", f"cluster.ssh.options=[-F,{cluster.ssh_config}]"]
     settings += options if engine == "ssh" else ["cluster.nodes=2"]
     done = subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", "doctor", "--json", *settings], cwd=REPOSITORY, text=True,
-        env={**os.environ, **cluster.env, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, timeout=100,
-    )  # fmt: skip
+        [sys.executable, "-m", "megatron_rb.cli", "doctor", "--json", *settings],
+        cwd=REPOSITORY,
+        text=True,
+        env={**os.environ, **cluster.env, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        timeout=100,
+    )
     assert done.returncode in (0, 1), done.stderr
     machines = json.loads(done.stdout)["machines"]
     assert [machine["host"] for machine in machines] == ["node1", "node2"]

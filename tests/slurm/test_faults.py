@@ -17,9 +17,12 @@ def spared(cluster, inputs, tmp_path_factory):
     """Two nodes and a spare: a rank is killed, the disk is full, a rank hangs, a node loses its power."""
     disk = cluster.small_disk
     settings = [
-        "cluster=slurm", "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.spare_nodes=1",
+        "cluster=slurm",
+        "cluster.nodes=2",
+        "cluster.processes_per_node=1",
+        "cluster.spare_nodes=1",
         f"checkpoint.dir={disk}/checkpoints",
-    ]  # fmt: skip
+    ]
     folder = tmp_path_factory.mktemp("spared")
     run = TinyRun(inputs, folder / "run", cluster, [*settings, f"cluster.env={{ODD: {_quoted(ODD)}}}"])
     run.start()

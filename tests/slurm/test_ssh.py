@@ -13,10 +13,15 @@ def survived(cluster, inputs, tmp_path_factory):
     hosts = folder / "hosts"
     hosts.write_text("# two and a spare\nnode1 slots=8 type=A800\nnode2 slots=8 type=A800\nnode3 slots=8 type=MTT\n")
     settings = [
-        "cluster=ssh", f"cluster.ssh.hostfile={hosts}", f"cluster.ssh.options=[-F,{cluster.ssh_config}]",
-        "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.spare_nodes=1", "cluster.secrets=[TOKEN]",
+        "cluster=ssh",
+        f"cluster.ssh.hostfile={hosts}",
+        f"cluster.ssh.options=[-F,{cluster.ssh_config}]",
+        "cluster.nodes=2",
+        "cluster.processes_per_node=1",
+        "cluster.spare_nodes=1",
+        "cluster.secrets=[TOKEN]",
         "cluster.type_env={MTT: {KIND: musa}, A800: {KIND: cuda}}",
-    ]  # fmt: skip
+    ]
     run = TinyRun(inputs, folder / "run", cluster, settings, env={"TOKEN": "se cret"}).start()
     run.wait_step(9)
     environments = [run.environment_of_rank("node1")]

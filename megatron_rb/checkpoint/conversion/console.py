@@ -35,8 +35,12 @@ class ByteBars:
 @contextmanager
 def byte_bars(console: Console) -> Iterator[ByteBars]:
     columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
     with Bars(*columns, console=console) as bars:
         yield ByteBars(bars)
 
@@ -45,9 +49,13 @@ def show_summary(console: Console, summary: Summary) -> None:
     """A new folder, in one row, and what is to know about it."""
     table = Table("folder", "tensors", "parameters", "GB", "dtype", "files")
     table.add_row(
-        str(summary.folder), f"{summary.num_tensors:,}", f"{summary.num_parameters:,}",
-        f"{summary.num_bytes / 1e9:.3f}", ", ".join(summary.dtypes), str(summary.num_files),
-    )  # fmt: skip
+        str(summary.folder),
+        f"{summary.num_tensors:,}",
+        f"{summary.num_parameters:,}",
+        f"{summary.num_bytes / 1e9:.3f}",
+        ", ".join(summary.dtypes),
+        str(summary.num_files),
+    )
     console.print(table)
     for note in summary.notes:
         console.print(f"note: {note}", highlight=False, markup=False)

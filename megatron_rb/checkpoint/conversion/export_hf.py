@@ -37,9 +37,13 @@ INDEX = "model.safetensors.index.json"
 
 
 def export_checkpoint(
-    checkpoint: str | Path, out: str | Path, hf: str = "", dtype: str = "keep", max_shard_size: str = "5GB",
+    checkpoint: str | Path,
+    out: str | Path,
+    hf: str = "",
+    dtype: str = "keep",
+    max_shard_size: str = "5GB",
     progress: Progress | None = None,
-) -> Summary:  # fmt: skip
+) -> Summary:
     """Turn a checkpoint of any layout into a Hugging Face folder.
 
     Args:
@@ -59,9 +63,12 @@ def export_checkpoint(
     shards = plan_files(targets, max_bytes)
     files = {shard_name(index, len(shards)): group for index, group in enumerate(shards)}
     identity = {
-        "export": str(source.resolve()), "dtype": dtype, "shards": list(files),
-        "side files": str(side_files.resolve()), "files": files_identity(paths_of(targets)),
-    }  # fmt: skip
+        "export": str(source.resolve()),
+        "dtype": dtype,
+        "shards": list(files),
+        "side files": str(side_files.resolve()),
+        "files": files_identity(paths_of(targets)),
+    }
     workspace = Workspace(out, identity)
     outcome = Outcome("export", {"checkpoint": str(source.resolve())}, {}, key_map(targets))
     num_bytes = sum(target.num_bytes for target in targets)

@@ -36,8 +36,12 @@ from megatron_rb.models.robobrain.foreign import foreign_kind, is_adapter
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 GROUP_DEFAULTS = {
-    "wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False, "default_config": False,
-}  # fmt: skip
+    "wd_mult": 1.0,
+    "lr_mult": 1.0,
+    "is_expert_parallel": False,
+    "is_decoupled_lr": False,
+    "default_config": False,
+}
 DEFAULT_SEED = 1234
 
 
@@ -73,9 +77,14 @@ def _check_megatron(folder: Path) -> None:
 
 
 def convert_legacy(
-    checkpoint: str | Path, out: str | Path, hf: str = "", dtype: str = "keep", optimizer: bool = True,
-    allow_drop: Collection[str] = (), progress: Progress | None = None,
-) -> Summary:  # fmt: skip
+    checkpoint: str | Path,
+    out: str | Path,
+    hf: str = "",
+    dtype: str = "keep",
+    optimizer: bool = True,
+    allow_drop: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Summary:
     """Turn a legacy `torch` checkpoint of any tp, pp, uneven first stage and virtual pipeline into one of this stack.
 
     With an optimizer state the result is a training checkpoint of that iteration, which a run goes on from; without,
@@ -102,9 +111,11 @@ def convert_legacy(
                 targets += legacy_targets(shape, tensors, f"optimizer.state.{kind}.", None)
         files = {path for path in paths_of(targets) if not path.is_relative_to(scratch)}
         identity = {
-            "from-megatron": str(legacy.folder.resolve()), "dtype": dtype, "optimizer": state is not None,
+            "from-megatron": str(legacy.folder.resolve()),
+            "dtype": dtype,
+            "optimizer": state is not None,
             "files": files_identity(files),
-        }  # fmt: skip
+        }
         workspace = Workspace(out, identity)
         outcome = _outcome(legacy, targets, optimizer)
         if side_files.is_relative_to(scratch):
@@ -179,9 +190,13 @@ def _outcome(legacy: LegacyCheckpoint, targets: list[Target], optimizer: bool) -
             "another trainer's"
         )
     source = {
-        "checkpoint": str(legacy.folder.resolve()), "iteration": legacy.iteration, "release": legacy.is_release,
-        "layout": legacy.layout, "device_tags": sorted(legacy.device_tags), "args": legacy.args,
+        "checkpoint": str(legacy.folder.resolve()),
+        "iteration": legacy.iteration,
+        "release": legacy.is_release,
+        "layout": legacy.layout,
+        "device_tags": sorted(legacy.device_tags),
+        "args": legacy.args,
         "scheduler": legacy.scheduler,
-    }  # fmt: skip
+    }
     rng = "not carried over: the states belong to the devices and the layout that wrote them; the run is seeded anew"
     return Outcome("from-megatron", source, {}, key_map(targets), dropped, rng, {"warnings": legacy.warnings})

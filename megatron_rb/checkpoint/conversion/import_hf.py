@@ -48,9 +48,12 @@ FILE_BYTES = 1 << 30
 
 
 def import_folder(
-    hf: str | Path, out: str | Path, dtype: str = "keep", allow_drop: Collection[str] = (),
+    hf: str | Path,
+    out: str | Path,
+    dtype: str = "keep",
+    allow_drop: Collection[str] = (),
     progress: Progress | None = None,
-) -> Summary:  # fmt: skip
+) -> Summary:
     """Turn a Hugging Face folder into a checkpoint of step 0 that holds weights only.
 
     Args:
@@ -117,9 +120,14 @@ def checkpoint_json(step: int, shape: RoboBrainShape) -> dict[str, Any]:
 
 
 def write_checkpoint(
-    workspace: Workspace, targets: list[Target], outcome: Outcome, manifest: dict[str, Any], common: Any, job: Job,
+    workspace: Workspace,
+    targets: list[Target],
+    outcome: Outcome,
+    manifest: dict[str, Any],
+    common: Any,
+    job: Job,
     objects: Mapping[str, Blob] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write tensors, table of contents and `checkpoint.json` into the workspace."""
     files = {f"__0_{number}.distcp": group for number, group in enumerate(plan_files(targets, FILE_BYTES))}
     job.progress.total(WRITING, sum(target.num_bytes for target in targets))

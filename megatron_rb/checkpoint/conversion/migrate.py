@@ -33,9 +33,19 @@ MAIN_PARAMS = "optimizer.state.param."
 CHECKING = "checking"
 
 RUNTIME_KEYS = {
-    "amsgrad", "maximize", "foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay",
-    "bias_correction", "master_weights", "use_decoupled_grad", "store_param_remainders", "set_grad_none",
-}  # fmt: skip
+    "amsgrad",
+    "maximize",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "decoupled_weight_decay",
+    "bias_correction",
+    "master_weights",
+    "use_decoupled_grad",
+    "store_param_remainders",
+    "set_grad_none",
+}
 """Switches of one optimizer implementation; the one of the target has its own."""
 FUSED_ADAM = {"bias_correction": True}
 """What Transformer Engine's and Apex's FusedAdam read from a parameter group; they are found on CUDA only."""
@@ -134,9 +144,14 @@ def _sort_objects(stored: DistFolder, origin: Path) -> tuple[dict[str, Blob], di
 
 
 def _random_states(
-    source: Path, stored: DistFolder, rng: Mapping[str, Blob], manifest: dict[str, Any], to: str, folder: Path,
+    source: Path,
+    stored: DistFolder,
+    rng: Mapping[str, Blob],
+    manifest: dict[str, Any],
+    to: str,
+    folder: Path,
     outcome: Outcome,
-) -> tuple[dict[str, Blob], dict[str, Any]]:  # fmt: skip
+) -> tuple[dict[str, Blob], dict[str, Any]]:
     """Keep the states of the device that is left, or bring back those of the device that is returned to.
 
     Device generators of two vendors give different numbers from the same state, so a state is restored only on the

@@ -81,9 +81,14 @@ class Outcome:
         dtypes = {entry["dtype"] for entry in tensors.values()}
         num_bytes = sum(elements[name] * getattr(torch, entry["dtype"]).itemsize for name, entry in tensors.items())
         return Summary(
-            Path(out), len(tensors), sum(elements.values()), num_bytes, tuple(sorted(dtypes)), len(self.records),
+            Path(out),
+            len(tensors),
+            sum(elements.values()),
+            num_bytes,
+            tuple(sorted(dtypes)),
+            len(self.records),
             tuple(self._notes(tensors)),
-        )  # fmt: skip
+        )
 
     def _notes(self, tensors: Mapping[str, dict]) -> list[str]:
         notes = [

@@ -13,9 +13,13 @@ from megatron_rb.models.robobrain.config import RoboBrainShape
 
 
 def greedy_answers(
-    folder: str | Path, shape: RoboBrainShape, prompts: Sequence[EncodedSample], decode: Callable[[list[int]], str],
-    eos_ids: Sequence[int], max_new_tokens: int,
-) -> list[str]:  # fmt: skip
+    folder: str | Path,
+    shape: RoboBrainShape,
+    prompts: Sequence[EncodedSample],
+    decode: Callable[[list[int]], str],
+    eos_ids: Sequence[int],
+    max_new_tokens: int,
+) -> list[str]:
     """The answer to every prompt, without the end token.
 
     Args:
@@ -28,9 +32,12 @@ def greedy_answers(
         inputs = model_inputs(prompt, shape)
         with torch.no_grad():
             ids = model.generate(
-                **inputs, do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(eos_ids),
+                **inputs,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=list(eos_ids),
                 pad_token_id=eos_ids[0],
-            )  # fmt: skip
+            )
         new = ids[0, inputs["input_ids"].shape[1] :].tolist()
         answers.append(decode([token for token in new if token not in eos_ids]))
     return answers

@@ -25,13 +25,25 @@ from megatron_rb.models.robobrain.inputs import IGNORED
 from megatron_rb.platform import Platform
 
 _TEXT: dict[str, Any] = dict(
-    vocab_size=8192, hidden_size=512, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=8,
-    num_key_value_heads=4, max_position_embeddings=4096, bos_token_id=None, eos_token_id=None,
-)  # fmt: skip
+    vocab_size=8192,
+    hidden_size=512,
+    intermediate_size=1536,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    max_position_embeddings=4096,
+    bos_token_id=None,
+    eos_token_id=None,
+)
 _VISION: dict[str, Any] = dict(
-    depth=6, hidden_size=256, intermediate_size=1024, num_heads=4, spatial_merge_size=2, temporal_patch_size=2,
+    depth=6,
+    hidden_size=256,
+    intermediate_size=1024,
+    num_heads=4,
+    spatial_merge_size=2,
+    temporal_patch_size=2,
     out_hidden_size=512,
-)  # fmt: skip
+)
 _TOKENS: dict[str, Any] = dict(
     image_token_id=8191, video_token_id=8190, vision_start_token_id=8189, vision_end_token_id=8188
 )
@@ -82,9 +94,14 @@ class TransformersStep:
     """
 
     def __init__(
-        self, folder: str | Path, shape: RoboBrainShape, batches: Sequence[Sequence[EncodedSample]],
-        settings: OptimizerConfig, platform: Platform, dtype: str = "fp32",
-    ) -> None:  # fmt: skip
+        self,
+        folder: str | Path,
+        shape: RoboBrainShape,
+        batches: Sequence[Sequence[EncodedSample]],
+        settings: OptimizerConfig,
+        platform: Platform,
+        dtype: str = "fp32",
+    ) -> None:
         self.platform, self.device = platform, platform.current_device()
         self.autocast = dtype == "bf16"
         self.model = load_transformers(folder).to(self.device).train()

@@ -18,9 +18,16 @@ from megatron_rb.checkpoint.hf.oracle import load_transformers
 from megatron_rb.data.sample import EncodedSample
 
 _TEXT: dict[str, Any] = dict(
-    vocab_size=128, hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=512, bos_token_id=None, eos_token_id=None,
-)  # fmt: skip
+    vocab_size=128,
+    hidden_size=256,
+    intermediate_size=256,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    bos_token_id=None,
+    eos_token_id=None,
+)
 _SHARED: dict[str, Any] = dict(depth=2, num_heads=16, spatial_merge_size=2, temporal_patch_size=2, out_hidden_size=256)
 _TOKENS: dict[str, Any] = dict(
     image_token_id=127, video_token_id=126, vision_start_token_id=125, vision_end_token_id=124

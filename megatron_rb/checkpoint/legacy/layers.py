@@ -15,8 +15,10 @@ from megatron_rb.checkpoint.storage.tensors import StoredTensor
 Dropped = list[tuple[str, str]]
 """`(key, reason)` of what is left out."""
 _OTHER_SPLITS = (
-    "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split", "pipeline_model_parallel_layout",
-)  # fmt: skip
+    "account_for_embedding_in_pipeline_split",
+    "account_for_loss_in_pipeline_split",
+    "pipeline_model_parallel_layout",
+)
 """Arguments that shift layers between stages; the layers that are there are believed then."""
 
 

@@ -17,11 +17,24 @@ _RANK_FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?")
 _ITERATION_FOLDER = re.compile(r"iter_(\d{7,})")
 _CHUNK = re.compile(r"model(\d*)")
 _SAME_ON_ALL_RANKS = (
-    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "padded_vocab_size",
-    "tensor_model_parallel_size", "pipeline_model_parallel_size", "num_layers_per_virtual_pipeline_stage",
-    "decoder_first_pipeline_num_layers", "data_parallel_size", "seed", "lr", "global_batch_size", "train_iters",
-    "consumed_train_samples", "consumed_valid_samples",
-)  # fmt: skip
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "padded_vocab_size",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "num_layers_per_virtual_pipeline_stage",
+    "decoder_first_pipeline_num_layers",
+    "data_parallel_size",
+    "seed",
+    "lr",
+    "global_batch_size",
+    "train_iters",
+    "consumed_train_samples",
+    "consumed_valid_samples",
+)
 """Arguments whose difference shows a file of another run."""
 
 

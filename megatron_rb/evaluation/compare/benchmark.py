@@ -154,9 +154,15 @@ def write_random_capture(folder: Path, shape: RoboBrainShape, settings: CaptureC
         file.weights[weight] = {"dtype": "torch.bfloat16", "hash": "0", "bf16_hash": "0"}
     file.finish()
     content = {
-        "version": VERSION, "step": 1, "samples": names, "world_size": 1, "dtype": "bf16", "layout": {"tp_size": 1},
-        "settings": kept_parts(settings), "model": model_fingerprint(shape),
-    }  # fmt: skip
+        "version": VERSION,
+        "step": 1,
+        "samples": names,
+        "world_size": 1,
+        "dtype": "bf16",
+        "layout": {"tp_size": 1},
+        "settings": kept_parts(settings),
+        "model": model_fingerprint(shape),
+    }
     write_json(folder / DESCRIPTION, content)
 
 
@@ -187,9 +193,14 @@ def _width(block: str, point: Point, shape: RoboBrainShape) -> int:
     if block == "language.head":
         return text.hidden_size
     wide = {
-        "qkv": (heads + 2 * groups) * dim, "q": heads * dim, "k": groups * dim, "v": groups * dim,
-        "attention": heads * dim, "fc1": 2 * text.ffn_hidden_size, "activation": text.ffn_hidden_size,
-    }  # fmt: skip
+        "qkv": (heads + 2 * groups) * dim,
+        "q": heads * dim,
+        "k": groups * dim,
+        "v": groups * dim,
+        "attention": heads * dim,
+        "fc1": 2 * text.ffn_hidden_size,
+        "activation": text.ffn_hidden_size,
+    }
     return wide.get(point.name, text.hidden_size)
 
 

@@ -41,9 +41,13 @@ def measure(views: Views, block: str, point: Point) -> PointResult | None:
         return None
     grads = Distance.over(_pairs(views, lambda view: view.grad(point.name)), with_ulps=False)
     return PointResult(
-        block, point.name, values.relative, grads.relative if grads else math.nan, values.largest,
+        block,
+        point.name,
+        values.relative,
+        grads.relative if grads else math.nan,
+        values.largest,
         tuple(values.ulps.tolist()),
-    )  # fmt: skip
+    )
 
 
 def _pairs(views: Views, read: Callable[[BlockView], Table | None]) -> Iterator[tuple[Table, Table]]:

@@ -137,10 +137,21 @@ def _by_growth(block: str, operator: Operator, relative: dict[str, float], carri
 
 
 CONSUMER = {
-    "norm1": "qkv", "qkv": "rotary", "q": "attention", "k": "attention", "v": "attention", "attention": "proj",
-    "proj": "add 1", "residual": "norm2", "norm2": "fc1", "fc1": "activation", "activation": "fc2", "fc2": "add 2",
-    "input": "norm1", "norm": "fc1",
-}  # fmt: skip
+    "norm1": "qkv",
+    "qkv": "rotary",
+    "q": "attention",
+    "k": "attention",
+    "v": "attention",
+    "attention": "proj",
+    "proj": "add 1",
+    "residual": "norm2",
+    "norm2": "fc1",
+    "fc1": "activation",
+    "activation": "fc2",
+    "fc2": "add 2",
+    "input": "norm1",
+    "norm": "fc1",
+}
 """The operator whose backward pass gives the gradient of a point."""
 
 

@@ -58,11 +58,17 @@ class NumericsComparison:
     def as_json(self) -> dict[str, Any]:
         """For a script."""
         return {
-            "a": self.a, "b": self.b, "sides": self.sides, "verdict": self.verdict, "identical": self.identical,
-            "defects": [asdict(item) for item in self.defects], "one_sided": self.one_sided,
-            "ulp_labels": ULP_LABELS, "points": [asdict(item) for item in self.points],
+            "a": self.a,
+            "b": self.b,
+            "sides": self.sides,
+            "verdict": self.verdict,
+            "identical": self.identical,
+            "defects": [asdict(item) for item in self.defects],
+            "one_sided": self.one_sided,
+            "ulp_labels": ULP_LABELS,
+            "points": [asdict(item) for item in self.points],
             "operators": [asdict(item) for item in self.operators],
-        }  # fmt: skip
+        }
 
 
 def compare_captures(

@@ -81,7 +81,7 @@ def write_report(comparison: NumericsComparison, folder: Path) -> Path:
         Section("Distance in units in the last place", images=images[1:]),
         Section("Blocks", lines=[COLUMNS], head=HEAD, rows=rows, marked=marked),
         Section("Points", head=("block", "point", "value", "gradient", *ULP_LABELS), rows=_points(comparison)),
-    ]  # fmt: skip
+    ]
     page = folder / "report.html"
     write_page(page, comparison.verdict, sections)
     return page

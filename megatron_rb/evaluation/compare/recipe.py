@@ -10,13 +10,37 @@ from typing import Any
 from megatron_rb.config.schema import Config
 
 OF_THE_MACHINE = (
-    "name", "run_dir", "world_size", "cluster", "kernels", "metrics", "planner",
-    "platform.name", "platform.threads_per_rank", "platform.env", "model.layers", "model.recompute",
-    "parallel.overlap_grad_reduce", "parallel.overlap_param_gather", "parallel.distributed_optimizer",
-    "parallel.timeout_minutes", "parallel.auto", "data.media_root", "data.padding", "data.padding_buckets",
-    "data.verify", "data.prefetch_steps", "data.decode_threads", "schedule.eval_every", "schedule.eval_at_start",
-    "checkpoint.dir", "checkpoint.resume", "checkpoint.save_every", "checkpoint.keep_last", "checkpoint.asynchronous",
-)  # fmt: skip
+    "name",
+    "run_dir",
+    "world_size",
+    "cluster",
+    "kernels",
+    "metrics",
+    "planner",
+    "platform.name",
+    "platform.threads_per_rank",
+    "platform.env",
+    "model.layers",
+    "model.recompute",
+    "parallel.overlap_grad_reduce",
+    "parallel.overlap_param_gather",
+    "parallel.distributed_optimizer",
+    "parallel.timeout_minutes",
+    "parallel.auto",
+    "data.media_root",
+    "data.padding",
+    "data.padding_buckets",
+    "data.verify",
+    "data.prefetch_steps",
+    "data.decode_threads",
+    "schedule.eval_every",
+    "schedule.eval_at_start",
+    "checkpoint.dir",
+    "checkpoint.resume",
+    "checkpoint.save_every",
+    "checkpoint.keep_last",
+    "checkpoint.asynchronous",
+)
 """Settings and sections that depend on hardware and place, and do not change what is computed but for rounding."""
 PATHS = ("model.hf_path", "data.train", "data.evaluation", "data.tokenizer", "data.chat_template", "checkpoint.init")
 """Compared by their last part: folders lie elsewhere on another cluster."""

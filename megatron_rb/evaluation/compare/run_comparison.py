@@ -65,21 +65,32 @@ class RunComparison:
     def as_json(self) -> dict[str, Any]:
         """For a script: the same numbers without the curves."""
         return {
-            "a": self.a.name, "b": self.b.name, "verdict": str(self.verdict), "reason": self.reason,
-            "threshold_percent": self.threshold, "final_gap": asdict(self.final), "window_steps": self.window,
-            "common_steps": len(self.steps), "last_step": int(self.steps[-1]),
+            "a": self.a.name,
+            "b": self.b.name,
+            "verdict": str(self.verdict),
+            "reason": self.reason,
+            "threshold_percent": self.threshold,
+            "final_gap": asdict(self.final),
+            "window_steps": self.window,
+            "common_steps": len(self.steps),
+            "last_step": int(self.steps[-1]),
             "gap_over_time": [{"step": step, **asdict(gap)} for step, gap in self.over_time],
             "agreement": self.agreement,
             "throughput": [asdict(row) | {"ratio": row.ratio} for row in self.throughput],
             "evaluations": [{"step": step, **asdict(row), "ratio": row.ratio} for step, row in self.evaluations],
             "notes": self.notes,
-        }  # fmt: skip
+        }
 
 
 def compare_runs(
-    a: RunRecord, b: RunRecord, *, threshold: float, window: int = 0, allowed: Sequence[str] = (),
+    a: RunRecord,
+    b: RunRecord,
+    *,
+    threshold: float,
+    window: int = 0,
+    allowed: Sequence[str] = (),
     check_recipe: bool = True,
-) -> RunComparison:  # fmt: skip
+) -> RunComparison:
     """Compare B with the reference A.
 
     Args:
@@ -100,11 +111,20 @@ def compare_runs(
     final, verdict, reason = _judge(a.name, b.name, loss_a, loss_b, window, threshold)
     over_time = gap_over_time(loss_a[finite], loss_b[finite], min(window, len(known))) if len(known) else []
     return RunComparison(
-        a, b, threshold, steps, window, final, verdict, reason,
+        a,
+        b,
+        threshold,
+        steps,
+        window,
+        final,
+        verdict,
+        reason,
         [(int(known[place]), gap) for place, gap in over_time],
         [_batches(a, b, rows_a, rows_b), _norms(a, b, rows_a, rows_b), *_rates(a, b, rows_a, rows_b)],
-        _throughput(a, b), _evaluations(a, b), _notes(a, b, steps, finite),
-    )  # fmt: skip
+        _throughput(a, b),
+        _evaluations(a, b),
+        _notes(a, b, steps, finite),
+    )
 
 
 def _check_recipe(a: RunRecord, b: RunRecord, allowed: Sequence[str]) -> None:

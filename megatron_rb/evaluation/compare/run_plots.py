@@ -47,9 +47,13 @@ def draw_gap(comparison: RunComparison, path: Path) -> None:
     shown = np.isfinite(margin)
     axis.plot(x, percent, "o-", markersize=3, color="tab:purple", label=f"gap of {comparison.window} steps")
     axis.fill_between(
-        np.array(x)[shown], (percent - margin)[shown], (percent + margin)[shown], color="tab:purple", alpha=0.2,
+        np.array(x)[shown],
+        (percent - margin)[shown],
+        (percent + margin)[shown],
+        color="tab:purple",
+        alpha=0.2,
         label="95 % interval",
-    )  # fmt: skip
+    )
     for sign in (-1, 1):
         label = f"threshold {comparison.threshold:g} %" if sign > 0 else None
         axis.axhline(sign * comparison.threshold, color="tab:red", linestyle="--", linewidth=1, label=label)

@@ -67,8 +67,9 @@ def _refuse_other_subjects(a: Result, b: Result) -> None:
     for what, (ours, theirs) in subjects.items():
         different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
         if different:
-            said = "; ".join(f"{key} is {_short(ours.get(key))} in A and {_short(theirs.get(key))} in B"
-                             for key in different[:3])  # fmt: skip
+            said = "; ".join(
+                f"{key} is {_short(ours.get(key))} in A and {_short(theirs.get(key))} in B" for key in different[:3]
+            )
             raise ValueError(f"A and B are not of the same {what}: {said}; compare results of one {what}")
 
 

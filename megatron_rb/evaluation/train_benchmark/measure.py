@@ -74,9 +74,13 @@ class Bench:
         timeout = config.parallel.timeout_minutes
         start_process_group(platform, timeout)
         self.place: Place = build_groups(
-            self.derived.tp_size, self.derived.pp_size, self.layout.vpp_size, timeout, config.seed,
+            self.derived.tp_size,
+            self.derived.pp_size,
+            self.layout.vpp_size,
+            timeout,
+            config.seed,
             self.derived.cp_size,
-        )  # fmt: skip
+        )
         self.ledger = Ledger(self.derived.run_dir / "ledger.jsonl", self.place.rank)
         self.samples = self._samples()
         seed_everything(config.seed, platform)
@@ -215,10 +219,15 @@ def _gather_steps(bench: Bench, timed: list[TimedStep]) -> tuple[tuple[StepFigur
         flops = training_flops(bench.shape, total, bench.config.model.freeze).total
         steps.append(
             StepFigures(
-                seconds=max(entry[1] for entry in entries), data_wait_seconds=max(entry[2] for entry in entries),
-                samples=total.samples, tokens=total.tokens, labels=total.labels, patches=total.patches, flops=flops,
+                seconds=max(entry[1] for entry in entries),
+                data_wait_seconds=max(entry[2] for entry in entries),
+                samples=total.samples,
+                tokens=total.tokens,
+                labels=total.labels,
+                patches=total.patches,
+                flops=flops,
             )
-        )  # fmt: skip
+        )
         loads.append(np.array([[(work.tokens, work.patches) for work in rank] for rank in batches]))
     return tuple(steps), loads
 
@@ -278,9 +287,14 @@ def _baseline(bench: Bench) -> Baseline:
     side = found.faster(REFERENCES)
     ours, theirs = found.times[OURS[0]], found.times[side]
     return Baseline(
-        side=side, seconds=theirs.median, our_seconds=ours.median, speedup=median_ratio(theirs.wall, ours.wall),
-        losses=found.losses, tokens=found.tokens, patches=found.patches,
-    )  # fmt: skip
+        side=side,
+        seconds=theirs.median,
+        our_seconds=ours.median,
+        speedup=median_ratio(theirs.wall, ours.wall),
+        losses=found.losses,
+        tokens=found.tokens,
+        patches=found.patches,
+    )
 
 
 def _settings(bench: Bench) -> dict[str, Any]:
@@ -308,11 +322,16 @@ def _of_files(config: Config, samples: SampleSource) -> dict[str, Any]:
     """Real data in place of a mix: which files, and their mean sample."""
     tokens, patches = samples.sizes.mean(axis=0).tolist()
     return {
-        "name": "files", "files": [Path(name).name for name in config.data.train], "samples": len(samples),
-        "mean_tokens": tokens, "mean_patches": patches, "seq_length": config.data.seq_length,
-        "max_patches": config.data.max_patches, "global_batch_size": config.data.global_batch_size,
+        "name": "files",
+        "files": [Path(name).name for name in config.data.train],
+        "samples": len(samples),
+        "mean_tokens": tokens,
+        "mean_patches": patches,
+        "seq_length": config.data.seq_length,
+        "max_patches": config.data.max_patches,
+        "global_batch_size": config.data.global_batch_size,
         "global_micro_batches": config.data.global_micro_batches,
-    }  # fmt: skip
+    }
 
 
 def _say(place: Place, text: str) -> None:

@@ -82,18 +82,30 @@ MIXES = {
         Mix("images_8k", "images of 448 to 1280 px with text, packed to 8k tokens", 8192, 32768, 4, _IMAGES),
         Mix("images_16k", "images of 448 to 1280 px with text, packed to 16k tokens", 16384, 65536, 4, _IMAGES),
         Mix(
-            "video_16k", "ViT-heavy: videos of 8 to 64 frames, packed to 16k tokens", 16384, 65536, 4,
+            "video_16k",
+            "ViT-heavy: videos of 8 to 64 frames, packed to 16k tokens",
+            16384,
+            65536,
+            4,
             (
                 SampleKind(share=0.8, frames=(8, 64), side=(280, 448), text_tokens=(20, 150, 1000)),
                 SampleKind(share=0.2, images=(1, 1), side=(448, 1280), text_tokens=(20, 200, 2000)),
             ),
         ),
         Mix(
-            "text_8k", "text alone, packed to 8k tokens", 8192, 4096, 4,
+            "text_8k",
+            "text alone, packed to 8k tokens",
+            8192,
+            4096,
+            4,
             (SampleKind(share=1.0, text_tokens=(20, 600, 6000)),),
         ),
         Mix(
-            "tiny", "small images with short text, for a CPU", 512, 2048, 4,
+            "tiny",
+            "small images with short text, for a CPU",
+            512,
+            2048,
+            4,
             (
                 SampleKind(share=0.5, images=(1, 1), side=(112, 280), text_tokens=(10, 40, 120)),
                 SampleKind(share=0.2, images=(2, 3), side=(112, 168), text_tokens=(10, 40, 120)),
@@ -103,7 +115,7 @@ MIXES = {
             samples=400,
         ),
     )
-}  # fmt: skip
+}
 
 
 def load_mix(name: str) -> Mix:

@@ -75,9 +75,13 @@ class MockSamples:
 
 
 def draw_sample(
-    shape: RoboBrainShape, draw: np.random.Generator, name: str, grids: Sequence[VisionGrid], text: int,
+    shape: RoboBrainShape,
+    draw: np.random.Generator,
+    name: str,
+    grids: Sequence[VisionGrid],
+    text: int,
     answer_share: float,
-) -> EncodedSample:  # fmt: skip
+) -> EncodedSample:
     """Images and videos, then random text whose end is the answer; without pixels."""
     media = [_placeholders(shape, draw, grid) for grid in grids]
     ids = np.concatenate([*media, words(shape, draw, text)]).astype(np.int32)

@@ -7,9 +7,22 @@ import numpy as np
 from megatron_rb.evaluation.train_benchmark.result import SECTIONS, Result
 from megatron_rb.metrics.timeline import pass_seconds
 
-COLOURS = dict(zip(SECTIONS, (
-    "tab:red", "tab:orange", "tab:blue", "lightsteelblue", "tab:green", "lightgray", "tab:purple", "black",
-), strict=True))  # fmt: skip
+COLOURS = dict(
+    zip(
+        SECTIONS,
+        (
+            "tab:red",
+            "tab:orange",
+            "tab:blue",
+            "lightsteelblue",
+            "tab:green",
+            "lightgray",
+            "tab:purple",
+            "black",
+        ),
+        strict=True,
+    )
+)
 MOST_ROWS = 16
 """Ranks that are drawn; of more, the first."""
 

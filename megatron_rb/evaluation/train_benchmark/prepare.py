@@ -68,14 +68,19 @@ def prepared(asked: Asked, folder: Path) -> Iterator[Ready]:
     if on_cpu and not any(word.startswith(("model.dtype", "experiment")) for word in asked.settings):
         config.model.dtype = "fp32"  # CPUs without bf16 units convert every value
     # Settings that name a model win over the default one.
-    names_model = any(word.startswith(("model", "experiment")) and not word.startswith("model.dtype")
-                      for word in asked.settings)  # fmt: skip
+    names_model = any(
+        word.startswith(("model", "experiment")) and not word.startswith("model.dtype") for word in asked.settings
+    )
     model = asked.model or ("" if names_model else "small-qwen3_vl" if on_cpu else "RoboBrain2.0-3B")
     mix_name = asked.mix or ("" if config.data.train else "tiny" if on_cpu else "images_8k")
     spec = BenchSpec(
-        model=Path(model or config.model.hf_path).name, mix=load_mix(mix_name) if mix_name else None,
-        steps=asked.steps, warmup=asked.warmup, baseline=asked.baseline, peak_tflops=asked.peak_tflops,
-    )  # fmt: skip
+        model=Path(model or config.model.hf_path).name,
+        mix=load_mix(mix_name) if mix_name else None,
+        steps=asked.steps,
+        warmup=asked.warmup,
+        baseline=asked.baseline,
+        peak_tflops=asked.peak_tflops,
+    )
     config = _for_mix(config, spec, asked.settings)
     if asked.baseline and _processes(config) > 1:
         raise ValueError(

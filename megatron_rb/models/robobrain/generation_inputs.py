@@ -20,9 +20,7 @@ def prompt_batch(
     prompts: Sequence[EncodedSample], shape: RoboBrainShape, *, tp_rank: int, tp_size: int, sequence_parallel: bool
 ) -> MicroBatch:
     """Prompts as one micro-batch whose label rows are the last tokens: from them the first new tokens are told."""
-    batch = build_micro_batch(
-        prompts, shape, tp_rank=tp_rank, tp_size=tp_size, sequence_parallel=sequence_parallel
-    )  # fmt: skip
+    batch = build_micro_batch(prompts, shape, tp_rank=tp_rank, tp_size=tp_size, sequence_parallel=sequence_parallel)
     last = np.cumsum([len(prompt.input_ids) for prompt in prompts], dtype=np.int64) - 1
     return replace(batch, text=replace(batch.text, **_label_rows(last)))
 

@@ -118,9 +118,17 @@ class MicroBatch:
 
 
 def build_micro_batch(
-    samples: Sequence[EncodedSample], shape: RoboBrainShape, *, tp_rank: int, tp_size: int, sequence_parallel: bool,
-    cp_rank: int = 0, cp_size: int = 1, padded: Size = Size(0, 0), pixels_shared: bool = False,
-) -> MicroBatch:  # fmt: skip
+    samples: Sequence[EncodedSample],
+    shape: RoboBrainShape,
+    *,
+    tp_rank: int,
+    tp_size: int,
+    sequence_parallel: bool,
+    cp_rank: int = 0,
+    cp_size: int = 1,
+    padded: Size = Size(0, 0),
+    pixels_shared: bool = False,
+) -> MicroBatch:
     """Pack samples into one micro-batch; no samples give a batch of padding with no loss.
 
     Args:
@@ -189,9 +197,13 @@ def _vision_inputs(
 
 
 def _pixels_of(
-    samples: Sequence[EncodedSample], shares: FrameShares, cp_rank: int, orders: list[np.ndarray], unit: int,
+    samples: Sequence[EncodedSample],
+    shares: FrameShares,
+    cp_rank: int,
+    orders: list[np.ndarray],
+    unit: int,
     shape: tuple[int, int],
-) -> torch.Tensor | None:  # fmt: skip
+) -> torch.Tensor | None:
     if any(sample.pixels is None for sample in samples):
         return None
     arrays = shares.pixels_of(cp_rank, [array for sample in samples for array in sample.pixels or []])
@@ -228,18 +240,25 @@ def _rows(parts: list[np.ndarray], shape: tuple[int, int], dtype: type) -> torch
 
 
 def _text_inputs(
-    samples: Sequence[EncodedSample], shape: RoboBrainShape, visual_rows: np.ndarray, num_merged: int, multiple: int,
+    samples: Sequence[EncodedSample],
+    shape: RoboBrainShape,
+    visual_rows: np.ndarray,
+    num_merged: int,
+    multiple: int,
     wanted: int,
-) -> TextInputs:  # fmt: skip
+) -> TextInputs:
     ids, labels, positions, lengths = [], [], [], []
     for sample in samples:
         visual = np.isin(sample.input_ids, (shape.image_token_id, shape.video_token_id))
         positions.append(
             mrope_positions(
-                visual, sample.grids, shape.vision.spatial_merge_size, shape.vision.tokens_per_second,
+                visual,
+                sample.grids,
+                shape.vision.spatial_merge_size,
+                shape.vision.tokens_per_second,
                 split_video_frames=shape.family == "qwen3_vl",
             )
-        )  # fmt: skip
+        )
         ids.append(sample.input_ids)
         labels.append(np.append(sample.labels[1:], IGNORED))
         lengths.append(len(sample.input_ids))

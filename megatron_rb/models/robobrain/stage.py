@@ -109,9 +109,14 @@ class RoboBrainStage(MegatronModule):
         for name, parameter in self.named_parameters():
             tied_copy = self.shape.text.tied_embeddings and name == HEAD_WEIGHT
             state[name] = sharded_tensor(
-                EMBEDDING_WEIGHT if tied_copy else name, parameter, shard_of(parameter), tp_rank, tp_size,
-                groups.dp_cp_rank() if dp_rank is None else dp_rank, copy=int(tied_copy),
-            )  # fmt: skip
+                EMBEDDING_WEIGHT if tied_copy else name,
+                parameter,
+                shard_of(parameter),
+                tp_rank,
+                tp_size,
+                groups.dp_cp_rank() if dp_rank is None else dp_rank,
+                copy=int(tied_copy),
+            )
         return state
 
     def forward(

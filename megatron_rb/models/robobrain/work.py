@@ -81,13 +81,20 @@ def training_flops(shape: RoboBrainShape, work: Work, freeze: FreezeConfig = NOT
     vision_flops = 2.0 * work.patches * (
         weights[Kind.PATCH_EMBED] * _passes(trains_vision, False)
         + vision.num_layers * weights[Kind.VISION] * _passes(trains_vision, reaches_vision)
-    ) + 4.0 * vision.hidden_size * squares * _passes(reaches_vision, reaches_vision)  # fmt: skip
+    ) + 4.0 * vision.hidden_size * squares * _passes(reaches_vision, reaches_vision)
 
     mergers = 1 + len(vision.deepstack_layers)
-    merger_flops = 2.0 * work.patches / vision.merge_unit * mergers * weights[Kind.MERGER] * (
-        # Their norms have weights, which need the gradient of the first product's input.
-        _passes(trains_merger, reaches_merger)
-    )  # fmt: skip
+    merger_flops = (
+        2.0
+        * work.patches
+        / vision.merge_unit
+        * mergers
+        * weights[Kind.MERGER]
+        * (
+            # Their norms have weights, which need the gradient of the first product's input.
+            _passes(trains_merger, reaches_merger)
+        )
+    )
 
     layer = 2.0 * work.tokens * weights[Kind.DECODER] * _passes(trains_language, reaches_language)
     attention = 2.0 * text.num_heads * text.head_dim * work.token_squares * _passes(reaches_language, reaches_language)

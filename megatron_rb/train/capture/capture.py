@@ -49,9 +49,13 @@ class StepCapture:
     """
 
     def __init__(
-        self, settings: CaptureConfig, folder: Path, stages: Sequence[RoboBrainStage], place: Place,
+        self,
+        settings: CaptureConfig,
+        folder: Path,
+        stages: Sequence[RoboBrainStage],
+        place: Place,
         description: Mapping[str, Any],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.settings = settings
         self.folder = folder
         self.stages = list(stages)
@@ -93,9 +97,12 @@ class StepCapture:
             logger.warning("step %d could not be captured: %s", step, problems[0])
         elif self.place.rank == 0:
             content = {
-                "version": VERSION, "step": step, "samples": names, "world_size": self.place.world_size,
+                "version": VERSION,
+                "step": step,
+                "samples": names,
+                "world_size": self.place.world_size,
                 "settings": kept_parts(self.settings),
-            }  # fmt: skip
+            }
             write_json(folder / DESCRIPTION, {**self.description, **content})
             logger.info("captured step %d in %s", step, folder)
 
@@ -113,7 +120,10 @@ class StepCapture:
             batch = batches[sample.batch]
             picks.setdefault(sample.batch, []).append(pick_rows(number, sample, batch, self.settings, unit))
             file.samples[name] = {
-                "text": text_hash(sample, batch), "pixels": pixel_hash(sample, batch), "tokens": sample.tokens,
-                "patches": sample.patches, **segments_of(sample, batch),
-            }  # fmt: skip
+                "text": text_hash(sample, batch),
+                "pixels": pixel_hash(sample, batch),
+                "tokens": sample.tokens,
+                "patches": sample.patches,
+                **segments_of(sample, batch),
+            }
         return picks, names

@@ -94,10 +94,14 @@ def points_of(block: str) -> tuple[Point, ...]:
     """The points of a block by its global name."""
     kind = block.rstrip("0123456789").rstrip(".")
     return {
-        "vision.patch_embed": PATCH_EMBED, "vision.layers": VISION_LAYER, "vision.deepstack": DEEPSTACK,
-        "vision.merger": MERGER, "language.embedding": EMBEDDING, "language.layers": DECODER_LAYER,
+        "vision.patch_embed": PATCH_EMBED,
+        "vision.layers": VISION_LAYER,
+        "vision.deepstack": DEEPSTACK,
+        "vision.merger": MERGER,
+        "language.embedding": EMBEDDING,
+        "language.layers": DECODER_LAYER,
         "language.head": HEAD,
-    }[kind]  # fmt: skip
+    }[kind]
 
 
 def block_names(num_vision: int, taps: tuple[int, ...], num_decoder: int) -> list[str]:

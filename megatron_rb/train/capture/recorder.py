@@ -38,9 +38,13 @@ class Recorder:
     """
 
     def __init__(
-        self, stages: Sequence[RoboBrainStage], batches: Sequence[MicroBatch], picks: Mapping[int, list[Pick]],
-        file: RankFile, place: Place,
-    ) -> None:  # fmt: skip
+        self,
+        stages: Sequence[RoboBrainStage],
+        batches: Sequence[MicroBatch],
+        picks: Mapping[int, list[Pick]],
+        file: RankFile,
+        place: Place,
+    ) -> None:
         self.batches, self.picks, self.file, self.place = batches, picks, file, place
         self._handles: list[Any] = []
         self._index: dict[tuple, tuple[np.ndarray, torch.Tensor]] = {}
@@ -75,9 +79,15 @@ class Recorder:
                 self._handles.append(_hook(module, point, keep))
 
     def _keep(
-        self, progress: _Progress, block: str, point: Point, columns: LocalColumns, unit: int, grads: bool,
+        self,
+        progress: _Progress,
+        block: str,
+        point: Point,
+        columns: LocalColumns,
+        unit: int,
+        grads: bool,
         tensor: torch.Tensor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         number = progress.started - 1
         picks = self.picks.get(number)
         if not progress.running or not picks:

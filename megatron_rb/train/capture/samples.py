@@ -92,17 +92,21 @@ def pick_rows(number: int, sample: PlacedSample, batch: MicroBatch, settings: Ca
     mine = mine[_spread(len(mine), settings.rows)]
     first_merged = sample.patch_start // merge_unit
     return Pick(
-        number, sample,
+        number,
+        sample,
         {
-            Rows.TOKEN: tokens, Rows.PATCH: patches, Rows.MERGED: merged,
+            Rows.TOKEN: tokens,
+            Rows.PATCH: patches,
+            Rows.MERGED: merged,
             Rows.LABEL: labels[mine] - sample.token_start,
         },
         {
             Rows.TOKEN: np.arange(tokens[-1] + 1) if len(tokens) else tokens,
             Rows.PATCH: _vision_context(patches, sample, batch, settings.context),
         },
-        {Rows.TOKEN: sample.token_start, Rows.PATCH: sample.patch_start, Rows.MERGED: first_merged}, mine,
-    )  # fmt: skip
+        {Rows.TOKEN: sample.token_start, Rows.PATCH: sample.patch_start, Rows.MERGED: first_merged},
+        mine,
+    )
 
 
 def _spread(length: int, count: int) -> np.ndarray:
@@ -139,9 +143,11 @@ def text_hash(sample: PlacedSample, batch: MicroBatch) -> str:
     labelled = (text.label_rows >= start) & (text.label_rows < stop) & (text.label_weights > 0)
     state = Checksum()
     for part in (
-        text.input_ids[start:stop], text.positions[:, start:stop], text.label_rows[labelled] - start,
+        text.input_ids[start:stop],
+        text.positions[:, start:stop],
+        text.label_rows[labelled] - start,
         text.labels[labelled],
-    ):  # fmt: skip
+    ):
         state.update(part.to(torch.int64).contiguous().numpy().data)
     return state.hexdigest()
 

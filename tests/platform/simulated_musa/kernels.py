@@ -157,9 +157,15 @@ def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = 
 
 
 def _to_copy(
-    tensor: torch.Tensor, *, dtype=None, layout=None, device=None, pin_memory=None, non_blocking=False,
+    tensor: torch.Tensor,
+    *,
+    dtype=None,
+    layout=None,
+    device=None,
+    pin_memory=None,
+    non_blocking=False,
     memory_format=torch.preserve_format,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """torch's own would ask for pinned memory when a copy to the host need not be waited for."""
     target = torch.empty_like(tensor, dtype=dtype, device=device, memory_format=memory_format or torch.preserve_format)
     return target.copy_(tensor)

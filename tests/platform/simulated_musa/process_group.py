@@ -12,12 +12,32 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tests.platform.simulated_musa.memory import device_type, is_simulated, on_host
 
 COLLECTIVES = (
-    "all_gather_single", "all_gather_single_coalesced", "all_to_all_single", "allgather", "allgather_coalesced",
-    "allreduce", "allreduce_coalesced", "alltoall", "alltoall_base", "barrier", "broadcast", "gather", "recv",
-    "recv_anysource", "reduce", "reduce_scatter", "reduce_scatter_single", "reduce_scatter_single_coalesced",
-    "scatter", "send", "_allgather_base", "_reduce_scatter_base", "_start_coalescing", "_end_coalescing",
+    "all_gather_single",
+    "all_gather_single_coalesced",
+    "all_to_all_single",
+    "allgather",
+    "allgather_coalesced",
+    "allreduce",
+    "allreduce_coalesced",
+    "alltoall",
+    "alltoall_base",
+    "barrier",
+    "broadcast",
+    "gather",
+    "recv",
+    "recv_anysource",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_single",
+    "reduce_scatter_single_coalesced",
+    "scatter",
+    "send",
+    "_allgather_base",
+    "_reduce_scatter_base",
+    "_start_coalescing",
+    "_end_coalescing",
     "monitored_barrier",
-)  # fmt: skip
+)
 FIRST_ARCH = {torch.bfloat16: (2, 2), torch.float8_e4m3fn: (3, 1), torch.float8_e5m2: (3, 1)}
 """Architecture from which Moore Threads builds collectives of a type."""
 

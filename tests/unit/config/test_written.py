@@ -15,9 +15,35 @@ from megatron_rb.config.compose import config_from_file, expand_sweep, load_conf
 
 # What YAML 1.1, OmegaConf or Hydra's grammar would read as a number, a truth value, a date or nothing.
 TEXTS = [
-    "12:30:00", "1:30", "0012345", "010", "0o17", "0x1F", "1e3", "1e-4", "1.10", "1_000", "+5", "-0", ".5", "on", "off",
-    "yes", "No", "true", "True", "nan", ".inf", "inf", "2026-11-30", "2-00:00:00", "1-12", "y", "=", "None",
-]  # fmt: skip
+    "12:30:00",
+    "1:30",
+    "0012345",
+    "010",
+    "0o17",
+    "0x1F",
+    "1e3",
+    "1e-4",
+    "1.10",
+    "1_000",
+    "+5",
+    "-0",
+    ".5",
+    "on",
+    "off",
+    "yes",
+    "No",
+    "true",
+    "True",
+    "nan",
+    ".inf",
+    "inf",
+    "2026-11-30",
+    "2-00:00:00",
+    "1-12",
+    "y",
+    "=",
+    "None",
+]
 
 
 @pytest.fixture
@@ -33,12 +59,22 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_command_line_keeps_a_text(text: str):
-    config = load_config([f"cluster.slurm.time={text}", f"cluster.env.A={text}", f"cluster.env={{B: {text}}}",
-                          f"cluster.slurm.options=[{text}, x]", f"cluster.slurm={{qos: {text}}}"])  # fmt: skip
+    config = load_config(
+        [
+            f"cluster.slurm.time={text}",
+            f"cluster.env.A={text}",
+            f"cluster.env={{B: {text}}}",
+            f"cluster.slurm.options=[{text}, x]",
+            f"cluster.slurm={{qos: {text}}}",
+        ]
+    )
     slurm = config.cluster.slurm
     assert (slurm.time, slurm.qos, slurm.options, config.cluster.env) == (
-        text, text, [text, "x"], {"A": text, "B": text},
-    )  # fmt: skip
+        text,
+        text,
+        [text, "x"],
+        {"A": text, "B": text},
+    )
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if text != "="])
@@ -149,8 +185,9 @@ def test_lists_of_texts_on_the_command_line(written: str, wanted: list[str]):
 
 def test_a_sweep_over_lists_of_texts():
     assert expand_sweep(["cluster.slurm.options=[--mem=1],[--mem=2, -v]"]) == [
-        ["cluster.slurm.options=[--mem=1]"], ["cluster.slurm.options=[--mem=2, -v]"],
-    ]  # fmt: skip
+        ["cluster.slurm.options=[--mem=1]"],
+        ["cluster.slurm.options=[--mem=2, -v]"],
+    ]
 
 
 def _examples() -> list[tuple[str, str]]:

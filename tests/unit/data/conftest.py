@@ -55,28 +55,49 @@ def hf_tokenizer() -> Qwen2Tokenizer:
     )
     learnt = json.loads(bpe.to_str())["model"]
     return Qwen2Tokenizer(
-        vocab=learnt["vocab"], merges=[tuple(pair) for pair in learnt["merges"]], eos_token="<|im_end|>",
-        pad_token="<|endoftext|>", additional_special_tokens=list(SPECIAL_TOKENS),
-    )  # fmt: skip
+        vocab=learnt["vocab"],
+        merges=[tuple(pair) for pair in learnt["merges"]],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL_TOKENS),
+    )
 
 
 def _config(family: str, tokenizer: Qwen2Tokenizer) -> dict:
     token = tokenizer.convert_tokens_to_ids
     vision = {
-        "depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "patch_size": PATCH[family],
-        "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 32, "window_size": 112,
-        "fullatt_block_indexes": [1], "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
-    }  # fmt: skip
+        "depth": 2,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "intermediate_size": 64,
+        "patch_size": PATCH[family],
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "out_hidden_size": 32,
+        "window_size": 112,
+        "fullatt_block_indexes": [1],
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+    }
     text = {
-        "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 512,
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "vocab_size": 512,
         "rope_parameters": {"rope_theta": 1e6, "mrope_section": [2, 3, 3]},
-    }  # fmt: skip
+    }
     return {
-        "model_type": family, "vision_config": vision, "text_config": text,
-        "image_token_id": token("<|image_pad|>"), "video_token_id": token("<|video_pad|>"),
-        "vision_start_token_id": token("<|vision_start|>"), "vision_end_token_id": token("<|vision_end|>"),
-    }  # fmt: skip
+        "model_type": family,
+        "vision_config": vision,
+        "text_config": text,
+        "image_token_id": token("<|image_pad|>"),
+        "video_token_id": token("<|video_pad|>"),
+        "vision_start_token_id": token("<|vision_start|>"),
+        "vision_end_token_id": token("<|vision_end|>"),
+    }
 
 
 def _image_processor(family: str) -> Qwen2VLImageProcessorPil:

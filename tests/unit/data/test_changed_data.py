@@ -40,10 +40,22 @@ class Run:
     def loader(self, allow_changed: bool = False, told: bool = True) -> StepLoader:
         dataset = self.open()
         return StepLoader(
-            dataset, global_batch_size=5, seq_length=512, max_patches=512, dp_rank=0, dp_size=1, micro_batch_multiple=1,
-            needs_pixels=False, seed=0, shuffle=True, ledger=self.ledger, prefetch_steps=0, decode_threads=1,
-            fingerprint=dataset.fingerprint if told else None, allow_changed=allow_changed,
-        )  # fmt: skip
+            dataset,
+            global_batch_size=5,
+            seq_length=512,
+            max_patches=512,
+            dp_rank=0,
+            dp_size=1,
+            micro_batch_multiple=1,
+            needs_pixels=False,
+            seed=0,
+            shuffle=True,
+            ledger=self.ledger,
+            prefetch_steps=0,
+            decode_threads=1,
+            fingerprint=dataset.fingerprint if told else None,
+            allow_changed=allow_changed,
+        )
 
 
 @pytest.fixture

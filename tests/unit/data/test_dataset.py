@@ -64,9 +64,15 @@ def test_every_refused_row_is_in_the_ledger_with_its_reason(rows_file, encoder, 
         dataset = _build(rows_file, encoder, ledger)
     records = read_ledger(ledger.path)
     assert [(record["line"], record["problem"]) for record in records] == [
-        (2, "not JSON"), (5, "missing media"), (6, "unreadable media"), (7, "too many tokens"),
-        (8, "too many patches"), (9, "wrong marker count"), (10, "no assistant turn"), (11, "point outside"),
-    ]  # fmt: skip
+        (2, "not JSON"),
+        (5, "missing media"),
+        (6, "unreadable media"),
+        (7, "too many tokens"),
+        (8, "too many patches"),
+        (9, "wrong marker count"),
+        (10, "no assistant turn"),
+        (11, "point outside"),
+    ]
     assert records[1]["source"] == str(rows_file) and records[1]["id"] == "s5"
     assert records[0]["id"] == "rows:2"
     assert "gone.png" in records[1]["reason"]

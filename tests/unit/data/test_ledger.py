@@ -12,8 +12,10 @@ def test_records_of_two_ranks_and_two_runs_stay(tmp_path):
         later.record("rejected", "a.jsonl", "größer")
     records = read_ledger(path)
     assert [(record["rank"], record["reason"]) for record in records] == [
-        (0, "no assistant turn"), (1, "broken image"), (0, "größer")
-    ]  # fmt: skip
+        (0, "no assistant turn"),
+        (1, "broken image"),
+        (0, "größer"),
+    ]
     assert records[0]["line"] == 3 and records[0]["id"] == "x"
 
 

@@ -47,9 +47,16 @@ def open_loader(tmp_path):
 
     def build(dataset, *, dp_rank=0, dp_size=1, batch=8, **options) -> StepLoader:
         settings = {
-            "seq_length": 128, "max_patches": 128, "micro_batch_multiple": 1, "needs_pixels": False, "seed": 11,
-            "shuffle": True, "prefetch_steps": 2, "decode_threads": 2, "ledger": Ledger(tmp_path / "ledger.jsonl"),
-        } | options  # fmt: skip
+            "seq_length": 128,
+            "max_patches": 128,
+            "micro_batch_multiple": 1,
+            "needs_pixels": False,
+            "seed": 11,
+            "shuffle": True,
+            "prefetch_steps": 2,
+            "decode_threads": 2,
+            "ledger": Ledger(tmp_path / "ledger.jsonl"),
+        } | options
         loader = StepLoader(dataset, global_batch_size=batch, dp_rank=dp_rank, dp_size=dp_size, **settings)
         opened.append(loader)
         return loader

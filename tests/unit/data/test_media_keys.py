@@ -25,13 +25,33 @@ def _media(row: dict) -> tuple[MediaRef, ...]:
 
 
 WISHES = {
-    "min_pixels": 3136, "max_pixels": 50176, "total_pixels": 200704, "resized_height": 56, "resized_width": 84,
-    "nframes": 4, "min_frames": 2, "max_frames": 8, "video_start": 1.5, "video_end": 3, "sample_fps": 4, "raw_fps": 30,
-}  # fmt: skip
+    "min_pixels": 3136,
+    "max_pixels": 50176,
+    "total_pixels": 200704,
+    "resized_height": 56,
+    "resized_width": 84,
+    "nframes": 4,
+    "min_frames": 2,
+    "max_frames": 8,
+    "video_start": 1.5,
+    "video_end": 3,
+    "sample_fps": 4,
+    "raw_fps": 30,
+}
 WANTED = MediaOptions(
-    min_pixels=3136, max_pixels=50176, total_pixels=200704, resized_height=56, resized_width=84, nframes=4,
-    min_frames=2, max_frames=8, start=1.5, end=3.0, sample_fps=4.0, raw_fps=30.0,
-)  # fmt: skip
+    min_pixels=3136,
+    max_pixels=50176,
+    total_pixels=200704,
+    resized_height=56,
+    resized_width=84,
+    nframes=4,
+    min_frames=2,
+    max_frames=8,
+    start=1.5,
+    end=3.0,
+    sample_fps=4.0,
+    raw_fps=30.0,
+)
 
 
 @pytest.mark.parametrize(
@@ -93,10 +113,13 @@ def test_wishes_that_cannot_be_meant_refuse_the_row(wishes, message):
 @pytest.mark.parametrize(
     "row",
     [
-        _row(image=URI), _row(images=[URI]), _row(image={"path": URI}),
-        _row({"type": "image", "image": URI}), _row({"type": "image_url", "image_url": {"url": URI}}),
+        _row(image=URI),
+        _row(images=[URI]),
+        _row(image={"path": URI}),
+        _row({"type": "image", "image": URI}),
+        _row({"type": "image_url", "image_url": {"url": URI}}),
     ],
-)  # fmt: skip
+)
 def test_a_data_uri_is_the_picture_itself(row):
     (ref,) = _media(row)
     assert ref.inline == PICTURE
@@ -106,11 +129,15 @@ def test_a_data_uri_is_the_picture_itself(row):
 @pytest.mark.parametrize(
     "row",
     [
-        _row(image={"path": "a.png"}), _row(images=[{"bytes": None, "path": "a.png"}]), _row(image="a.png"),
-        _row({"type": "image", "path": "a.png"}), _row({"type": "image_url", "value": "a.png"}),
-        _row({"image_url": "a.png"}), _row({"type": "image"}, image="a.png"),
+        _row(image={"path": "a.png"}),
+        _row(images=[{"bytes": None, "path": "a.png"}]),
+        _row(image="a.png"),
+        _row({"type": "image", "path": "a.png"}),
+        _row({"type": "image_url", "value": "a.png"}),
+        _row({"image_url": "a.png"}),
+        _row({"type": "image"}, image="a.png"),
     ],
-)  # fmt: skip
+)
 def test_a_file_may_be_named_in_several_ways(row):
     assert _media(row) == (MediaRef("image", "/media/a.png"),)
 

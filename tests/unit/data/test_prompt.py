@@ -44,10 +44,12 @@ def _says(text: str, **keys) -> dict:
 TWO_TURNS = {
     "id": "row",
     "messages": [
-        _user("a"), _says("first", reasoning_content="thought one"), _user("b"),
+        _user("a"),
+        _says("first", reasoning_content="thought one"),
+        _user("b"),
         _says("second", reasoning_content="thought two"),
     ],
-}  # fmt: skip
+}
 
 
 def _pieces(source: str, row: dict, **options):

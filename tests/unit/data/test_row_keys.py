@@ -60,9 +60,11 @@ def test_every_key_of_a_row_that_is_read_has_an_effect():
         for name in ("rows", "turns", "tools", "content", "media_keys", "media_names", "boxes", "ground_truth")
     )
     silent = [
-        key for table in (ROW_KEYS, TURN_KEYS, PART_KEYS) for key, known in table.items()
+        key
+        for table in (ROW_KEYS, TURN_KEYS, PART_KEYS)
+        for key, known in table.items()
         if known.fate == READ and f'"{key}"' not in source and key not in ("images", "videos")
-    ]  # fmt: skip
+    ]
     assert silent == []
 
 

@@ -25,9 +25,12 @@ def _parts(row: dict) -> tuple:
 def test_markers_stand_for_the_media_in_order():
     row = _talk("<image>\na <video> b<image>", images=["1.png", "/abs/2.png"], video="clip", fps=4)
     assert _parts(row) == (
-        MediaRef("image", "/media/1.png"), "\na ", MediaRef("video", "/media/clip", 4.0, MediaOptions(fps=4.0)), " b",
+        MediaRef("image", "/media/1.png"),
+        "\na ",
+        MediaRef("video", "/media/clip", 4.0, MediaOptions(fps=4.0)),
+        " b",
         MediaRef("image", "/abs/2.png"),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("fields", [{"image": "a.png"}, {"image": ["a.png"]}, {"images": ["a.png"]}])
@@ -49,9 +52,11 @@ def test_openai_parts_bring_their_own_paths():
     ]
     row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "Here."}]}
     assert _parts(row) == (
-        MediaRef("image", "/media/a.png"), MediaRef("image", "/b.png"),
-        MediaRef("video", "/media/clip.mp4", 1.0, MediaOptions(fps=1.0)), "Where?",
-    )  # fmt: skip
+        MediaRef("image", "/media/a.png"),
+        MediaRef("image", "/b.png"),
+        MediaRef("video", "/media/clip.mp4", 1.0, MediaOptions(fps=1.0)),
+        "Where?",
+    )
 
 
 def test_openai_parts_may_take_their_paths_from_the_row():

@@ -18,10 +18,12 @@ def test_histogram_of_a_file(encoder, shape, draw_image, tmp_path):
     two = [{"from": "human", "value": "<image><image>\nWhere?"}, {"from": "gpt", "value": "here"}]
     text = [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "here"}]
     rows = [
-        {"image": [small], "conversations": turns}, {"image": [small], "conversations": turns},
-        {"image": [small, wide], "conversations": two}, {"conversations": text},
+        {"image": [small], "conversations": turns},
+        {"image": [small], "conversations": turns},
+        {"image": [small, wide], "conversations": two},
+        {"conversations": text},
         {"image": ["missing.png"], "conversations": turns},
-    ]  # fmt: skip
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     config = DataConfig(train=[str(tmp_path / "rows.jsonl")], media_root=str(tmp_path))
     with Ledger(tmp_path / "ledger.jsonl") as ledger:

@@ -22,9 +22,16 @@ def train_pieces(tmp_path_factory):
 
     def train(name: str, **options):
         sentencepiece.SentencePieceTrainer.train(
-            input=str(corpus), model_prefix=str(folder / name), vocab_size=400, model_type="bpe", byte_fallback=True,
-            hard_vocab_limit=False, normalization_rule_name="identity", minloglevel=2, **options,
-        )  # fmt: skip
+            input=str(corpus),
+            model_prefix=str(folder / name),
+            vocab_size=400,
+            model_type="bpe",
+            byte_fallback=True,
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            minloglevel=2,
+            **options,
+        )
         return folder / f"{name}.model"
 
     return train

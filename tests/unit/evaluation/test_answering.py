@@ -103,8 +103,13 @@ def test_pixels_of_what_the_model_is_shown_are_known_from_its_processor(made, tm
     with Image.open(tmp_path / "mask.png") as mask:
         mask.paste(255, (50, 0, 100, 61))
         mask.save(tmp_path / "mask.png")
-    question = {"question_id": "p", "question": "?", "question_type": "point", "img_path": "picture.png",
-                "mask_path": "mask.png"}  # fmt: skip
+    question = {
+        "question_id": "p",
+        "question": "?",
+        "question_type": "point",
+        "img_path": "picture.png",
+        "mask_path": "mask.png",
+    }
     (tmp_path / "data.json").write_text(json.dumps([question]))
     benchmark = load_benchmark(tmp_path, tmp_path / "out", "shown-pixels", shown)
     # 49 of 96 is 51 of 100 pixels and on the mask; 49 of 100 is not

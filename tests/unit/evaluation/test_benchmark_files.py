@@ -15,11 +15,26 @@ TOKENS = {"prompt_tokens", "completion_tokens", "total_tokens"}
 """What `BaseEvaluator.statistics_tokens` reads."""
 
 DATA = [
-    {"question_id": 3, "img_path": "img/3.jpg", "question": "<image 1> Point at the cup.", "question_type": "point",
-     "answer": "mask/3.png", "mask_path": "mask/3.png", "image_width": 20, "image_height": 10, "sub_task": "seen"},
-    {"question_id": "b", "img_path": ["img/3.jpg", "img/4.jpg"], "question": "Which of <image 1> and <image 2> is wet?",
-     "question_type": "multiple-choice", "options": ["the first", "the second"], "answer": "B"},
-]  # fmt: skip
+    {
+        "question_id": 3,
+        "img_path": "img/3.jpg",
+        "question": "<image 1> Point at the cup.",
+        "question_type": "point",
+        "answer": "mask/3.png",
+        "mask_path": "mask/3.png",
+        "image_width": 20,
+        "image_height": 10,
+        "sub_task": "seen",
+    },
+    {
+        "question_id": "b",
+        "img_path": ["img/3.jpg", "img/4.jpg"],
+        "question": "Which of <image 1> and <image 2> is wet?",
+        "question_type": "multiple-choice",
+        "options": ["the first", "the second"],
+        "answer": "B",
+    },
+]
 
 
 @pytest.fixture()
@@ -41,10 +56,13 @@ def run(folder, predictions):
 
 def test_its_predictions_are_scored(folder):
     usage = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
-    table = run(folder, [
-        {"question_id": "3", "question": "?", "answer": "[(500, 500)]", "reason": "", "usage": usage},
-        {"question_id": "b", "question": "?", "answer": "B", "reason": "<think>x</think>", "usage": None},
-    ])  # fmt: skip
+    table = run(
+        folder,
+        [
+            {"question_id": "3", "question": "?", "answer": "[(500, 500)]", "reason": "", "usage": usage},
+            {"question_id": "b", "question": "?", "answer": "B", "reason": "<think>x</think>", "usage": None},
+        ],
+    )
     assert table["pointing"]["score"] == table["multiple-choice"]["score"] == 1.0
     # an adapter's failed request counts as wrong
     table = run(

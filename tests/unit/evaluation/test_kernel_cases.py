@@ -7,8 +7,12 @@ from megatron_rb.evaluation.kernel_cases import Sizes, all_cases
 
 TINY = Sizes(tokens=48, patches=128, rows=32, width=64, ffn=96, vocabulary=200, cache=0, dtype=torch.float32)
 NEED_A_GPU = {
-    "compiled rotary + torch varlen", "compiled rotary + flash-attn", "Liger", "Liger fused linear", "torch.compile"
-}  # fmt: skip
+    "compiled rotary + torch varlen",
+    "compiled rotary + flash-attn",
+    "Liger",
+    "Liger fused linear",
+    "torch.compile",
+}
 CASES = all_cases(torch.device("cpu"), TINY)
 
 

@@ -139,8 +139,9 @@ def wall(depth_metres: float) -> OccupiedVoxels:
 def test_distance_to_a_turned_box_by_hand():
     long = OrientedBox(np.zeros(3), np.array([2.0, 1.0, 1.0]), np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1.0]]))
     # its long side lies along world y: 1 m to both sides; x reaches half a metre
-    np.testing.assert_allclose(long.distance(np.array([[0, 0.9, 0], [0, 1.5, 0], [1.5, 0, 0], [0.8, 1.4, 0]])),
-                               [0, 0.5, 1.0, 0.5])  # fmt: skip
+    np.testing.assert_allclose(
+        long.distance(np.array([[0, 0.9, 0], [0, 1.5, 0], [1.5, 0, 0], [0.8, 1.4, 0]])), [0, 0.5, 1.0, 0.5]
+    )
 
 
 def test_trace_scores_by_hand():

@@ -24,8 +24,14 @@ def root(tmp_path):
     return tmp_path
 
 
-POINT = {"question_id": "p", "question": "?", "question_type": "point", "img_path": "picture.png",
-         "mask_path": "mask.png", "answer": "mask.png"}  # fmt: skip
+POINT = {
+    "question_id": "p",
+    "question": "?",
+    "question_type": "point",
+    "img_path": "picture.png",
+    "mask_path": "mask.png",
+    "answer": "mask.png",
+}
 
 
 def run(root, questions, answers, *more):
@@ -55,9 +61,12 @@ def test_answers_are_read_in_the_unit_that_is_said(root, coordinates, right, wro
 
 @pytest.mark.parametrize(
     ("coordinates", "text", "problem"),
-    [("0-1000", "(0.75, 0.5)", "coordinates of another unit"), ("pixels", "(0.75, 0.5)", "coordinates of another unit"),
-     ("flagevalmm", "nowhere", "nothing of the form that was asked for")],
-)  # fmt: skip
+    [
+        ("0-1000", "(0.75, 0.5)", "coordinates of another unit"),
+        ("pixels", "(0.75, 0.5)", "coordinates of another unit"),
+        ("flagevalmm", "nowhere", "nothing of the form that was asked for"),
+    ],
+)
 def test_answers_of_another_unit_are_failures_with_their_reason(root, coordinates, text, problem):
     entry = run(root, [POINT], {"p": text}, "--coordinates", coordinates)["summary"]["pointing"]
     assert entry["score"] == 0.0 and entry["problems"] == {problem: 1}
@@ -71,8 +80,15 @@ def test_points_outside_miss_and_boxes_stand_for_their_pixels(root):
     assert said("[250, 0, 1000, 1000]").score == pytest.approx(2 / 3)  # pixels 5 to 19, of which ten are on the mask
 
 
-BOX = {"question_id": "b", "question": "?", "question_type": "box", "img_path": "picture.png", "frame": "pixels",
-       "size": [20, 10], "answer": "[0, 0, 10, 10]"}  # fmt: skip
+BOX = {
+    "question_id": "b",
+    "question": "?",
+    "question_type": "box",
+    "img_path": "picture.png",
+    "frame": "pixels",
+    "size": [20, 10],
+    "answer": "[0, 0, 10, 10]",
+}
 
 
 def test_a_truth_in_pixels_is_compared_with_answers_in_either_unit(root):
@@ -138,15 +154,22 @@ def test_kinds_and_names_of_flagevalmm(root, question, right, wrong):
 @pytest.mark.parametrize(
     "question",
     [
-        {"question_type": "pointing", "mask_path": "gone.png"}, {"question_type": "pointing"},
+        {"question_type": "pointing", "mask_path": "gone.png"},
+        {"question_type": "pointing"},
         {"question_type": "uvd", "mask_path": "mask.png", "answer": "(1, 2)"},
-        {"question_type": "box", "answer": "[1, 2, 3]"}, {"question_type": "trace_2d", "answer": ""},
-        {"question_type": "length", "answer": "12"}, {"question_type": "length", "answer": "0 cm"},
-        {"question_type": "number", "answer": "0"}, {"question_type": "number", "answer": "some"},
-        {"question_type": "multiple-choice", "answer": "the cup"}, {"question_type": "hop", "answer": "+5%"},
-        {"question_type": "yes-no", "answer": "maybe"}, {"question_type": "essay"}, {},
+        {"question_type": "box", "answer": "[1, 2, 3]"},
+        {"question_type": "trace_2d", "answer": ""},
+        {"question_type": "length", "answer": "12"},
+        {"question_type": "length", "answer": "0 cm"},
+        {"question_type": "number", "answer": "0"},
+        {"question_type": "number", "answer": "some"},
+        {"question_type": "multiple-choice", "answer": "the cup"},
+        {"question_type": "hop", "answer": "+5%"},
+        {"question_type": "yes-no", "answer": "maybe"},
+        {"question_type": "essay"},
+        {},
     ],
-)  # fmt: skip
+)
 def test_a_question_at_fault_is_named_before_anybody_is_asked(root, question):
     (root / "data.json").write_text(json.dumps([question | {"question_id": "q9", "question": "?"}]))
     words = ["--data", str(root), "--ckpt", str(root / "no such checkpoint"), "--out", str(root / "out")]
@@ -199,19 +222,73 @@ def test_a_broken_row_is_named(root):
 
 
 KINDS = [
-    POINT, POINT | {"coordinates": "pixels", "size": [20, 10]}, POINT | {"coordinates": "flagevalmm", "size": [20, 10]},
-    POINT | {"question_type": "uvd", "answer": "(750, 500, 1.0)"}, BOX,
-    {"question_type": "trace_2d", "answer": "[(0, 0), (9, 9)]"}, {"question_type": "trace_3d", "answer": "(1, 2, 0.3)"},
-    {"question_type": "length", "answer": "3 cm", "unit": "cm"}, {"question_type": "number", "answer": "3"},
-    {"question_type": "plan", "answer": "[1, 2]"}, {"question_type": "multiple-choice", "answer": "B"},
-    {"question_type": "yes-no", "answer": "yes"}, {"question_type": "hop", "answer": "<score>-5%</score>"},
-]  # fmt: skip
-PIECES = st.sampled_from([
-    "(", ")", "[", "]", "{", "}", ",", ";", ".", "-", "+", "e", "E", "%", "m", " cm", "\n", " ", '"', "x", "y=", "d",
-    "0", "1", "7", "12", "500", "1000", "1e9", "9" * 40, "0.5", "<score>", "</score>", "<answer>", "</think>", "nan",
-    "<point x=",
-    "A", "B", "answer is ", "yes", "\\scalar{", "\\distance_unit{", "point_2d", "```", "\ud800", "\x00", "−", "（",
-])  # fmt: skip
+    POINT,
+    POINT | {"coordinates": "pixels", "size": [20, 10]},
+    POINT | {"coordinates": "flagevalmm", "size": [20, 10]},
+    POINT | {"question_type": "uvd", "answer": "(750, 500, 1.0)"},
+    BOX,
+    {"question_type": "trace_2d", "answer": "[(0, 0), (9, 9)]"},
+    {"question_type": "trace_3d", "answer": "(1, 2, 0.3)"},
+    {"question_type": "length", "answer": "3 cm", "unit": "cm"},
+    {"question_type": "number", "answer": "3"},
+    {"question_type": "plan", "answer": "[1, 2]"},
+    {"question_type": "multiple-choice", "answer": "B"},
+    {"question_type": "yes-no", "answer": "yes"},
+    {"question_type": "hop", "answer": "<score>-5%</score>"},
+]
+PIECES = st.sampled_from(
+    [
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        ";",
+        ".",
+        "-",
+        "+",
+        "e",
+        "E",
+        "%",
+        "m",
+        " cm",
+        "\n",
+        " ",
+        '"',
+        "x",
+        "y=",
+        "d",
+        "0",
+        "1",
+        "7",
+        "12",
+        "500",
+        "1000",
+        "1e9",
+        "9" * 40,
+        "0.5",
+        "<score>",
+        "</score>",
+        "<answer>",
+        "</think>",
+        "nan",
+        "<point x=",
+        "A",
+        "B",
+        "answer is ",
+        "yes",
+        "\\scalar{",
+        "\\distance_unit{",
+        "point_2d",
+        "```",
+        "\ud800",
+        "\x00",
+        "−",
+        "（",
+    ]
+)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -78,10 +78,15 @@ def test_a_run_folder_brings_its_prompt_form_and_type(hf, tmp_path):
     assert (calls[0][0].data.system_prompt, calls[0][0].dtype) == ("Be brief.", "bf16")
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    ({"tp_size": 3}, "tp_size 3 does not divide"), ({"tp_size": 2, "processes": 3}, "use a multiple of 2"),
-    ({"layout": "P v | M E t L"}, "v"), ({"max_new_tokens": 0}, "at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tp_size": 3}, "tp_size 3 does not divide"),
+        ({"tp_size": 2, "processes": 3}, "use a multiple of 2"),
+        ({"layout": "P v | M E t L"}, "v"),
+        ({"max_new_tokens": 0}, "at least 1"),
+    ],
+)
 def test_requests_that_cannot_be_met_are_refused_before_anything_starts(hf, tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
         request = StackRequest(str(hf), **wrong)

@@ -27,12 +27,19 @@ def bench(tmp_path):
     mask[CUP] = 255
     Image.fromarray(mask).save(media / "0_mask.png")
     row = {
-        "id": 7, "image_path": "0.png", "gt_depth_path": "0_depth.png", "mask_path": "0_mask.png",
+        "id": 7,
+        "image_path": "0.png",
+        "gt_depth_path": "0_depth.png",
+        "mask_path": "0_mask.png",
         "gt_depth_intrinsics": [[FX, 0, 80, 0], [0, FX, 60, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
-        "prompt": "move the cup to the right", "target_object": "cup", "destination|direction": "right",
+        "prompt": "move the cup to the right",
+        "target_object": "cup",
+        "destination|direction": "right",
         "trajectory": [[-0.3, 0.0, 1.0], [0.0, 0.0, 1.0], [0.3, 0.0, 1.0]],
-        "bbox_center": [0.4, 0.0, 1.0], "bbox_extent": [0.1, 0.1, 0.1], "bbox_rotation": np.eye(3).tolist(),
-    }  # fmt: skip
+        "bbox_center": [0.4, 0.0, 1.0],
+        "bbox_extent": [0.1, 0.1, 0.1],
+        "bbox_rotation": np.eye(3).tolist(),
+    }
     (tmp_path / "trajectory_dataset.json").write_text(json.dumps([row]))
     return tmp_path
 
@@ -57,9 +64,18 @@ def test_scores_by_hand(bench):
     true = score(question, question["answer"], bench)
     assert true.score == 1.0
     assert true.measures == pytest.approx(
-        {"start": 1, "end": 1, "no_collision": 1, "start_in_mask_2d": 1, "end_in_box_2d": 0, "dfd_metres": 0.0,
-         "hd_metres": 0.0, "rmse_metres": 0.0}, abs=2e-3,
-    )  # fmt: skip
+        {
+            "start": 1,
+            "end": 1,
+            "no_collision": 1,
+            "start_in_mask_2d": 1,
+            "end_in_box_2d": 0,
+            "dfd_metres": 0.0,
+            "hd_metres": 0.0,
+            "rmse_metres": 0.0,
+        },
+        abs=2e-3,
+    )
     # both traces are resampled first, so fewer points on the same line are no distance
     fewer = score(question, said((-0.3, 0, 1), (0.3, 0, 1)), bench).measures
     assert fewer["dfd_metres"] == pytest.approx(0.0, abs=2e-3)
@@ -85,8 +101,10 @@ def test_the_object_does_not_stand_in_its_own_way(bench):
 
 
 def test_the_command_scores_recorded_answers_and_counts_what_lacks_depth(bench, tmp_path):
-    for text, wanted in (('[{"question_id": 7, "answer": "[(312, 500, 1.0), (687, 500, 1.0)]"}]', (1.0, 0)),
-                         ('[{"question_id": 7, "answer": "[(312, 500), (687, 500)]"}]', (0.0, 1))):  # fmt: skip
+    for text, wanted in (
+        ('[{"question_id": 7, "answer": "[(312, 500, 1.0), (687, 500, 1.0)]"}]', (1.0, 0)),
+        ('[{"question_id": 7, "answer": "[(312, 500), (687, 500)]"}]', (0.0, 1)),
+    ):
         (tmp_path / "said.json").write_text(text)
         words = ["--data", str(bench), "--answers", str(tmp_path / "said.json"), "--out", str(tmp_path / "out")]
         assert eval_tool.main(words) == 0

@@ -18,9 +18,18 @@ from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.kernels.window_attention.op import window_attention
 
 NAMES = (
-    "apply_mrope", "qk_norm_mrope", "window_attention", "varlen_attention", "varlen_attention_with_keys", "gather_rows",
-    "merge_rows", "add_rows", "linear_cross_entropy", "rms_norm", "swiglu",
-)  # fmt: skip
+    "apply_mrope",
+    "qk_norm_mrope",
+    "window_attention",
+    "varlen_attention",
+    "varlen_attention_with_keys",
+    "gather_rows",
+    "merge_rows",
+    "add_rows",
+    "linear_cross_entropy",
+    "rms_norm",
+    "swiglu",
+)
 Case = tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]
 """A function that gives one tensor, and its arguments, which need gradients."""
 
@@ -43,14 +52,16 @@ def case(name: str, device: torch.device, dtype: torch.dtype) -> Case:
     heads, keys, rows, sources = (2 * half,), (tokens, 2, 2 * half), (16, 64), (10, 64)
     cases: dict[str, Callable[[], Case]] = {
         "apply_mrope": lambda: (
-            lambda q, k: torch.cat(apply_mrope(q, k, cos, sin), 1), (drawn(tokens, 4, 2 * half), drawn(*keys))
+            lambda q, k: torch.cat(apply_mrope(q, k, cos, sin), 1),
+            (drawn(tokens, 4, 2 * half), drawn(*keys)),
         ),
         "qk_norm_mrope": lambda: (
             lambda q, k, a, b: torch.cat(qk_norm_mrope(q, k, a, b, cos, sin, 1e-6), 1),
             (drawn(tokens, 4, 2 * half), drawn(*keys), drawn(*heads), drawn(*heads)),
         ),
         "window_attention": lambda: (
-            lambda qkv: window_attention(qkv, cos, sin, segments), (drawn(tokens, 3, 2, 2 * half),)
+            lambda qkv: window_attention(qkv, cos, sin, segments),
+            (drawn(tokens, 3, 2, 2 * half),),
         ),
         "varlen_attention": lambda: (
             lambda q, k, v: varlen_attention(q, k, v, segments, True),
@@ -69,7 +80,7 @@ def case(name: str, device: torch.device, dtype: torch.dtype) -> Case:
         ),
         "rms_norm": lambda: (lambda x, weight: rms_norm(x, weight, 1e-6), (drawn(tokens, 1, 64), drawn(64))),
         "swiglu": lambda: (swiglu, (drawn(tokens, 1, 128),)),
-    }  # fmt: skip
+    }
     assert tuple(cases) == NAMES
     return cases[name]()
 

@@ -31,8 +31,14 @@ def test_machine_code(kernel, arch):
 def test_a_row_of_the_table_has_these_columns():
     columns = [field.name for field in dataclasses.fields(aot.Compiled)]
     assert columns == [
-        "kernel", "arch", "registers", "spills", "shared_bytes", "tensor_core_instructions", "wide_loads_share"
-    ]  # fmt: skip
+        "kernel",
+        "arch",
+        "registers",
+        "spills",
+        "shared_bytes",
+        "tensor_core_instructions",
+        "wide_loads_share",
+    ]
 
 
 def test_no_spills_are_allowed_on_sm_90():

@@ -26,7 +26,11 @@ def test_kernels_in_the_interpreter():
         command.append("--ignore=tests/interpreter/test_liger.py")
     result = subprocess.run(
         command,
-        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert " skipped" not in result.stdout, result.stdout[-2000:]

@@ -166,8 +166,10 @@ def test_chunks_are_few_and_equal():
 )
 def test_wrong_arguments_are_named(change, message):
     arguments = {
-        "hidden": torch.zeros(3, 4), "weight": torch.zeros(10, 4), "labels": torch.tensor([0, 9, 1]),
+        "hidden": torch.zeros(3, 4),
+        "weight": torch.zeros(10, 4),
+        "labels": torch.tensor([0, 9, 1]),
         "label_weights": torch.ones(3),
-    }  # fmt: skip
+    }
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(**(arguments | change))

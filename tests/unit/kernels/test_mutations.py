@@ -21,9 +21,10 @@ def test_every_function_of_a_kernel_is_broken_once(path):
     text = path.read_text()
     lines = [line for operator, line, _ in MUTATIONS if operator == path.parent.name]
     functions = [
-        node for node in ast.parse(text).body
+        node
+        for node in ast.parse(text).body
         if isinstance(node, ast.FunctionDef) and any(ast.unparse(d) == "triton.jit" for d in node.decorator_list)
-    ]  # fmt: skip
+    ]
     bodies = {node.name: ast.get_source_segment(text, node) or "" for node in functions}
     assert bodies
     assert [name for name, body in bodies.items() if not any(line in body for line in lines)] == []

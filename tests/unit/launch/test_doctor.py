@@ -8,11 +8,23 @@ from megatron_rb.launch.open_files import files_of_rank_zero
 
 def report(host: str, **more: Any) -> dict[str, Any]:
     usual = {
-        "host": host, "platform": "cpu", "devices": 1, "cores": 8, "memory_free_gib": 1.0, "memory_gib": 2.0,
-        "disk_free_gib": 3.0, "matmul_tflops": 1.0, "within": 2.0, "pairs": {"0": 1.0}, "port": "not asked",
-        "libraries": {"torch": "2"}, "clock": 100.0, "driver": "",
-        "open_files": 1 << 20, "lazy_gloo": True,
-    }  # fmt: skip
+        "host": host,
+        "platform": "cpu",
+        "devices": 1,
+        "cores": 8,
+        "memory_free_gib": 1.0,
+        "memory_gib": 2.0,
+        "disk_free_gib": 3.0,
+        "matmul_tflops": 1.0,
+        "within": 2.0,
+        "pairs": {"0": 1.0},
+        "port": "not asked",
+        "libraries": {"torch": "2"},
+        "clock": 100.0,
+        "driver": "",
+        "open_files": 1 << 20,
+        "lazy_gloo": True,
+    }
     return usual | more
 
 

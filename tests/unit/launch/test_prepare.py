@@ -77,10 +77,12 @@ def test_dry_run_of_every_engine_is_fast_and_complete(inputs, engine: str):
     words = [*inputs, f"cluster={engine}", *(["cluster.ssh.hosts=[a]"] if engine == "ssh" else [])]
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", "launch", *words, "action=dryrun"], capture_output=True, text=True,
+        [sys.executable, "-m", "megatron_rb.cli", "launch", *words, "action=dryrun"],
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "SLURM_CONF": "", "PATH": "/usr/bin:/bin"},
         timeout=60,
-    )  # fmt: skip
+    )
     seconds = time.monotonic() - started
     if engine == "slurm" and "Slurm" in done.stderr:
         pytest.skip("Slurm's commands are here, but no cluster")

@@ -12,9 +12,18 @@ from megatron_rb.launch.render import environment_script, host_script, node_scri
 
 ODD = "a 'b'  \"c\" $HOME\n`two` \\ lines é"
 JOB = JobSpec(
-    "megatron_rb.train.main", ("--config", "/runs/a run/config.yaml"), 8, Path("/runs/a run"), name="my run",
-    run_id="my_run-1", engine="slurm", launcher="srun", nodes=2, spare_nodes=1, work_dir=Path("/work dir"),
-)  # fmt: skip
+    "megatron_rb.train.main",
+    ("--config", "/runs/a run/config.yaml"),
+    8,
+    Path("/runs/a run"),
+    name="my run",
+    run_id="my_run-1",
+    engine="slurm",
+    launcher="srun",
+    nodes=2,
+    spare_nodes=1,
+    work_dir=Path("/work dir"),
+)
 
 
 def lines(slurm: SlurmConfig, job: JobSpec = JOB, **more) -> list[str]:
@@ -23,9 +32,19 @@ def lines(slurm: SlurmConfig, job: JobSpec = JOB, **more) -> list[str]:
 
 def test_script_asks_for_nodes_spares_and_devices():
     text = lines(SlurmConfig(partition="gpu", account="lab", options=["--exclusive"]))
-    for option in ("--nodes=3", "--ntasks-per-node=8", "--gpus-per-node=8", "--partition=gpu", "--account=lab",
-                   "--exclusive", "--requeue", "--no-kill", "--signal=B:USR1@120", '--job-name="my run"',
-                   '--output="/runs/a run/logs/batch.log"'):  # fmt: skip
+    for option in (
+        "--nodes=3",
+        "--ntasks-per-node=8",
+        "--gpus-per-node=8",
+        "--partition=gpu",
+        "--account=lab",
+        "--exclusive",
+        "--requeue",
+        "--no-kill",
+        "--signal=B:USR1@120",
+        '--job-name="my run"',
+        '--output="/runs/a run/logs/batch.log"',
+    ):
         assert f"#SBATCH {option}" in text
 
 

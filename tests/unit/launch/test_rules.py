@@ -20,9 +20,19 @@ SwitchName=spine Level=1 LinkSpeed=1 Nodes=node[1-4] Switches=leaf[1-2]"""
 
 def failed(number: int, kind: str = "rank", last_step: int = 0, resumed_from: int = 0, **more) -> AttemptNote:
     return AttemptNote(
-        number, f"a{number}", ["n1", "n2"], 0.0, resumed_from, ended=1.0, outcome="failed", last_step=last_step,
-        kind=kind, cause="it broke", phase=more.pop("phase", "step"), **more,
-    )  # fmt: skip
+        number,
+        f"a{number}",
+        ["n1", "n2"],
+        0.0,
+        resumed_from,
+        ended=1.0,
+        outcome="failed",
+        last_step=last_step,
+        kind=kind,
+        cause="it broke",
+        phase=more.pop("phase", "step"),
+        **more,
+    )
 
 
 def test_unknown_phase_has_the_configured_limit():

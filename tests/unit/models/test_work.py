@@ -85,9 +85,14 @@ def test_the_planner_counts_the_same_work(name):
     shape = published_shape(name)
     # Whole windows of 64 patches, as the planner takes them to be.
     work = Work(
-        samples=2, tokens=6000, labels=900, patches=16384, token_squares=2 * 3000**2, frame_squares=4 * 4096**2,
+        samples=2,
+        tokens=6000,
+        labels=900,
+        patches=16384,
+        token_squares=2 * 3000**2,
+        frame_squares=4 * 4096**2,
         window_squares=256 * 64**2,
-    )  # fmt: skip
+    )
     counts = (work.tokens, work.token_squares, work.patches, work.frame_squares, work.labels, work.samples)
     planned = model_flops(shape, MicroBatches(*(np.array([float(count)]) for count in counts)), Frozen())
     assert planned.item() == pytest.approx(training_flops(shape, work).total, rel=1e-9)
@@ -95,12 +100,26 @@ def test_the_planner_counts_the_same_work(name):
 
 def load_shape_of_hand_case():
     text = {
-        "num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "head_dim": 4,
-        "num_key_value_heads": 1, "vocab_size": 32, "rms_norm_eps": 1e-6,
+        "num_hidden_layers": 2,
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "head_dim": 4,
+        "num_key_value_heads": 1,
+        "vocab_size": 32,
+        "rms_norm_eps": 1e-6,
         "rope_parameters": {"rope_theta": 1e6, "mrope_section": [1, 1, 0]},
-    }  # fmt: skip
+    }
     vision = {
-        "depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 8, "patch_size": 2, "temporal_patch_size": 2,
-        "spatial_merge_size": 2, "out_hidden_size": 8, "num_position_embeddings": 4, "deepstack_visual_indexes": [],
-    }  # fmt: skip
+        "depth": 1,
+        "hidden_size": 8,
+        "num_heads": 2,
+        "intermediate_size": 8,
+        "patch_size": 2,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "out_hidden_size": 8,
+        "num_position_embeddings": 4,
+        "deepstack_visual_indexes": [],
+    }
     return shape_from_dict({"model_type": "qwen3_vl", "text_config": text, "vision_config": vision})

@@ -23,9 +23,14 @@ def tiny(vision_layers: int = 3, text_layers: int = 4, family: str = "RoboBrain2
     raw = dict(CONFIGS[family])
     text = dict(raw.get("text_config", raw))
     text |= {
-        "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": text_layers, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "vocab_size": 1024, "head_dim": 128,
-    }  # fmt: skip
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": text_layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "vocab_size": 1024,
+        "head_dim": 128,
+    }
     vision = dict(raw["vision_config"]) | {"depth": vision_layers, "out_hidden_size": 256}
     if "fullatt_block_indexes" in vision:
         vision["fullatt_block_indexes"] = [vision_layers - 1]
@@ -50,9 +55,16 @@ def packed(sizes: np.ndarray, tokens: int, patches: int, ranks: int, multiple: i
 
 
 def task(
-    shape: RoboBrainShape, gpus: int = 8, *, device: Device | str = "h200", global_batch_size: int = 64,
-    seq_length: int = 4096, max_patches: int = 16384, histogram: Histogram | None = None, **asked: int,
-) -> Task:  # fmt: skip
+    shape: RoboBrainShape,
+    gpus: int = 8,
+    *,
+    device: Device | str = "h200",
+    global_batch_size: int = 64,
+    seq_length: int = 4096,
+    max_patches: int = 16384,
+    histogram: Histogram | None = None,
+    **asked: int,
+) -> Task:
     known = load_device(device) if isinstance(device, str) else device
     sampler = Sampler(histogram or mixed_histogram(), shape.vision.merge_unit, global_batch_size, packed)
     return Task(shape, Pricing(known, "bf16"), gpus, sampler, seq_length, max_patches, asked=asked)

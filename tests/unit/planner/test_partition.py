@@ -48,10 +48,16 @@ def test_programme_equals_brute_force(data):
 @pytest.mark.parametrize(
     ("pp", "vpp", "cp", "share"),
     [
-        (2, 1, 1, 1.0), (3, 1, 1, 1.0), (3, 1, 1, 0.5), (4, 1, 1, 0.4), (2, 2, 1, 1.0), (2, 2, 1, 0.5),
-        (3, 1, 2, 0.5), (2, 2, 4, 0.5),
+        (2, 1, 1, 1.0),
+        (3, 1, 1, 1.0),
+        (3, 1, 1, 0.5),
+        (4, 1, 1, 0.4),
+        (2, 2, 1, 1.0),
+        (2, 2, 1, 0.5),
+        (3, 1, 2, 0.5),
+        (2, 2, 4, 0.5),
     ],
-)  # fmt: skip
+)
 def test_cut_and_recompute_equal_brute_force_by_simulation(family: str, pp: int, vpp: int, cp: int, share: float):
     """Every cut, played one by one; `share` of the memory of the fastest forces recompute."""
     work = task(tiny(3, 4, family), gpus=pp * cp, global_batch_size=24)

@@ -29,9 +29,15 @@ def test_two_stages_and_two_uneven_batches_by_hand():
     timing = simulate(2, 1, ahead, back, np.zeros((1, 2)), events)
     assert float(timing.makespan) == 15.0
     assert [(rank, step.kind, step.micro_batch, start, end) for rank, step, start, end in sorted(events)] == [
-        (0, "B", 0, 9.0, 10.0), (0, "B", 1, 12.0, 15.0), (0, "F", 0, 0.0, 2.0), (0, "F", 1, 2.0, 6.0),
-        (1, "B", 0, 5.0, 9.0), (1, "B", 1, 10.0, 12.0), (1, "F", 0, 2.0, 5.0), (1, "F", 1, 9.0, 10.0),
-    ]  # fmt: skip
+        (0, "B", 0, 9.0, 10.0),
+        (0, "B", 1, 12.0, 15.0),
+        (0, "F", 0, 0.0, 2.0),
+        (0, "F", 1, 2.0, 6.0),
+        (1, "B", 0, 5.0, 9.0),
+        (1, "B", 1, 10.0, 12.0),
+        (1, "F", 0, 2.0, 5.0),
+        (1, "F", 1, 9.0, 10.0),
+    ]
     assert timing.busy.tolist() == [10.0, 10.0]
     assert float(timing.bubble_ratio) == pytest.approx(1 - 10 / 15)
 

@@ -38,8 +38,14 @@ def test_mean_step_is_the_mean_of_the_histogram():
 
 
 def test_every_rank_pads_to_the_largest_of_its_turn_and_padding_attends_to_itself():
-    values = {"tokens": [[100.0], [310.0]], "pairs": [[100.0**2], [310.0**2]], "patches": [[0.0], [64.0]],
-              "frame_pairs": [[0.0], [64.0**2]], "labels": [[50.0], [50.0]], "samples": [[1.0], [1.0]]}  # fmt: skip
+    values = {
+        "tokens": [[100.0], [310.0]],
+        "pairs": [[100.0**2], [310.0**2]],
+        "patches": [[0.0], [64.0]],
+        "frame_pairs": [[0.0], [64.0**2]],
+        "labels": [[50.0], [50.0]],
+        "samples": [[1.0], [1.0]],
+    }
     drawn = Drawn(MicroBatches(**{name: np.array(rows) for name, rows in values.items()}), 1, ranks=2)
     padded = drawn.padded(Budget(800, 640), 8)
     assert padded.tokens.tolist() == [[400.0], [400.0]]

@@ -42,12 +42,18 @@ def test_unreadable_points_say_why(text, reason):
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("[(1, 2, nan)]", AnswerProblem.NOT_A_NUMBER), ("(1, 2, -inf)", AnswerProblem.NOT_A_NUMBER),
-     ("[1, 2, null]", AnswerProblem.NOT_A_NUMBER), ("(1, 2, None)", AnswerProblem.NOT_A_NUMBER),
-     ("(1, 2, 0)", AnswerProblem.BAD_DEPTH), ("(1, 2, -0.5)", AnswerProblem.BAD_DEPTH),
-     ("(1, 2, 1e999)", AnswerProblem.BAD_DEPTH),
-     ("(1, 2, 1050)", AnswerProblem.BAD_DEPTH), ("(1, 2)", AnswerProblem.WRONG_LENGTH)],
-)  # fmt: skip
+    [
+        ("[(1, 2, nan)]", AnswerProblem.NOT_A_NUMBER),
+        ("(1, 2, -inf)", AnswerProblem.NOT_A_NUMBER),
+        ("[1, 2, null]", AnswerProblem.NOT_A_NUMBER),
+        ("(1, 2, None)", AnswerProblem.NOT_A_NUMBER),
+        ("(1, 2, 0)", AnswerProblem.BAD_DEPTH),
+        ("(1, 2, -0.5)", AnswerProblem.BAD_DEPTH),
+        ("(1, 2, 1e999)", AnswerProblem.BAD_DEPTH),
+        ("(1, 2, 1050)", AnswerProblem.BAD_DEPTH),
+        ("(1, 2)", AnswerProblem.WRONG_LENGTH),
+    ],
+)
 def test_depth_that_is_none_has_a_kind(text, problem):
     assert parse_points_with_depth(text).problem is problem
 
@@ -59,10 +65,21 @@ def test_depth_must_be_positive_metres():
 
 @pytest.mark.parametrize(
     "text",
-    ["```json\n[[12, 34]]\n```", '[{"point_2d": [12, 34], "label": "cube"}]', '<point x="12" y="34" alt="c">c</point>',
-     "<think>(1, 1)?</think><answer>[(12, 34)]</answer>", "（12，34）", "12, 34", '{"x": 12, "y": 34}', "x=12, y=34",
-     "( 12 ; 34 )", "[(12, 34),]", "<think></think><answer>[(12, 34)]", '<points x1="12" y1="34">'],
-)  # fmt: skip
+    [
+        "```json\n[[12, 34]]\n```",
+        '[{"point_2d": [12, 34], "label": "cube"}]',
+        '<point x="12" y="34" alt="c">c</point>',
+        "<think>(1, 1)?</think><answer>[(12, 34)]</answer>",
+        "（12，34）",
+        "12, 34",
+        '{"x": 12, "y": 34}',
+        "x=12, y=34",
+        "( 12 ; 34 )",
+        "[(12, 34),]",
+        "<think></think><answer>[(12, 34)]",
+        '<points x1="12" y1="34">',
+    ],
+)
 def test_more_spellings_of_one_point(text):
     assert parse_points(text).points.tolist() == [[12.0, 34.0]], parse_points(text).reason
 
@@ -82,22 +99,42 @@ def test_flat_lists_of_points():
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("[(12, 34), (5,", AnswerProblem.INCOMPLETE), ("[(12, 34), (5, 6", AnswerProblem.INCOMPLETE),
-     ("(", AnswerProblem.INCOMPLETE), ("", AnswerProblem.EMPTY), ("it is left of it", AnswerProblem.NOT_FOUND),
-     ("import os\nos.remove('x')", AnswerProblem.CODE), ("(1, 2), " * 2000, AnswerProblem.TOO_LONG),
-     ("1, " * 10**6, AnswerProblem.TOO_LONG), ("[(0.5, 1200)]", AnswerProblem.OUT_OF_RANGE)],
-)  # fmt: skip
+    [
+        ("[(12, 34), (5,", AnswerProblem.INCOMPLETE),
+        ("[(12, 34), (5, 6", AnswerProblem.INCOMPLETE),
+        ("(", AnswerProblem.INCOMPLETE),
+        ("", AnswerProblem.EMPTY),
+        ("it is left of it", AnswerProblem.NOT_FOUND),
+        ("import os\nos.remove('x')", AnswerProblem.CODE),
+        ("(1, 2), " * 2000, AnswerProblem.TOO_LONG),
+        ("1, " * 10**6, AnswerProblem.TOO_LONG),
+        ("[(0.5, 1200)]", AnswerProblem.OUT_OF_RANGE),
+    ],
+)
 def test_failures_have_a_kind(text, problem):
     assert parse_points(text).problem is problem
 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(
-    "text", ["(" * 99_999, "(1," * 30_000, "1 " * 49_000, " " * 99_999, "(1" + " " * 90_000, "<think>" * 10_000,
-             "<answer>" * 12_000, "(" + "1," * 45_000, "<point " * 12_000, '"x": 1, ' * 12_000, "answer: " * 12_000,
-             "answer: " + "(" * 90_000, "\\scalar{1" * 9000,
-             "(1 " * 30_000 + "nan"]
-)  # fmt: skip
+    "text",
+    [
+        "(" * 99_999,
+        "(1," * 30_000,
+        "1 " * 49_000,
+        " " * 99_999,
+        "(1" + " " * 90_000,
+        "<think>" * 10_000,
+        "<answer>" * 12_000,
+        "(" + "1," * 45_000,
+        "<point " * 12_000,
+        '"x": 1, ' * 12_000,
+        "answer: " * 12_000,
+        "answer: " + "(" * 90_000,
+        "\\scalar{1" * 9000,
+        "(1 " * 30_000 + "nan",
+    ],
+)
 def test_hostile_answers_take_no_time(text):
     for parse in (parse_points, parse_points_with_depth, parse_box, parse_length, parse_choice):
         assert not parse(text).ok
@@ -121,10 +158,20 @@ def test_boxes(text):
 
 @pytest.mark.parametrize(
     ("text", "metres"),
-    [("0.104m", 0.104), ("10.4 cm", 0.104), ("about 4 inches.", 0.1016), ("4 in", 0.1016), ('4"', 0.1016),
-     ("[Measuring] [cup] 0.104m", 0.104), ("10 cm, that is 0.1 m", 0.1), ("1,250 mm", 1.25), ("2 feet", 0.6096),
-     (r"\scalar{10.4} \distance_unit{cm}", 0.104), (r"1 m? No: \scalar{4}\distance_unit{inches}", 0.1016)],
-)  # fmt: skip
+    [
+        ("0.104m", 0.104),
+        ("10.4 cm", 0.104),
+        ("about 4 inches.", 0.1016),
+        ("4 in", 0.1016),
+        ('4"', 0.1016),
+        ("[Measuring] [cup] 0.104m", 0.104),
+        ("10 cm, that is 0.1 m", 0.1),
+        ("1,250 mm", 1.25),
+        ("2 feet", 0.6096),
+        (r"\scalar{10.4} \distance_unit{cm}", 0.104),
+        (r"1 m? No: \scalar{4}\distance_unit{inches}", 0.1016),
+    ],
+)
 def test_lengths(text, metres):
     assert parse_length(text).metres == pytest.approx(metres)
 
@@ -136,23 +183,45 @@ def test_lengths_that_are_not_clear_fail():
     assert parse_length("-3 cm").problem is AnswerProblem.OUT_OF_RANGE
 
 
-@pytest.mark.parametrize("text", [
-    "B", "(B)", "b", "(b)", "B. the cup", "B, the cup", "The answer is B", "<answer>B</answer>", "Option B)", "**B**",
-    "Answer: B because it is red", "**Answer:** (B)", r"so it is \boxed{B}", r"\boxed{\text{B}}",
-    "Answer: **B. the cup**",
-    "A is too far and C is behind it, so the answer is B.", "<think>A? No.</think>\nB", "I choose option B",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "B",
+        "(B)",
+        "b",
+        "(b)",
+        "B. the cup",
+        "B, the cup",
+        "The answer is B",
+        "<answer>B</answer>",
+        "Option B)",
+        "**B**",
+        "Answer: B because it is red",
+        "**Answer:** (B)",
+        r"so it is \boxed{B}",
+        r"\boxed{\text{B}}",
+        "Answer: **B. the cup**",
+        "A is too far and C is behind it, so the answer is B.",
+        "<think>A? No.</think>\nB",
+        "I choose option B",
+    ],
+)
 def test_choices(text):
     assert parse_choice(text).letter == "B"
 
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("A or B", AnswerProblem.AMBIGUOUS), ("The answer is A or B", AnswerProblem.AMBIGUOUS),
-     ("E", AnswerProblem.NOT_FOUND),
-     ("A cup stands there", AnswerProblem.NOT_FOUND), ("the answer is a cup", AnswerProblem.NOT_FOUND),
-     ("", AnswerProblem.EMPTY), ("(A) left (B) right", AnswerProblem.AMBIGUOUS)],
-)  # fmt: skip
+    [
+        ("A or B", AnswerProblem.AMBIGUOUS),
+        ("The answer is A or B", AnswerProblem.AMBIGUOUS),
+        ("E", AnswerProblem.NOT_FOUND),
+        ("A cup stands there", AnswerProblem.NOT_FOUND),
+        ("the answer is a cup", AnswerProblem.NOT_FOUND),
+        ("", AnswerProblem.EMPTY),
+        ("(A) left (B) right", AnswerProblem.AMBIGUOUS),
+    ],
+)
 def test_choices_that_are_not_clear_fail(text, problem):
     assert parse_choice(text).problem is problem and parse_choice(text).letter == ""
 

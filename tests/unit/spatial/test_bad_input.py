@@ -226,8 +226,10 @@ def test_one_picture_has_points_but_no_course(folder):
 
 
 def test_unknown_tasks_and_phases_are_not_passed_over(folder):
-    spoil(folder, lambda rows: [row.update(task="fold", phase="fold it" if row["frame"] > 3 else "see") for row in rows]
-          and None)  # fmt: skip
+    spoil(
+        folder,
+        lambda rows: [row.update(task="fold", phase="fold it" if row["frame"] > 3 else "see") for row in rows] and None,
+    )
     episodes = [episode for episode in scan_episodes(folder) if episode.name == "fold_003"]
     rows, report = build_rows(episodes, folder, SampleMix(tasks=("affordance", "planning")), seed=0)
     assert report.skipped == {"affordance: which object the task fold grasps is not known": 1}

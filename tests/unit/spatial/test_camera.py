@@ -66,9 +66,13 @@ def test_unusable_intrinsics_are_refused(intrinsics, message):
 
 @pytest.mark.parametrize(
     ("pose", "message"),
-    [(np.eye(3), "4 x 4"), (np.diag([2.0, 2, 2, 1]), "must be a rotation"), (np.diag([-1.0, 1, 1, 1]), "mirrors"),
-     (np.full((4, 4), np.inf), "not finite")],
-)  # fmt: skip
+    [
+        (np.eye(3), "4 x 4"),
+        (np.diag([2.0, 2, 2, 1]), "must be a rotation"),
+        (np.diag([-1.0, 1, 1, 1]), "mirrors"),
+        (np.full((4, 4), np.inf), "not finite"),
+    ],
+)
 def test_unusable_poses_are_refused(pose, message):
     with pytest.raises(ValueError, match=message):
         Camera.from_matrices(INTRINSICS, pose, CAMERA.size)

@@ -56,8 +56,11 @@ def test_measured_lengths_are_those_of_the_simulator():
     for row in rows:
         question = row["conversations"][0]["value"]
         frame = episode_of(row).frames[int(row["id"].split("_")[2])]
-        places = {"gripper": frame.eef_position, "red cube": frame.objects.get("cube", frame.objects.get("cubeA")),
-                  "green cube": frame.objects.get("cubeB")}  # fmt: skip
+        places = {
+            "gripper": frame.eef_position,
+            "red cube": frame.objects.get("cube", frame.objects.get("cubeA")),
+            "green cube": frame.objects.get("cubeB"),
+        }
         a, b = (places[name] for name in places if f"the {name}" in question)
         units.add(row["answer"].split()[1])
         assert parse_length(row["answer"]).metres == pytest.approx(np.linalg.norm(a - b), abs=0.0015)
@@ -139,9 +142,11 @@ def test_plans_shrink_step_by_step():
     rows = [row for row in build("planning")[0] if row["id"].startswith("lift_003") and "remaining" in row["id"]]
     plans = [json.loads(row["answer"]) for row in rows]
     assert plans[0] == [
-        "move the gripper over the red cube", "lower the gripper to the red cube",
-        "close the gripper on the red cube", "lift the red cube",
-    ]  # fmt: skip
+        "move the gripper over the red cube",
+        "lower the gripper to the red cube",
+        "close the gripper on the red cube",
+        "lift the red cube",
+    ]
     assert plans[1:] == [plans[0][i:] for i in range(1, len(plans))]
 
 

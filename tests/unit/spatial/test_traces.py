@@ -67,8 +67,12 @@ def test_depth_readings_say_why_they_are_unusable():
     depth = np.array([[0.0, np.nan, 20.0, 1.25]])
     problems = [read_at(depth, np.array([u, 0.5]), size).problem for u in (0.5, 1.5, 2.5, 3.5, 9.0)]
     assert problems == [
-        DepthProblem.MISSING, DepthProblem.NOT_FINITE, DepthProblem.TOO_FAR, None, DepthProblem.OUTSIDE,
-    ]  # fmt: skip
+        DepthProblem.MISSING,
+        DepthProblem.NOT_FINITE,
+        DepthProblem.TOO_FAR,
+        None,
+        DepthProblem.OUTSIDE,
+    ]
     assert read_at(depth, np.array([3.5, 0.5]), size).metres == 1.25
     assert read_at(np.array([[15.0]]), np.zeros(2), ImageSize(1, 1)).ok
     assert read_at(np.array([[15.01]]), np.zeros(2), ImageSize(1, 1)).problem is DepthProblem.TOO_FAR

@@ -9,9 +9,11 @@ from megatron_rb.spatial.values import Points, Unit
 
 SIZE = ImageSize(60, 40)
 TRANSFORMS = [
-    Resize(SIZE, ImageSize(180, 80)), Resize(SIZE, ImageSize(30, 20)), Crop(SIZE, 7, 5, ImageSize(40, 30)),
+    Resize(SIZE, ImageSize(180, 80)),
+    Resize(SIZE, ImageSize(30, 20)),
+    Crop(SIZE, 7, 5, ImageSize(40, 30)),
     HorizontalFlip(SIZE),
-]  # fmt: skip
+]
 CAMERA = Camera.from_matrices([[50, 0, 31], [0, 55, 19], [0, 0, 1]], np.eye(4), SIZE)
 
 

@@ -39,11 +39,16 @@ def test_steps_are_padded_and_memory_starts_anew_before_one_that_outgrows_all(sh
     calls, sizes = [], []
     task = sft.SupervisedFineTuning(
         SimpleNamespace(shape=shape, place=SimpleNamespace(tp_rank=0, tp_size=1, cp_rank=0, cp_size=1)),
-        Loader([Size(10, 8), Size(10, 8), Size(70, 8), Size(10, 8)]), None, None, None,
-        needs_pixels=True, sequence_parallel=False, micro_batch_multiple=1,
+        Loader([Size(10, 8), Size(10, 8), Size(70, 8), Size(10, 8)]),
+        None,
+        None,
+        None,
+        needs_pixels=True,
+        sequence_parallel=False,
+        micro_batch_multiple=1,
         padding=PaddingPolicy(Size(64, 64), Size(1, 4), num_buckets=4),
         start_memory_anew=lambda plan: calls.append((len(sizes), plan.outgrown)),
-    )  # fmt: skip
+    )
     for _ in range(4):
         (batch,) = task.next_step().micro_batches
         sizes.append((batch.text.num_tokens, batch.vision.num_patches))

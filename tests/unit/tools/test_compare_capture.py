@@ -14,9 +14,12 @@ def test_processes_get_the_environment_of_platform_and_site(tmp_path, monkeypatc
     (tmp_path / "hf/config.json").write_text(json.dumps(CONFIGS["RoboBrain2.0-3B"]))
     (tmp_path / "rows.jsonl").touch()
     words = [
-        f"model.hf_path={tmp_path / 'hf'}", f"data.train=[{tmp_path / 'rows.jsonl'}]", "parallel.tp_size=2",
-        "platform=musa", "cluster.env.MCCL_IB_GID_INDEX=5",
-    ]  # fmt: skip
+        f"model.hf_path={tmp_path / 'hf'}",
+        f"data.train=[{tmp_path / 'rows.jsonl'}]",
+        "parallel.tp_size=2",
+        "platform=musa",
+        "cluster.env.MCCL_IB_GID_INDEX=5",
+    ]
     assert main(["compare", "capture", *words, "--out", str(tmp_path / "out")]) == 7
     [job] = jobs
     assert job.processes == 2 and job.run_dir == tmp_path / "out/run"

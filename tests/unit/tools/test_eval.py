@@ -23,8 +23,17 @@ def rows():
 
 def evaluate(rows, answers, tmp_path):
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row | {"image": [str(HELDOUT / p) for p in row["image"]]} | (
-        {"mask": str(HELDOUT / row["mask"])} if "mask" in row else {})) + "\n" for row in rows))  # fmt: skip
+    data.write_text(
+        "".join(
+            json.dumps(
+                row
+                | {"image": [str(HELDOUT / p) for p in row["image"]]}
+                | ({"mask": str(HELDOUT / row["mask"])} if "mask" in row else {})
+            )
+            + "\n"
+            for row in rows
+        )
+    )
     said = tmp_path / "said.json"
     said.write_text(json.dumps([{"question_id": key, "answer": text} for key, text in answers.items()]))
     arguments = ["--data", str(data), "--answers", str(said), "--out", str(tmp_path / "out")]
@@ -48,8 +57,12 @@ def test_true_answers_score_full_and_the_report_shows_them(rows, tmp_path):
 
 
 def test_rows_of_version_2_0_are_scored_in_their_pixels(tmp_path):
-    mix = SampleMix(tasks=("pointing", "grounding", "trace_2d", "multi_view"), version="2.0", views=("side",),
-                    answer_size=ImageSize(448, 224))  # fmt: skip
+    mix = SampleMix(
+        tasks=("pointing", "grounding", "trace_2d", "multi_view"),
+        version="2.0",
+        views=("side",),
+        answer_size=ImageSize(448, 224),
+    )
     rows = build_rows(read_episodes(HELDOUT)[:1], HELDOUT, mix, seed=0)[0]
     assert {row["task"] for row in rows} == set(mix.tasks)
     summary = evaluate(rows, {row["id"]: row["answer"] for row in rows}, tmp_path)
@@ -62,10 +75,21 @@ def test_rows_of_version_2_0_are_scored_in_their_pixels(tmp_path):
 
 
 BAD = [
-    "I think it is on the left.", "[(12, 34), (5,", "", "(" * 5000, "1, " * 400_000, "import os\nprint(os.getcwd())",
-    "[(1e400, nan)]", "<score>", "\x00\ud7ff", "[(5000, 3, -1)]", "<answer></answer>", "\ud800",
-    "[" * 90_000, "(" + "9" * 90_000,
-]  # fmt: skip
+    "I think it is on the left.",
+    "[(12, 34), (5,",
+    "",
+    "(" * 5000,
+    "1, " * 400_000,
+    "import os\nprint(os.getcwd())",
+    "[(1e400, nan)]",
+    "<score>",
+    "\x00\ud7ff",
+    "[(5000, 3, -1)]",
+    "<answer></answer>",
+    "\ud800",
+    "[" * 90_000,
+    "(" + "9" * 90_000,
+]
 
 
 @pytest.mark.parametrize("text", BAD, ids=range(len(BAD)))

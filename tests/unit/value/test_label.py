@@ -19,9 +19,12 @@ from megatron_rb.value.sampling import PairRules
 ROBOSIM = Path(__file__).parents[3] / "examples/robosim/heldout"
 RULES = LabelRules(chunk=1, pairs=PairRules(20), permuted_share=0.0)
 EPISODE = KeyFramedEpisode(
-    "pour_1", "pour", ("pour the tea", "fill the cup"), (0, 40, 100),
+    "pour_1",
+    "pour",
+    ("pour the tea", "fill the cup"),
+    (0, 40, 100),
     {name: [f"{name}/{i}.jpg" for i in range(101)] for name in ("cam_high", "cam_left_wrist", "cam_right_wrist")},
-)  # fmt: skip
+)
 
 
 def rows_of(episode=EPISODE, rules=RULES, seed=0):
@@ -143,8 +146,11 @@ def test_bad_episodes_say_why_and_the_rest_goes_on(tmp_path):
     found = [episode for episode, _ in read_key_framed(tmp_path / "e.jsonl")]
     problems = Counter(episode.problem for episode in found if isinstance(episode, BadEpisode))
     assert problems == {
-        "duplicate frames": 1, "not an episode frame": 1, "unordered frames": 1, "fewer than two key frames": 1,
-    }  # fmt: skip
+        "duplicate frames": 1,
+        "not an episode frame": 1,
+        "unordered frames": 1,
+        "fewer than two key frames": 1,
+    }
     assert [episode.name for episode in found if isinstance(episode, KeyFramedEpisode)] == ["lift_003"]
     assert found[0].place.endswith("e.jsonl:1")
 
@@ -159,10 +165,16 @@ FRAME = {"episode": "²", "frame": 0, "phase": "a", "views": {"side": {"image": 
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.fixed_dictionaries(
-    {"episode": ANYTHING, "frame": st.integers(0, 2) | ANYTHING, "phase": ANYTHING, "views": ANYTHING},
-    optional={"task": ANYTHING, "instruction": ANYTHING},
-) | ANYTHING, max_size=6))  # fmt: skip
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"episode": ANYTHING, "frame": st.integers(0, 2) | ANYTHING, "phase": ANYTHING, "views": ANYTHING},
+            optional={"task": ANYTHING, "instruction": ANYTHING},
+        )
+        | ANYTHING,
+        max_size=6,
+    )
+)
 @example([FRAME, FRAME | {"frame": 1, "phase": "b"}])
 @example([FRAME | {"episode": 1}, FRAME | {"episode": 1, "frame": 1, "phase": ["b"]}])
 def test_any_lines_are_episodes_or_have_a_reason(rows):

@@ -111,11 +111,14 @@ def test_pairs_depend_on_seed_and_episode_only():
     code = "from tests.unit.value.test_sampling import digest; print(digest())"
     outputs = {
         subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": salt, "PYTHONPATH": ":".join(sys.path)},
-            capture_output=True, text=True, check=True,
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": salt, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
         for salt in ("1", "2")
-    }  # fmt: skip
+    }
     assert outputs == {digest()}
     assert digest() == "9deeb6d3b80894315211d6255b49033941d4f195be879bd70d1e06c242fbfd0c"
     other = sample_pairs(list(range(0, 900, 7)), PairRules(300), episode_generator(5, "lift_004"))

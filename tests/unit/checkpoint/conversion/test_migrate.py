@@ -17,14 +17,27 @@ from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
 from tests.parity.tiny_models import write_model
 
 CANONICAL = {
-    "lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1, "wd_mult": 1.0, "lr_mult": 0.1, "step": 12,
-    "is_expert_parallel": False, "is_decoupled_lr": False,
-}  # fmt: skip
+    "lr": 1e-4,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "wd_mult": 1.0,
+    "lr_mult": 0.1,
+    "step": 12,
+    "is_expert_parallel": False,
+    "is_decoupled_lr": False,
+}
 FUSED_ADAM = {"bias_correction": True, "master_weights": None}
 TORCH_ADAMW = {
-    "amsgrad": False, "maximize": False, "foreach": None, "capturable": False, "differentiable": False, "fused": None,
-    "decoupled_weight_decay": True, "step": 12.0,
-}  # fmt: skip
+    "amsgrad": False,
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "decoupled_weight_decay": True,
+    "step": 12.0,
+}
 
 
 @pytest.mark.parametrize("switches", [{}, FUSED_ADAM, TORCH_ADAMW], ids=["ours", "fused", "torch"])

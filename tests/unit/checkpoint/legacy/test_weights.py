@@ -62,7 +62,7 @@ TREES = {
     "padded vocabulary": replace(EVEN, padded_vocabulary=128),
     "padded vocabulary, a rank of padding": Tree(tp=2, padded_vocabulary=256),
     "release": Tree(iteration=None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES.keys())
@@ -202,7 +202,7 @@ CHANGES = {
     "another shape": (0, 0, lambda c: c["model"].update({EMBEDDING: torch.ones(3, 4)}), "hold .*word_embeddings"),
     "no model": (0, 0, lambda c: c.pop("model"), "'model' or 'model0'"),
     "chunks of another number": (1, 1, lambda c: c.update(model0=c.pop("model")), "2|model0|nothing|model chunks"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("tp_rank", "stage", "change", "message"), CHANGES.values(), ids=CHANGES.keys())
@@ -223,7 +223,8 @@ def on_all(root: Path, tree: Tree, change) -> None:
 
 ON_ALL = {
     "fp8 parameters": (
-        lambda c: c["model"].update({k: v.to(torch.float8_e4m3fn) for k, v in c["model"].items() if k == NORM}), "fp8",
+        lambda c: c["model"].update({k: v.to(torch.float8_e4m3fn) for k, v in c["model"].items() if k == NORM}),
+        "fp8",
     ),
     "other depth": (lambda c: setattr(c["args"], "num_layers", 7), "num_layers 7 instead of 4"),
     "tied": (lambda c: setattr(c["args"], "untie_embeddings_and_output_weights", False), "instead of True"),
@@ -234,7 +235,7 @@ ON_ALL = {
         lambda c: [c["model"].pop(k) for k in list(c["model"]) if "language_model.decoder.layers.1." in k],
         "numbered from 0|different",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("change", "message"), ON_ALL.values(), ids=ON_ALL.keys())

@@ -34,19 +34,35 @@ def write_hf_folder(
     torch.manual_seed(text_layers + 2 * tied + vision_ffn)
     config = Qwen2_5_VLConfig(
         vision_config=dict(
-            depth=VISION_LAYERS, hidden_size=VISION_HIDDEN, intermediate_size=vision_ffn, num_heads=VISION_HEADS,
-            patch_size=4, spatial_merge_size=2, temporal_patch_size=2, out_hidden_size=HIDDEN, window_size=16,
-            fullatt_block_indexes=[1], tokens_per_second=2,
+            depth=VISION_LAYERS,
+            hidden_size=VISION_HIDDEN,
+            intermediate_size=vision_ffn,
+            num_heads=VISION_HEADS,
+            patch_size=4,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            out_hidden_size=HIDDEN,
+            window_size=16,
+            fullatt_block_indexes=[1],
+            tokens_per_second=2,
         ),
         text_config=dict(
-            vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=text_layers,
-            num_attention_heads=HEADS, num_key_value_heads=query_groups, rms_norm_eps=1e-6,
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            intermediate_size=FFN,
+            num_hidden_layers=text_layers,
+            num_attention_heads=HEADS,
+            num_key_value_heads=query_groups,
+            rms_norm_eps=1e-6,
             max_position_embeddings=4096,
             rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 2, 2]},
         ),
-        tie_word_embeddings=tied, image_token_id=11, video_token_id=12, vision_start_token_id=13,
+        tie_word_embeddings=tied,
+        image_token_id=11,
+        video_token_id=12,
+        vision_start_token_id=13,
         vision_end_token_id=14,
-    )  # fmt: skip
+    )
     names = {name: value.shape for name, value in Qwen2_5_VLForConditionalGeneration(config).named_parameters()}
     exact = {name: 0.2 * torch.randn(shape) + (len(shape) == 1) for name, shape in names.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,15 +177,19 @@ def _vision(state: dict, hf: Tensors, tree: Tree, tp_rank: int) -> None:
         if tree.padded_vision_ffn:
             down = torch.nn.functional.pad(down, (0, tree.padded_vision_ffn - down.shape[1]))
         _layer(
-            state, layer, tree.transformer_engine, False,
+            state,
+            layer,
+            tree.transformer_engine,
+            False,
             norms=(hf[f"{block}.norm1.weight"], hf[f"{block}.norm2.weight"]),
             proj={
                 "weight": hf[f"{block}.attn.proj.weight"].chunk(tree.tp, 1)[tp_rank],
                 "bias": hf[f"{block}.attn.proj.bias"],
             },
-            qkv=qkv, fc1=fc1,
+            qkv=qkv,
+            fc1=fc1,
             fc2={"weight": down.chunk(tree.tp, 1)[tp_rank], "bias": hf[f"{block}.mlp.down_proj.bias"]},
-        )  # fmt: skip
+        )
     _norm(state, f"{target}.decoder.final_layernorm", hf[f"{source}.merger.ln_q.weight"], False)
     for number, name in enumerate(("mlp.0", "mlp.2"), start=1):
         prefix = f"{target}.projection.encoder.linear_fc{number}"
@@ -202,18 +222,30 @@ def _text_layer(state: dict, hf: Tensors, tree: Tree, tp_rank: int, local: int, 
         ]
         qkv[kind] = torch.cat(per_group[tp_rank * groups // tree.tp : (tp_rank + 1) * groups // tree.tp])
     _layer(
-        state, f"language_model.decoder.layers.{local}", tree.transformer_engine, tree.zero_centered,
+        state,
+        f"language_model.decoder.layers.{local}",
+        tree.transformer_engine,
+        tree.zero_centered,
         norms=(hf[f"{block}.input_layernorm.weight"], hf[f"{block}.post_attention_layernorm.weight"]),
         proj={"weight": hf[f"{block}.self_attn.o_proj.weight"].chunk(tree.tp, 1)[tp_rank]},
-        qkv=qkv, fc1={"weight": _gate_up(hf, f"{block}.mlp", "weight", tree, tp_rank)},
+        qkv=qkv,
+        fc1={"weight": _gate_up(hf, f"{block}.mlp", "weight", tree, tp_rank)},
         fc2={"weight": hf[f"{block}.mlp.down_proj.weight"].chunk(tree.tp, 1)[tp_rank]},
-    )  # fmt: skip
+    )
 
 
 def _layer(
-    state: dict, layer: str, transformer_engine: bool, zero_centered: bool, *, norms: tuple, proj: Tensors,
-    qkv: Tensors, fc1: Tensors, fc2: Tensors,
-) -> None:  # fmt: skip
+    state: dict,
+    layer: str,
+    transformer_engine: bool,
+    zero_centered: bool,
+    *,
+    norms: tuple,
+    proj: Tensors,
+    qkv: Tensors,
+    fc1: Tensors,
+    fc2: Tensors,
+) -> None:
     """One transformer layer with its modules in megatron-core's order."""
     attention, mlp = f"{layer}.self_attention", f"{layer}.mlp"
     if not transformer_engine:
@@ -265,13 +297,24 @@ def megatron_enum() -> Iterator[enum.Enum]:
 
 def training_args(tree: Tree) -> argparse.Namespace:
     args = argparse.Namespace(
-        num_layers=tree.text_layers, hidden_size=HIDDEN, ffn_hidden_size=FFN, num_attention_heads=HEADS,
-        untie_embeddings_and_output_weights=not tree.tied, swiglu=True, normalization="RMSNorm", add_qkv_bias=True,
-        tensor_model_parallel_size=tree.tp, pipeline_model_parallel_size=tree.pp, num_experts=None, seed=1234,
-        params_dtype=torch.bfloat16, consumed_train_samples=48, data_parallel_size=4,
+        num_layers=tree.text_layers,
+        hidden_size=HIDDEN,
+        ffn_hidden_size=FFN,
+        num_attention_heads=HEADS,
+        untie_embeddings_and_output_weights=not tree.tied,
+        swiglu=True,
+        normalization="RMSNorm",
+        add_qkv_bias=True,
+        tensor_model_parallel_size=tree.tp,
+        pipeline_model_parallel_size=tree.pp,
+        num_experts=None,
+        seed=1234,
+        params_dtype=torch.bfloat16,
+        consumed_train_samples=48,
+        data_parallel_size=4,
         apply_layernorm_1p=tree.zero_centered,
         transformer_impl="transformer_engine" if tree.transformer_engine else "local",
-    )  # fmt: skip
+    )
     vars(args).update(tree.args)
     return args
 
@@ -346,8 +389,10 @@ def plain_optimizer(
     group_of = options.get("group", lambda key, value: 0 if value.ndim > 1 and not key.endswith(".bias") else 1)
 
     def rank_state(tp_rank: int, stage: int) -> dict[str, Any]:
-        parts = {kind: _ordered(hf, replace(tree, zero_centered=tree.zero_centered and kind == "param"), tp_rank, stage)
-                 for kind, hf in states.items()}  # fmt: skip
+        parts = {
+            kind: _ordered(hf, replace(tree, zero_centered=tree.zero_centered and kind == "param"), tp_rank, stage)
+            for kind, hf in states.items()
+        }
         kept = [key for key in parts["param"] if trained(key[1])]
         numbers = sorted({group_of(key[1], parts["param"][key]) for key in kept})
         groups = [[key for key in kept if group_of(key[1], parts["param"][key]) == number] for number in numbers]

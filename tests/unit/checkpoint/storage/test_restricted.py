@@ -48,9 +48,17 @@ def vendor_enum(monkeypatch: pytest.MonkeyPatch) -> type[enum.Enum]:
 
 
 DTYPES = [
-    torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool,
-    torch.float8_e4m3fn, torch.uint16, torch.complex64,
-]  # fmt: skip
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float64,
+    torch.int64,
+    torch.uint8,
+    torch.bool,
+    torch.float8_e4m3fn,
+    torch.uint16,
+    torch.complex64,
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -110,11 +118,21 @@ def test_parameters_and_tensors_with_attributes_are_tensors(tmp_path: Path):
 
 def test_plain_values_survive(tmp_path: Path):
     value = {
-        "set": {1, 2}, "frozen": frozenset([3]), "complex": 1 + 2j, "bytes": b"a\xff", "none": b"", "big": 1 << 80,
-        "ordered": collections.OrderedDict(a=1), "default": collections.defaultdict(list, {"a": [1]}),
-        "size": torch.Size([1, 2]), "dtype": torch.bfloat16, "array": np.arange(6, dtype=">i4").reshape(2, 3),
-        "scalar": np.float32(1.5), "bytearray": bytearray(b"\xfex"), "range": range(3),
-    }  # fmt: skip
+        "set": {1, 2},
+        "frozen": frozenset([3]),
+        "complex": 1 + 2j,
+        "bytes": b"a\xff",
+        "none": b"",
+        "big": 1 << 80,
+        "ordered": collections.OrderedDict(a=1),
+        "default": collections.defaultdict(list, {"a": [1]}),
+        "size": torch.Size([1, 2]),
+        "dtype": torch.bfloat16,
+        "array": np.arange(6, dtype=">i4").reshape(2, 3),
+        "scalar": np.float32(1.5),
+        "bytearray": bytearray(b"\xfex"),
+        "range": range(3),
+    }
     tree = round_trip(tmp_path, value)
     assert np.array_equal(tree.pop("array"), value.pop("array"))
     assert tree == value

@@ -22,8 +22,16 @@ WIDTH, HIDDEN = 2048, 96
 def description(**changes) -> dict:
     text = {"num_layers": 1, "norm_eps": 1e-6, "qk_norm": False}
     model = {"vision": {"num_layers": 0, "deepstack_layers": []}, "text": text}
-    return {"version": 1, "step": 1, "samples": ["s"], "world_size": 1, "model": model, "dtype": "bf16",
-            "layout": {"tp_size": 1}, "settings": {}} | changes  # fmt: skip
+    return {
+        "version": 1,
+        "step": 1,
+        "samples": ["s"],
+        "world_size": 1,
+        "model": model,
+        "dtype": "bf16",
+        "layout": {"tp_size": 1},
+        "settings": {},
+    } | changes
 
 
 def write_linear(folder: Path, compute, tp_size: int = 1) -> Capture:

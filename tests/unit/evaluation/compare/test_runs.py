@@ -100,8 +100,12 @@ def test_same_recipe_on_other_hardware_agrees_and_is_reported(capsys, tmp_path):
     assert (code, result["verdict"], result["window_steps"]) == (0, "agree", 60)
     assert next(row["ratio"] for row in result["throughput"] if "tokens" in row["name"]) == pytest.approx(2.0)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "report.html", "loss.png", "gap.png", "agreement.png", "result.json",
-    }  # fmt: skip
+        "report.html",
+        "loss.png",
+        "gap.png",
+        "agreement.png",
+        "result.json",
+    }
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and "mean loss of A" in page
 

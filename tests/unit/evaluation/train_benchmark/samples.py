@@ -10,13 +10,18 @@ from megatron_rb.metrics.balance import Balance
 from megatron_rb.metrics.timeline import Span, StageTimeline
 
 MIX = Mix(
-    "test", "for tests", seq_length=96, max_patches=512, micro_batches=2, samples=60,
+    "test",
+    "for tests",
+    seq_length=96,
+    max_patches=512,
+    micro_batches=2,
+    samples=60,
     kinds=(
         SampleKind(share=0.5, images=(1, 2), side=(16, 48), text_tokens=(4, 8, 16)),
         SampleKind(share=0.2, frames=(2, 4), side=(16, 24), text_tokens=(4, 8, 16)),
         SampleKind(share=0.3, text_tokens=(4, 12, 30)),
     ),
-)  # fmt: skip
+)
 
 
 def result(seconds: list[float], **changes) -> Result:
@@ -27,10 +32,19 @@ def result(seconds: list[float], **changes) -> Result:
     )
     timeline = tuple(StageTimeline(rank, rank, 0, (Span("forward", 0.0, 1.0),)) for rank in range(2))
     found = Result(
-        date="2026-01-31", versions={"torch": "2.13"}, device={"platform": "cuda", "device": "H200"}, devices=2,
-        model={"name": "m", "layers": 2}, mix={"name": "test", "seq_length": 96, "max_patches": 512},
-        settings={"dtype": "bf16", "threads": 1, "layout": "P v | v M E t L"}, warmup=1, steps=steps, ranks=ranks,
-        timeline=timeline, loads=[[[90, 40], [80, 50]]], balance=Balance(0.9, 1.0, 1.1, 1.0, 1.0, 1.1, 0.9),
+        date="2026-01-31",
+        versions={"torch": "2.13"},
+        device={"platform": "cuda", "device": "H200"},
+        devices=2,
+        model={"name": "m", "layers": 2},
+        mix={"name": "test", "seq_length": 96, "max_patches": 512},
+        settings={"dtype": "bf16", "threads": 1, "layout": "P v | v M E t L"},
+        warmup=1,
+        steps=steps,
+        ranks=ranks,
+        timeline=timeline,
+        loads=[[[90, 40], [80, 50]]],
+        balance=Balance(0.9, 1.0, 1.1, 1.0, 1.0, 1.1, 0.9),
         peak=Peak(1e13, "stated"),
-    )  # fmt: skip
+    )
     return replace(found, **changes)

@@ -99,9 +99,15 @@ def test_what_is_no_result_is_said(tmp_path):
 
 @pytest.mark.parametrize(
     ("device", "tflops"),
-    [("NVIDIA H200", 989), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", None), ("NVIDIA A800-SXM4-80GB", 312),
-     ("MTT S4000", 100), ("Intel(R) Xeon(R) CPU", None)],
-)  # fmt: skip
+    [
+        ("NVIDIA H200", 989),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A800-SXM4-80GB", 312),
+        ("MTT S4000", 100),
+        ("Intel(R) Xeon(R) CPU", None),
+    ],
+)
 def test_peaks_of_data_sheets_are_found_by_the_name_of_the_device(device, tflops):
     found = published_peak(device, "bf16")
     assert (found and round(found.flops / 1e12)) == tflops

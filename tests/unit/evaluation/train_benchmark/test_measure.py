@@ -11,7 +11,9 @@ def test_context_parallel_ranks_add_up_and_their_samples_count_once():
     other = Work(2, 7, 1, 0, 49, 0, 0)
     # Ranks in order: two context-parallel ones of replica 0, one without a voice, and one of replica 1.
     entries = [
-        (0, 1.0, 0.0, [astuple(parts[0])]), (0, 1.0, 0.0, [astuple(parts[1])]), (-1, 1.0, 0.0, [astuple(parts[1])]),
+        (0, 1.0, 0.0, [astuple(parts[0])]),
+        (0, 1.0, 0.0, [astuple(parts[1])]),
+        (-1, 1.0, 0.0, [astuple(parts[1])]),
         (1, 1.0, 0.0, [astuple(other)]),
-    ]  # fmt: skip
+    ]
     assert works_of_replicas(entries, 2) == [[Work(3, 16, 3, 12, 100, 30, 0)], [other]]
