@@ -207,8 +207,10 @@ class SampleEncoder:
 
     def _show_video(self, ref: MediaRef, info: MediaInfo) -> _Shown:
         frames, depth = self._frames(ref, info), self.processor.temporal_patch_size
-        if self.processor.family.video_time is not VideoTime.TEXT:
-            seconds = shown_second_per_grid(info, frames, clip_of(info, ref.options), depth)
+        time = self.processor.family.video_time
+        if time is not VideoTime.TEXT:
+            counted = time is VideoTime.POSITIONS
+            seconds = shown_second_per_grid(info, frames, clip_of(info, ref.options), depth) if counted else 0.0
             grid = self.processor.video_grid(len(frames), info.height, info.width, seconds, ref.options)
             return _Shown(VIDEO_TOKEN, grid, VIDEO_TOKEN, self.processor.num_tokens(grid))
         # The time of each temporal patch is written. transformers replaces the placeholder alone, so the start and
