@@ -16,6 +16,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.verify": ("header", "decode"),
     "data.loss_turns": ("all", "last"),
     "data.box_text": ("tokens", "list"),
+    "optimizer.name": ("adamw", "sgd"),
     "schedule.decay": ("cosine", "linear", "constant"),
     "cluster.name": ("local", "ssh", "slurm"),
     "cluster.launcher": ("auto", "direct", "srun", "torchrun", "ft_launcher"),
@@ -89,6 +90,7 @@ ABOVE_ZERO = (
 RANGES: dict[str, tuple[float, float]] = {
     "optimizer.beta1": (0, 1),
     "optimizer.beta2": (0, 1),
+    "optimizer.momentum": (0, 1),
     "schedule.warmup_ratio": (0, 1),
     "cluster.master_port": (0, 65535),
     "seed": (0, 2**63 - 1),

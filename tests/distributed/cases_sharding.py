@@ -19,7 +19,7 @@ from megatron_rb.checkpoint.sharded import TrainingState, load_sharded, save_sha
 from megatron_rb.config.schema import Config  # noqa: E402
 from megatron_rb.parallel.groups import build_groups, destroy_groups, gather_over, tp_group  # noqa: E402
 from megatron_rb.parallel.sharding import ShardSpec, full_to_local, local_to_full, sharded_tensor  # noqa: E402
-from megatron_rb.train.optimizer import build_optimizer, ddp_config  # noqa: E402
+from megatron_rb.train.optimizers import build_optimizer, ddp_config  # noqa: E402
 
 SPECS = {
     "replicated": ShardSpec((5,)),
