@@ -151,8 +151,9 @@ def _cell(text: str) -> str:
 
 
 def _as_html(code: str) -> str:
-    escaped = code.strip("`").replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
-    return f"<code>{escaped}</code>"
+    inside = code.strip("`").replace("&", "&amp;").replace("<", "&lt;")
+    # Between HTML tags Markdown still reads stars and underscores.
+    return f"<code>{inside.translate({ord(sign): f'&#{ord(sign)};' for sign in '|*_'})}</code>"
 
 
 if __name__ == "__main__":

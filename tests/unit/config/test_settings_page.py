@@ -28,7 +28,7 @@ def test_every_setting_says_what_it_means():
 def test_every_row_has_five_cells_whatever_the_schema_says():
     rows = [line for line in page().splitlines() if line.startswith("| `")]
     assert rows and {row.count("|") for row in rows} == {6}
-    assert "<code>P v*20 &#124; v*12 M E t*4 &#124; t*12 &#124; t*12 L</code>" in page()
+    assert "<code>P v&#42;20 &#124; v&#42;12 M E t&#42;4 &#124; t&#42;12 &#124; t&#42;12 L</code>" in page()
 
 
 @pytest.mark.parametrize(
