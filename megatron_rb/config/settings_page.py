@@ -23,9 +23,9 @@ INTRODUCTION = """# Settings
 Every setting of a run. `make settings` writes this page from
 `megatron_rb/config/schema.py`; the same names stand in the files of `conf/` and in a run's `config.yaml`.
 
-On the command line `section.setting=value` sets a value; `group=choice` takes a file of `conf/<group>/`, which sets several of
-them, so that the default of a run may be another than the one below. Texts are written as they are, lists `[a,b]`, mappings
-`{a: b}`; several values with commas between them are a sweep.
+On the command line `section.setting=value` sets a value; `group=choice` takes a file of `conf/<group>/`, which sets
+several of them, so that the default of a run may be another than the one below. Texts are written as they are, lists
+`[a,b]`, mappings `{a: b}`; several values with commas between them are a sweep.
 
 ```bash
 rb launch experiment=demo optimizer.lr=5e-4 platform.env.NAME=value action=dryrun

@@ -1,4 +1,4 @@
-"""Every command that the documentation shows is run, or stands in `NOT_RUN` with the reason and is checked by its words."""
+"""Every command that the documentation shows is run, or stands in `NOT_RUN` with the reason, checked by its words."""
 
 import argparse
 import importlib.util
