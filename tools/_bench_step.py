@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     platform = get_platform("cpu")
     install_mcore_shims(platform)
 
-    from megatron_rb.evaluation.step_benchmark import OURS, REFERENCES, compare_steps, one_process
+    from megatron_rb.bench.step import OURS, REFERENCES, compare_steps, one_process
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

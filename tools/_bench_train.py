@@ -12,16 +12,16 @@ from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.local import free_port
 from megatron_rb.launch.main import run_job
 
-WORKER = "megatron_rb.evaluation.train_benchmark.worker"
+WORKER = "megatron_rb.bench.train.worker"
 
 
 def main(argv: list[str]) -> int:
     """Prepare a folder, start the processes on this machine, draw the report."""
     from transformers.utils import logging as transformers_logging
 
-    from megatron_rb.evaluation.train_benchmark.prepare import Asked, default_folder, prepared
-    from megatron_rb.evaluation.train_benchmark.report import figures, write_report
-    from megatron_rb.evaluation.train_benchmark.result import load_result
+    from megatron_rb.bench.train.prepare import Asked, default_folder, prepared
+    from megatron_rb.bench.train.report import figures, write_report
+    from megatron_rb.bench.train.result import load_result
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -23,7 +23,7 @@ from megatron_rb.data.packing import Budget
 from megatron_rb.data.processor import build_processor
 from megatron_rb.data.prompt import build_template
 from megatron_rb.data.tokenizer import build_tokenizer, check_tokens
-from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.shapes.shape import RoboBrainShape
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from megatron_rb.data.media_options import NO_OPTIONS, MediaOptions
 from megatron_rb.data.resize import SizeRule, image_target, video_target
 from megatron_rb.data.sample import VisionGrid
-from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.shapes.shape import RoboBrainShape
 
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

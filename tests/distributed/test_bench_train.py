@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rb.evaluation.train_benchmark.compare import compare
-from megatron_rb.evaluation.train_benchmark.result import SECTIONS, load_result
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.bench.train.compare import compare
+from megatron_rb.bench.train.result import SECTIONS, load_result
+from megatron_rb.shapes.shape import load_shape
 from tests.parity.tiny_models import write_model
-from tests.unit.evaluation.train_benchmark.samples import MIX
+from tests.unit.bench.train.samples import MIX
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

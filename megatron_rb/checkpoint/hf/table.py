@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.shapes.shape import RoboBrainShape
 
 VISUAL, TEXT = "model.visual", "model.language_model"
 EMBEDDING, HEAD = "language.embedding.tokens.weight", "language.head.output.weight"

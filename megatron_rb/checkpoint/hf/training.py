@@ -20,9 +20,9 @@ from transformers import (
 from megatron_rb.checkpoint.hf.oracle import count_labels, load_transformers, model_inputs
 from megatron_rb.config.schema import OptimizerConfig
 from megatron_rb.data.sample import EncodedSample
-from megatron_rb.models.robobrain.config import RoboBrainShape
-from megatron_rb.models.robobrain.inputs import IGNORED
+from megatron_rb.models.inputs import IGNORED
 from megatron_rb.platform import Platform
+from megatron_rb.shapes.shape import RoboBrainShape
 
 _TEXT: dict[str, Any] = dict(
     vocab_size=8192,

@@ -9,7 +9,7 @@ import torch
 
 from megatron_rb.checkpoint.legacy.tree import LegacyTree
 from megatron_rb.checkpoint.storage.restricted import Opaque
-from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.shapes.shape import RoboBrainShape
 
 
 def plain_value(value: Any) -> Any:

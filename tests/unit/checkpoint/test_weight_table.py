@@ -9,10 +9,10 @@ from safetensors import safe_open
 from megatron_rb.checkpoint.hf.names import canonical_name, exported_name
 from megatron_rb.checkpoint.hf.reader import HFReader
 from megatron_rb.checkpoint.hf.table import stored_rules, weight_table
-from megatron_rb.models.robobrain.config import load_shape, shape_from_dict
-from megatron_rb.models.robobrain.published import CONFIGS, PARAMETERS
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
+from megatron_rb.shapes.published import CONFIGS, PARAMETERS
+from megatron_rb.shapes.shape import load_shape, shape_from_dict
 from tests.parity.tiny_models import write_model
 
 TINY = [("qwen3_vl", 0), ("qwen3_vl", 1), ("qwen2_5_vl", 2), ("qwen2_5_vl", 3)]
@@ -66,11 +66,11 @@ def test_published_models_have_their_number_of_weights(model):
 def test_the_table_has_the_shapes_of_the_model_itself(model):
     """The table is written without building a model; here one is built, on the meta device."""
     install_mcore_shims(get_platform("cpu"))
+    from megatron_rb.models.build import ModelOptions, build_stages, named_parameters
     from megatron_rb.models.layers import LocalLayers
-    from megatron_rb.models.robobrain.balance import default_layout
-    from megatron_rb.models.robobrain.build import ModelOptions, build_stages, named_parameters
     from megatron_rb.parallel.groups import Place, build_groups, destroy_groups
     from megatron_rb.parallel.sharding import shard_of, stored_shape
+    from megatron_rb.shapes.balance import default_layout
 
     shape = shape_from_dict(CONFIGS[model])
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

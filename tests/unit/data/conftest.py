@@ -17,7 +17,7 @@ from megatron_rb.config.schema import DataConfig
 from megatron_rb.data.build import build_encoder
 from megatron_rb.data.encoder import SampleEncoder
 from megatron_rb.data.tokenizer import SPECIAL_TOKENS
-from megatron_rb.models.robobrain.config import RoboBrainShape, shape_from_dict
+from megatron_rb.shapes.shape import RoboBrainShape, shape_from_dict
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 PATCH = {"qwen2_5_vl": 14, "qwen3_vl": 16}
