@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from megatron_rb import cli
+from megatron_rb.app.planning import read_request
 from megatron_rb.config.compose import load_config
 from megatron_rb.launch.main import OF_A_RUN, split_words, sweep_of
-from megatron_rb.train.planning import read_request
 from tests.docs.shown_commands import REPOSITORY, Session, sessions, shown_commands
 from tests.docs.workspace import after_the_first_run, furnish, inside
 
@@ -125,9 +125,12 @@ NOT_RUN = {
         "make test",
         "make .venv/.ready",
         "source .venv/bin/activate",
+        "pre-commit install",
         "pip install --no-build-isolation -e .",
         "pip install ./examples/npu_platform",
         "docker build --target cpu -t megatron-rb .",
+        "python -m pytest tests/architecture",
+        "python -m pytest tests/unit/config",
         "python -m pytest tests/unit/kernels",
         "python -m pytest tests/platform/test_conformance.py -rs",
         "TRITON_INTERPRET=1 python -m pytest tests/interpreter",
@@ -234,6 +237,8 @@ def test_what_another_command_names_exists(line: str):
             assert path == ".venv/bin/activate" or (REPOSITORY / path).exists()
         case ["python", module]:
             assert importlib.util.find_spec(module)
+        case ["pre-commit", "install"]:
+            assert (REPOSITORY / ".pre-commit-config.yaml").is_file()
         case ["docker", "build", stage, _, "."]:
             assert f" AS {stage}\n" in (REPOSITORY / "Dockerfile").read_text()
         case _:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rb import cli
-from megatron_rb.models.robobrain.published import CONFIGS
+from megatron_rb.shapes.published import CONFIGS
 from tests.docs.shown_commands import REPOSITORY
 
 FIRST = Path("runs/first")
