@@ -11,9 +11,8 @@ from transformers.utils import logging as transformers_logging
 
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
+from megatron_rb.shapes.families import FAMILIES
 from megatron_rb.shapes.published import CONFIGS
-
-FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 
 
 def main(argv: list[str]) -> int:

@@ -12,8 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
-
-FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+from megatron_rb.shapes.families import FAMILIES
 
 
 def main(argv: list[str]) -> int:
