@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rb.launch.failure import FailureKind, kind_of_exit
 from megatron_rb.launch.hostfile import read_hosts
 from megatron_rb.launch.job import Host, JobSpec
 from megatron_rb.launch.limits import Beat, Limits, Progress
 from megatron_rb.launch.record import AttemptNote, effective_time_ratio, running_seconds
 from megatron_rb.launch.simulate import FaultFigures, simulate_ettr
 from megatron_rb.launch.topology import choose_nodes, leaf_of_nodes, rank_table, table_text
-from megatron_rb.launch.verdict import class_of_exit, judge
+from megatron_rb.launch.verdict import judge
 
 TOPOLOGY = """SwitchName=leaf1 Level=0 LinkSpeed=1 Nodes=node[1-2]
 SwitchName=leaf2 Level=0 LinkSpeed=1 Nodes=node[3-4]
@@ -64,7 +65,7 @@ def test_time_before_a_phase_changes_is_that_of_the_phase():
     [(1, "rank"), (137, "rank"), (2, "configuration"), (78, "configuration"), (65, "numbers"), (75, "node")],
 )
 def test_exit_codes_have_classes(code: int, kind: str):
-    assert class_of_exit(code) == kind
+    assert kind_of_exit(code) is FailureKind(kind)
 
 
 def test_numbers_that_are_not_finite_are_never_tried_again():
