@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_rb.checkpoint.hf.non_parameters import ASKED_FOR, check_patterns, is_allowed, non_parameter
-from megatron_rb.checkpoint.legacy.names import VISION, Place, place_of
-from megatron_rb.checkpoint.legacy.tree import LegacyTree, RankFile
+from megatron_rb.checkpoint.legacy.names import VISION, KeyTarget, place_of
+from megatron_rb.checkpoint.legacy.tree import LegacyTree, RankCheckpoint
 from megatron_rb.checkpoint.storage.tensors import StoredTensor
 
 Dropped = list[tuple[str, str]]
@@ -27,7 +27,7 @@ class Site:
     """One native parameter in the files of a pipeline stage, the same on every tensor-parallel rank."""
 
     native: str
-    place: Place
+    place: KeyTarget
     pp_rank: int
     chunk: int
     key: str
@@ -49,7 +49,7 @@ def find_sites(tree: LegacyTree, allow_drop: Collection[str] = ()) -> tuple[list
             ranks of one stage hold different keys.
     """
     dropped: Dropped = []
-    found: dict[tuple[int, int], list[tuple[str, Place]]] = {}
+    found: dict[tuple[int, int], list[tuple[str, KeyTarget]]] = {}
     for pp_rank in range(tree.pp_size):
         _check_same_keys(tree.stage(pp_rank))
         rank = tree.ranks[0, pp_rank]
@@ -69,8 +69,8 @@ def find_sites(tree: LegacyTree, allow_drop: Collection[str] = ()) -> tuple[list
 
 
 def _parameters(
-    rank: RankFile, chunk: int, content: Mapping[str, Any], allow_drop: Collection[str], dropped: Dropped
-) -> list[tuple[str, Place]]:
+    rank: RankCheckpoint, chunk: int, content: Mapping[str, Any], allow_drop: Collection[str], dropped: Dropped
+) -> list[tuple[str, KeyTarget]]:
     parameters = []
     for key, value in content.items():
         full = f"stage {rank.pp_rank}, {rank.chunk_name(chunk)}: {key}"
@@ -93,7 +93,7 @@ def _parameters(
     return parameters
 
 
-def _check_type(rank: RankFile, key: str, value: StoredTensor) -> None:
+def _check_type(rank: RankCheckpoint, key: str, value: StoredTensor) -> None:
     if not value.dtype.is_floating_point or value.dtype.itemsize < 2:
         raise ValueError(
             f"{rank.file.path}: {key} is of type {value.dtype}; fp8 and integer parameters are not read, save the "
@@ -101,7 +101,7 @@ def _check_type(rank: RankFile, key: str, value: StoredTensor) -> None:
         )
 
 
-def _unknown(rank: RankFile, key: str) -> str:
+def _unknown(rank: RankCheckpoint, key: str) -> str:
     known = [name for chunk in rank.chunks for name in chunk if place_of(name)]
     near = difflib.get_close_matches(key, known, 1)
     hint = f"the nearest known one is {near[0]}" if near else "no known one is near"
@@ -111,7 +111,7 @@ def _unknown(rank: RankFile, key: str) -> str:
     )
 
 
-def _check_same_keys(stage: list[RankFile]) -> None:
+def _check_same_keys(stage: list[RankCheckpoint]) -> None:
     for rank in stage[1:]:
         for chunk, content in enumerate(rank.chunks):
             differing = sorted(content.keys() ^ stage[0].chunks[chunk].keys())
@@ -133,7 +133,7 @@ def _check_same_keys(stage: list[RankFile]) -> None:
 
 
 def _first_layers(
-    tree: LegacyTree, found: Mapping[tuple[int, int], list[tuple[str, Place]]]
+    tree: LegacyTree, found: Mapping[tuple[int, int], list[tuple[str, KeyTarget]]]
 ) -> dict[tuple[int, int], int]:
     """Global number of the first text layer of every stage and chunk: chunk 0 of all stages, then chunk 1, ..."""
     firsts, total = {}, 0
@@ -153,7 +153,7 @@ def _first_layers(
     return firsts
 
 
-def _check_count(rank: RankFile, chunk: int, count: int) -> None:
+def _check_count(rank: RankCheckpoint, chunk: int, count: int) -> None:
     """Compare with what the training arguments say about this stage."""
     args, chunks = rank.args, len(rank.chunks)
     per_chunk = args.get("num_layers_per_virtual_pipeline_stage")
