@@ -13,6 +13,7 @@ from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.checkpoint.sharded import TrainingState
 from megatron_rb.config.derive import Derived, derive, derive_steps
+from megatron_rb.config.optimizers import OPTIMIZERS
 from megatron_rb.config.schema import Config
 from megatron_rb.data.build import RefusedRows, build_dataset, build_encoder
 from megatron_rb.data.dataset import ConversationDataset
@@ -32,12 +33,15 @@ from megatron_rb.parallel.groups import (
     start_process_group,
     world_from_environment,
 )
+from megatron_rb.planner.device import Peak
 from megatron_rb.platform import Platform
 from megatron_rb.shapes.balance import default_layout
 from megatron_rb.shapes.shape import RoboBrainShape, load_shape, model_fingerprint
 from megatron_rb.tasks.build import build_task
 from megatron_rb.train.build import Trainable, build_trainable
 from megatron_rb.train.guard import UpdateGuard, not_finite_parameters
+from megatron_rb.train.peak import known_peak
+from megatron_rb.train.profiler import StepProfiler
 from megatron_rb.train.run import Run, layout_state, seed_everything
 from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer
@@ -69,7 +73,11 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
         shape.text.head_dim,
         (shape.vision.head_dim, 0),
     )
-    _log_start(config, derived, layout, place, platform, taken_line(rows))
+    profile = config.metrics.profile
+    folder = Path(profile.dir) if profile.dir else derived.run_dir / "profile"
+    profiler = StepProfiler(profile, folder, place.rank, platform)
+    peak = known_peak(platform, config.model.dtype, config.metrics.peak_tflops)
+    _log_start(config, derived, layout, place, platform, taken_line(rows), peak)
     ledger = Ledger(derived.run_dir / "ledger.jsonl", place.rank)
     checkpoints = CheckpointManager(
         derived.checkpoint_dir,
@@ -108,6 +116,9 @@ def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: 
         sections,
         _capture(config, derived, shape, layout, place, platform, trainable),
         UpdateGuard(config.optimizer.max_bad_steps, skipped),
+        shape,
+        profiler,
+        peak,
         step=first_step,
         saved_step=first_step if first_step else -1,
     )
@@ -215,13 +226,31 @@ def _check_weights(trainable: Trainable, origin: str) -> None:
 
 
 def _log_start(
-    config: Config, derived: Derived, layout: PipelineLayout, place: Place, platform: Platform, kernels: str
+    config: Config,
+    derived: Derived,
+    layout: PipelineLayout,
+    place: Place,
+    platform: Platform,
+    kernels: str,
+    peak: Peak | None,
 ) -> None:
     if place.rank:
         return
     print(
         f"{config.name}: {platform.name}, {place.world_size} processes = tp {place.tp_size} x pp {place.pp_size} x "
         f"{f'cp {place.cp_size} x ' if place.cp_size > 1 else ''}dp {place.dp_size}, layout {layout}, run folder "
-        f"{Path(derived.run_dir)}\n{kernels}",
+        f"{Path(derived.run_dir)}\n{kernels}\n{_optimizer_words(config)}; MFU is a share of {_peak_words(peak)}",
         flush=True,
     )
+
+
+def _optimizer_words(config: Config) -> str:
+    traits = OPTIMIZERS[config.optimizer.name]
+    shared = ", shared out among data-parallel ranks" if config.parallel.distributed_optimizer else ""
+    return f"optimizer {config.optimizer.name}: {traits.state_bytes} bytes of state per trained parameter{shared}"
+
+
+def _peak_words(peak: Peak | None) -> str:
+    if peak is None:
+        return "nothing, the peak of this device is not known (metrics.peak_tflops states it)"
+    return f"{peak.flops / 1e12:.4g} TFLOP/s ({peak.source})"
