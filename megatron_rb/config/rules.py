@@ -13,6 +13,13 @@ from megatron_rb.config.schema import Config
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("bf16", "fp32"),
     "model.layers": ("auto", "local", "transformer_engine"),
+    "kernels.mrope": ("auto", "triton", "torch"),
+    "kernels.window_attention": ("auto", "triton", "torch"),
+    "kernels.varlen_attention": ("auto", "flash_attn_3", "flash_attn", "flash_attn_4", "torch_varlen", "torch"),
+    "kernels.dynamic_padding": ("auto", "triton", "torch"),
+    "kernels.linear_cross_entropy": ("auto", "liger", "torch"),
+    "kernels.rms_norm": ("auto", "liger", "torch"),
+    "kernels.swiglu": ("auto", "liger", "torch"),
     "data.verify": ("header", "decode"),
     "data.loss_turns": ("all", "last"),
     "data.box_text": ("tokens", "list"),

@@ -97,7 +97,7 @@ class KernelsConfig:
     """Windowed attention of the ViT: `triton`, `torch` or `auto`."""
     varlen_attention: str = "auto"
     """Attention over packed sequences of the local layers: `flash_attn_3`, `flash_attn` (release 2), `flash_attn_4`,
-    `torch_varlen`, `transformer_engine`, `torch` (SDPA) or `auto`."""
+    `torch_varlen`, `torch` (SDPA) or `auto`."""
     dynamic_padding: str = "auto"
     """Row gather and scatter between ViT and language model: `triton`, `torch` or `auto`."""
     linear_cross_entropy: str = "auto"

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rb.models.inputs import MicroBatch
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,21 @@ class StepTotals:
 def sum_over_world(
     results: Sequence[dict[str, torch.Tensor]],
     batches: Sequence[MicroBatch],
-    place: Place,
+    mesh: Mesh,
     stop_requested: bool,
     finite_norm: bool = True,
 ) -> StepTotals:
     """Every rank calls this once a step; every rank gets the same numbers."""
     values = torch.zeros(7, dtype=torch.float64)
-    if place.tp_rank == 0 and results:
+    if mesh.tp_rank == 0 and results:
         # One transfer from the device for the whole step.
         sums = torch.stack([torch.stack([result["loss_sum"], result["num_labels"]]) for result in results])
         values[:2] = sums.cpu().double().sum(0)
-    if place.tp_rank == 0 and place.pp_rank == 0:
+    if mesh.tp_rank == 0 and mesh.pp_rank == 0:
         values[2] = sum(batch.text.num_real_tokens for batch in batches)
         values[3] = sum(batch.vision.num_real_patches for batch in batches)
         # Context-parallel ranks have their own tokens and patches of the same samples.
-        values[4] = sum(len(batch.sample_ids) for batch in batches) if place.cp_rank == 0 else 0
+        values[4] = sum(len(batch.sample_ids) for batch in batches) if mesh.cp_rank == 0 else 0
     values[5], values[6] = float(stop_requested), float(not finite_norm)
     dist.all_reduce(values)
     loss_sum, *counts, stops, bad_norms = values.tolist()

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_rb.bench.train.result import Peak
-from megatron_rb.models.build import DTYPES
 from megatron_rb.planner.device import device_names, load_device
 from megatron_rb.platform import Platform
+from megatron_rb.platform.dtypes import DTYPES
 
 SLOWER_FORMS = {"PCIE", "NVL"}
 """Words in the names of devices that share a number with a faster one; their data sheets say less."""

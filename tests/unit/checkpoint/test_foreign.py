@@ -81,7 +81,7 @@ READERS = {
     "verify": lambda folder, out: verify(folder, folder),
     "model.hf_path": lambda folder, out: HFReader(folder, load_shape(folder)),
     "launch": lambda folder, out: check_form(str(folder)),
-    "checkpoint.init": lambda folder, out: initialise([], SHAPE, None, str(folder), 0),  # type: ignore[arg-type]
+    "checkpoint.init": lambda folder, out: initialise([], SESSION, str(folder), 0),  # type: ignore[arg-type]
 }
 
 
