@@ -3,6 +3,8 @@
 # make test-fast  set up, then the tests of one process
 # make bench  set up, then the benchmarks
 # make lint   set up, then ruff and mypy
+# make docs   set up, then the pages of docs/ as a site, links and anchors checked (needs mkdocs-material)
+# make settings  set up, then docs/settings.md from the schema
 #
 # Set-up needs Python 3.10 or newer with venv and makes .venv. PYTHON=... picks the interpreter;
 # TORCH_INDEX=URL picks another torch build (CPU only, or another CUDA) than the default one.
@@ -16,7 +18,7 @@ BIN := .venv/bin
 # Ranks share the cores; `rb launch` gives each its own share.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast bench lint clean
+.PHONY: demo test test-fast bench lint settings docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.ready
@@ -41,8 +43,17 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy megatron_rb
 
+settings: .venv/.ready
+	$(BIN)/python -m megatron_rb.config.settings_page docs/settings.md
+
+docs: settings
+	@$(BIN)/python -c 'import material' 2>/dev/null || \
+	  $(BIN)/python -m pip install -c constraints.txt -e '.[docs]' >/dev/null 2>&1 || \
+	  { echo "mkdocs-material could not be installed; the same pages can be read as docs/*.md" >&2; exit 1; }
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info
 
 .venv/.ready: setup.py pyproject.toml constraints.txt
 	@set -e; chosen=; without_venv=; \

@@ -9,6 +9,8 @@ VIDEO = ["av>=17"]
 # On a machine without a GPU Triton's interpreter and its assemblers test the kernels, Liger-Kernel's among them.
 KERNEL_TESTS = ["triton; sys_platform == 'linux'", "liger-kernel>=0.8.5; sys_platform == 'linux'"]
 PYTEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6"]
+# `make docs` makes a site of docs/; nothing else needs it.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5"]
 DEV = [*VIDEO, *KERNEL_TESTS, *PYTEST, "ruff>=0.6", "mypy>=1.11"]
 
 setup(
@@ -37,7 +39,7 @@ setup(
         "sentencepiece",
         "Jinja2",
     ],
-    extras_require={"cuda": CUDA, "musa": MUSA, "video": VIDEO, "dev": DEV},
+    extras_require={"cuda": CUDA, "musa": MUSA, "video": VIDEO, "docs": DOCS, "dev": DEV},
     entry_points={
         "console_scripts": ["rb = megatron_rb.cli:main"],
         "megatron_rb.platforms": [

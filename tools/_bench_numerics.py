@@ -10,9 +10,8 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from megatron_rb.app.session import adapt_megatron
+from megatron_rb.shapes.families import FAMILIES
 from megatron_rb.shapes.published import CONFIGS
-
-FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 
 
 def main(argv: list[str]) -> int:

@@ -11,8 +11,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from megatron_rb.app.session import adapt_megatron
-
-FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+from megatron_rb.shapes.families import FAMILIES
 
 
 def main(argv: list[str]) -> int:

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings as `rb train` takes them")
     mixes = "images_8k, images_16k, video_16k, text_8k, tiny or a file"
     parser.add_argument("--mix", default="", metavar="MIX", help=mixes)
-    parser.add_argument("--model", default="", metavar="M", help="small-qwen3_vl, RoboBrain2.0-3B, ..., or a folder")
+    parser.add_argument("--model", default="", metavar="M", help="small-FAMILY, RoboBrain2.0-3B, ..., or a folder")
     parser.add_argument("--steps", type=int, default=20, metavar="K", help="timed steps")
     parser.add_argument("--warmup", type=int, default=3, metavar="K", help="steps before them")
     parser.add_argument("--baseline", choices=["hf"], help="time transformers' own step on the same batch too")

@@ -9,7 +9,8 @@ WHAT = ("step", "train", "compare", "packing", "convert", "launch", "data", "ker
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="rb bench", description=__doc__, add_help=False)
+    # What comes after the first word is for the benchmark, its --help too.
+    parser = argparse.ArgumentParser(prog="rb bench", description=__doc__, add_help=argv[:1] in (["-h"], ["--help"]))
     parser.add_argument("what", nargs="?", choices=WHAT, default="step", help="what is measured (default: step)")
     options, rest = parser.parse_known_args(argv)
     return importlib.import_module(f"megatron_rb.tools._bench_{options.what}").main(rest)

@@ -14,6 +14,7 @@ import numpy as np
 
 from megatron_rb.config.compose import group_choices, load_config
 from megatron_rb.config.derive import Derived
+from megatron_rb.config.optimizers import OPTIMIZERS
 from megatron_rb.config.rules import either
 from megatron_rb.config.schema import Config, DataConfig, RecomputeConfig
 from megatron_rb.data.build import build_dataset, build_encoder
@@ -261,7 +262,8 @@ def memory_forecast(config: Config, derived: Derived, shape: RoboBrainShape) -> 
     reserved = _device_of(config).reserved_memory if known else 0.0
     cp = derived.cp_size
     shards = Shards(derived.tp_size, derived.sequence_parallel, 2 if config.model.dtype == "bf16" else 4, cp)
-    state = state_bytes(config.model.dtype, config.parallel.distributed_optimizer, cp * derived.dp_size)
+    optimizer = OPTIMIZERS[config.optimizer.name]
+    state = state_bytes(config.model.dtype, config.parallel.distributed_optimizer, cp * derived.dp_size, optimizer)
     largest = LargestBatch(-(-config.data.seq_length // cp), -(-config.data.max_patches // cp))
     frozen = Frozen(**dataclasses.asdict(config.model.freeze))
     layout = derived.layout or default_layout(shape, derived.pp_size)
@@ -303,6 +305,7 @@ def build_task(request: Request) -> Task:
         seq_length=config.data.seq_length,
         max_patches=config.data.max_patches,
         frozen=Frozen(**dataclasses.asdict(freeze)),
+        optimizer=OPTIMIZERS[config.optimizer.name],
         distributed_optimizer=parallel.distributed_optimizer,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,

@@ -177,7 +177,7 @@ def _load_strictly(content: ShardedStateDict, folder: Path, ignored: tuple[str, 
     beyond = {key for key in beyond if not key.startswith(ignored)}
     if lacking or beyond:
         optimizer_only = all(key.startswith("optimizer.") for key in {*lacking, *beyond})
-        way_out = "; set parallel.distributed_optimizer and model.dtype as in the run that saved it"
+        way_out = "; set optimizer.name, parallel.distributed_optimizer and model.dtype as in the run that saved it"
         hint = way_out if optimizer_only else ""
         raise ValueError(
             f"{folder} does not fit this run: it lacks {_listed(lacking)} and has beyond it {_listed(beyond)}; "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from megatron_rb.config.optimizers import check_optimizer
 from megatron_rb.config.rules import either
 from megatron_rb.config.schema import Config, DataConfig, ParallelConfig, RecomputeConfig, ScheduleConfig
 from megatron_rb.layout import PipelineLayout, parse_layout
@@ -85,6 +86,7 @@ def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
         raise ValueError(
             "parallel=auto is planned by `rb launch`; give a layout here, or settings=FILE of `rb plan --yaml FILE`"
         )
+    check_optimizer(config)
     check_tp_size(parallel.tp_size, shape)
     layout = written_layout(parallel, shape)
     _check_recompute(config.model.recompute, layout.num_slices if layout is not None else parallel.pp_size)

@@ -97,7 +97,7 @@ class KernelsConfig:
     """Windowed attention of the ViT: `triton`, `torch` or `auto`."""
     varlen_attention: str = "auto"
     """Attention over packed sequences of the local layers: `flash_attn_3`, `flash_attn` (release 2), `flash_attn_4`,
-    `torch_varlen`, `torch` (SDPA) or `auto`."""
+    `torch_varlen`, `torch` (SDPA) or `auto`. Transformer Engine's comes with its layers (`model.layers`)."""
     dynamic_padding: str = "auto"
     """Row gather and scatter between ViT and language model: `triton`, `torch` or `auto`."""
     linear_cross_entropy: str = "auto"
@@ -168,6 +168,8 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
+    name: str = "adamw"
+    """`adamw`, or `sgd` with momentum and weight decay that is added to the gradient."""
     lr: float = 1e-5
     """Peak learning rate of the language model."""
     min_lr: float = 0.0
@@ -179,11 +181,13 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     """Not applied to biases, norms and one-dimensional parameters."""
     beta1: float = 0.9
-    """Decay of the running mean of the gradient."""
+    """Decay of the running mean of the gradient (adamw)."""
     beta2: float = 0.999
-    """Decay of the running mean of the squared gradient."""
+    """Decay of the running mean of the squared gradient (adamw)."""
     eps: float = 1e-8
-    """Added to the denominator of the update."""
+    """Added to the denominator of the update (adamw)."""
+    momentum: float = 0.9
+    """Decay of the running sum of the gradient (sgd)."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0 = no clipping."""
     max_bad_steps: int = 3

@@ -152,7 +152,7 @@ def _key(encoder: SampleEncoder, files: Sequence[str], rules: IndexRules) -> str
         "files": [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files if Path(file).is_file()],
         "rules": asdict(rules),
         "tokenizer": encoder.tokenizer.fingerprint,
-        "processor": asdict(encoder.processor),
+        "processor": encoder.processor.description(),
         "template": [encoder.template.source, dict(encoder.template.variables), encoder.template.system_prompt],
         "video": [encoder.video_fps, encoder.max_video_frames],
         "turns": [encoder.loss_turns, encoder.box_text],

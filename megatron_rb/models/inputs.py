@@ -17,6 +17,7 @@ from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.layout.token_axis import Range, parts_in, ranges_of_rank, token_multiple
 from megatron_rb.models.frames import FrameShares, frame_order
 from megatron_rb.models.positions import interpolation_taps, mrope_positions, patch_positions
+from megatron_rb.shapes.families import VideoTime
 from megatron_rb.shapes.shape import RoboBrainShape
 
 IGNORED = -100
@@ -256,7 +257,7 @@ def _text_inputs(
                 sample.grids,
                 shape.vision.spatial_merge_size,
                 shape.vision.tokens_per_second,
-                split_video_frames=shape.family == "qwen3_vl",
+                split_video_frames=shape.traits.video_time is VideoTime.TEXT,
             )
         )
         ids.append(sample.input_ids)

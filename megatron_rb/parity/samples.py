@@ -6,6 +6,7 @@ import numpy as np
 
 from megatron_rb.data.sample import EncodedSample, VisionGrid
 from megatron_rb.models.inputs import IGNORED
+from megatron_rb.shapes.families import VideoTime
 from megatron_rb.shapes.shape import RoboBrainShape
 
 KINDS: tuple[tuple[str, ...], ...] = (("image",), (), ("image", "image", "image"), ("video",), ("image", "video"))
@@ -53,7 +54,7 @@ def _placeholders(shape: RoboBrainShape, draw: np.random.Generator, grid: Vision
     tokens = grid.patches // shape.vision.merge_unit
     if grid.kind == "image":
         return start + [shape.image_token_id] * tokens + end
-    if shape.vision.tokens_per_second:
+    if shape.traits.video_time is not VideoTime.TEXT:
         return start + [shape.video_token_id] * tokens + end
     frame = start + [shape.video_token_id] * (tokens // grid.t) + end
     return [token for _ in range(grid.t) for token in _words(shape, draw, 2) + frame]

@@ -141,17 +141,18 @@ def compute_seconds(
     return correct(part.name, "forward", ahead), correct(part.name, "backward", back)
 
 
-def optimizer_seconds(parameters: float, copies: int, distributed: bool, pricing: Pricing) -> float:
+def optimizer_seconds(parameters: float, copies: int, distributed: bool, pricing: Pricing, kept: int = 2) -> float:
     """Time of gradient norm, update and clearing of gradients on a rank.
 
     Args:
         parameters: trained parameters of the rank.
         copies: ranks that hold them, and share the update when it is distributed.
+        kept: fp32 numbers that the optimizer keeps of each parameter; AdamW two moments.
     """
     bandwidth = pricing.device.memory_bandwidth * pricing.device.efficiency.memory
     shard = parameters / (copies if distributed else 1)
-    # Update: gradient, main weight and two moments in, the last three and the weight out, all but the weight in fp32.
-    moved = shard * (4 * 7 + 4 + pricing.itemsize) + parameters * 2 * 4
+    # Update: gradient, main weight and state in, the last two and the weight out, all but the weight in fp32.
+    moved = shard * (4 * (1 + 2 * (1 + kept)) + 4 + pricing.itemsize) + parameters * 2 * 4
     seconds = moved / bandwidth
     if pricing.calibration is None:
         return seconds

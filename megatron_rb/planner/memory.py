@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from megatron_rb.config.optimizers import FP32_BYTES, OptimizerTraits
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.planner.cost import Frozen
 from megatron_rb.planner.schedule import most_in_flight
@@ -93,14 +94,15 @@ class MemoryModel:
         return held * self.state.weight, trained * self.state.gradient, trained * self.state.optimizer
 
 
-def state_bytes(dtype: str, distributed: bool, copies: int) -> StateBytes:
-    """megatron-core's DDP and AdamW: bf16 has fp32 gradients and main weights, fp32 only the two moments.
+def state_bytes(dtype: str, distributed: bool, copies: int, optimizer: OptimizerTraits) -> StateBytes:
+    """megatron-core's DDP and an optimizer: bf16 has fp32 gradients and main weights, fp32 the optimizer's state alone.
 
     Args:
         copies: ranks with the same weights, data- and context-parallel ones.
     """
     over = copies if distributed else 1
-    return StateBytes(2, 4, 12 / over) if dtype == "bf16" else StateBytes(4, 4, 8 / over)
+    state = optimizer.state_bytes
+    return StateBytes(2, 4, (FP32_BYTES + state) / over) if dtype == "bf16" else StateBytes(4, 4, state / over)
 
 
 def memory_model(

@@ -146,7 +146,9 @@ def step_seconds(task: Task, degrees: Degrees, pipeline: Pipeline, played: Playe
         hidden = _hidden_seconds(task, degrees, pipeline, counts, rank)
         gradients.append(max(0.0, scatter - hidden[1]))
         weights.append(max(0.0, gather - hidden[0]))
-        optimizer.append(optimizer_seconds(numbers, grid.copies, task.distributed_optimizer, pricing))
+        optimizer.append(
+            optimizer_seconds(numbers, grid.copies, task.distributed_optimizer, pricing, len(task.optimizer.state))
+        )
     makespan = expected_maximum(played.timing.makespan[0], degrees.dp)
     return StepTime(makespan, max(gradients), max(weights), max(optimizer))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from megatron_rb.config.optimizers import OPTIMIZERS, OptimizerTraits
 from megatron_rb.planner.communication import Grid
 from megatron_rb.planner.cost import Frozen, Pricing, model_flops
 from megatron_rb.planner.memory import MemoryModel, memory_model, state_bytes
@@ -26,6 +27,7 @@ class Task:
     """Tokens of one pack, and the limit of a sample."""
     max_patches: int
     frozen: Frozen = Frozen()
+    optimizer: OptimizerTraits = OPTIMIZERS["adamw"]
     distributed_optimizer: bool = True
     overlap_grad_reduce: bool = True
     overlap_param_gather: bool = True
@@ -140,6 +142,6 @@ def _largest(sizes: np.ndarray, counts: np.ndarray, samples: int, limit: int) ->
 
 
 def memory_of(task: Task, degrees: Degrees) -> MemoryModel:
-    state = state_bytes(task.pricing.dtype, task.distributed_optimizer, degrees.cp * degrees.dp)
+    state = state_bytes(task.pricing.dtype, task.distributed_optimizer, degrees.cp * degrees.dp, task.optimizer)
     reserved, largest = task.pricing.device.reserved_memory, largest_of_rank(task, degrees)
     return memory_model(task.model, shards_of(task, degrees), largest, state, task.frozen, reserved)

@@ -27,7 +27,7 @@ from megatron_rb.parallel.session import Session
 from megatron_rb.shapes.foreign import foreign_kind
 from megatron_rb.shapes.shape import model_fingerprint
 from megatron_rb.train.gradients import gradient_finalizer, tie_embeddings
-from megatron_rb.train.optimizer import build_optimizer, ddp_config
+from megatron_rb.train.optimizers import build_optimizer, ddp_config
 
 
 @dataclass(frozen=True)

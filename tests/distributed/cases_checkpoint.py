@@ -36,7 +36,7 @@ from megatron_rb.config.schema import Config  # noqa: E402
 from megatron_rb.parallel.groups import build_mesh, destroy_groups  # noqa: E402
 from megatron_rb.parallel.sharding import ShardSpec, full_to_local, sharded_tensor  # noqa: E402
 from megatron_rb.train.guard import Finding, check_state, find_not_finite  # noqa: E402
-from megatron_rb.train.optimizer import build_optimizer, ddp_config  # noqa: E402
+from megatron_rb.train.optimizers import build_optimizer, ddp_config  # noqa: E402
 from megatron_rb.train.schedule import LearningRateSchedule  # noqa: E402
 from megatron_rb.train.step import accumulate, apply_gradients  # noqa: E402
 from megatron_rb.train.totals import sum_over_world  # noqa: E402

@@ -21,7 +21,7 @@ from megatron_rb.config.schema import Config  # noqa: E402
 from megatron_rb.parallel.collectives import gather_over  # noqa: E402
 from megatron_rb.parallel.groups import build_mesh, destroy_groups  # noqa: E402
 from megatron_rb.parallel.sharding import ShardSpec, full_to_local, local_to_full, sharded_tensor  # noqa: E402
-from megatron_rb.train.optimizer import build_optimizer, ddp_config  # noqa: E402
+from megatron_rb.train.optimizers import build_optimizer, ddp_config  # noqa: E402
 
 SPECS = {
     "replicated": ShardSpec((5,)),

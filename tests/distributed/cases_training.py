@@ -49,6 +49,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         config.parallel.sequence_parallel = case.get("sp", False)
         config.parallel.distributed_optimizer = case.get("distributed_optimizer", True)
         config.parallel.overlap_grad_reduce = config.parallel.overlap_param_gather = case.get("overlap", True)
+        config.optimizer.name = case.get("optimizer", "adamw")
         config.optimizer.lr = case["lr"]
         config.optimizer.weight_decay = 0.1
         config.schedule.decay, config.schedule.warmup_ratio = "constant", 0.0

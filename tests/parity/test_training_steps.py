@@ -1,5 +1,7 @@
 """Ten optimizer steps give transformers' losses under every layout, whatever runs in parallel."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -13,8 +15,12 @@ from tests.parity.tiny_models import write_model
 STEPS, LR, SAMPLE_SEED = 10, 1e-3, 20
 
 
-def transformers_losses(folder, frozen=()):
-    """Losses of plain transformers with torch's AdamW on the same batches."""
+ADAMW = partial(torch.optim.AdamW, lr=LR, betas=(0.9, 0.999), eps=1e-8)
+SGD_LR = 0.05
+
+
+def transformers_losses(folder, frozen=(), build=ADAMW):
+    """Losses of plain transformers with an optimizer of torch on the same batches."""
     torch.set_num_threads(1)
     shape, model = load_shape(folder), load_transformers(folder)
     for name, parameter in model.named_parameters():
@@ -24,7 +30,7 @@ def transformers_losses(folder, frozen=()):
         {"params": [p for n, p in trained if p.dim() > 1], "weight_decay": 0.1},
         {"params": [p for n, p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.999), eps=1e-8)
+    optimizer = build(groups)
     losses = []
     for step in range(STEPS):
         samples = draw_samples(shape, seed=SAMPLE_SEED + step % 2)
@@ -82,6 +88,28 @@ def test_frozen_parts_stay_and_the_rest_trains(tmp_path):
         curves, (vit, vit, (*vit, "language_model", "lm_head"), (*vit, "language_model", "lm_head")), strict=True
     ):
         assert curve == pytest.approx(transformers_losses(folder, frozen), rel=1e-4)
+
+
+def test_sgd_gives_the_losses_of_torch_on_every_layout_and_across_a_change_of_it(tmp_path):
+    folder = write_model(tmp_path / "model", "qwen2_vl", seed=1)
+    shape = load_shape(folder)
+    sgd = {
+        "hf": str(folder),
+        "sample_seed": SAMPLE_SEED,
+        "lr": SGD_LR,
+        "optimizer": "sgd",
+        "distributed_optimizer": False,
+    }
+    cuts = layouts(shape.vision.num_layers, shape.text.num_layers)
+    cuts = [cuts[0], cuts[3], cuts[5], cuts[8], context_layouts(shape.vision.num_layers, shape.text.num_layers)[0]]
+    half = str(tmp_path / "half")
+    cases = [sgd | cut for cut in cuts]
+    cases += [sgd | cuts[1] | {"save": half, "last": STEPS // 2}, sgd | cuts[2] | {"load": half}]
+    *curves, first, rest = run_losses(cases)
+    expected = transformers_losses(folder, build=partial(torch.optim.SGD, lr=SGD_LR, momentum=0.9))
+    for case, curve in zip(cases, [*curves, first + rest], strict=False):
+        assert curve == pytest.approx(expected, rel=1e-4), case
+    assert expected[-1] < 0.9 * expected[0]
 
 
 def test_bf16_with_fp32_main_weights_stays_near_fp32(tmp_path):

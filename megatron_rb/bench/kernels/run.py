@@ -18,9 +18,9 @@ from megatron_rb.bench.kernels import report as kernel_benchmark_report
 from megatron_rb.bench.kernels.measure import measure_on_gpu
 from megatron_rb.kernels.dispatch import Call, kernel_table
 from megatron_rb.platform import Platform
+from megatron_rb.shapes.families import FAMILIES
 
 PACKAGES = ("torch", "triton", "transformers", "flash-attn", "liger-kernel")
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from megatron_rb.launch.prepare import TRAINING
 from megatron_rb.launch.render import rank_script, sbatch_script
 from megatron_rb.launch.simulate import FaultFigures, simulate_ettr
 from megatron_rb.launch.topology import rank_table, table_text
+from megatron_rb.shapes.families import NEWEST
 
 EPISODES = REPOSITORY / "examples/robosim/heldout"
 LARGE_NODES, LARGE_DEVICES = 128, 8
@@ -58,7 +59,7 @@ def _faults(folder: Path) -> dict[str, Any]:
     mix = SampleMix(tasks=("pointing", "uvd"), views=("side",), windows=0)
     write_split(EPISODES, folder, "heldout", mix, 0)
     write_tiny_model(
-        conversation_texts(folder / "heldout.jsonl"), folder / "hf", family="qwen3_vl", size=TinySize(), seed=0
+        conversation_texts(folder / "heldout.jsonl"), folder / "hf", family=NEWEST, size=TinySize(), seed=0
     )
     with SlurmCluster(ClusterOptions(nodes=3, slurmd_timeout=300)) as cluster:
         settings = ["cluster=slurm", "cluster.nodes=2", "cluster.processes_per_node=1", "cluster.spare_nodes=1"]

@@ -22,6 +22,7 @@ from megatron_rb.planner.partition import Pipeline, play, refine
 from megatron_rb.planner.predict import build_pipeline, step_seconds
 from megatron_rb.planner.task import Degrees, Task
 from megatron_rb.planner.workload import Budget, Drawn, MicroBatches, Sampler
+from megatron_rb.shapes.published import CONFIGS
 from megatron_rb.shapes.shape import RoboBrainShape, shape_from_dict
 
 PP_SIZE = 2
@@ -53,8 +54,9 @@ class Case:
     @property
     def config(self) -> dict[str, Any]:
         """Qwen2.5-VL at a width that keeps one core busy for milliseconds a layer."""
+        published = CONFIGS["RoboBrain2.0-3B"]
         return {
-            "model_type": "qwen2_5_vl",
+            **published,
             "tie_word_embeddings": False,
             "vocab_size": 512,
             "hidden_size": 256,
@@ -62,8 +64,6 @@ class Case:
             "num_hidden_layers": self.text_layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6,
             "max_position_embeddings": 4096,
             "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
             "image_token_id": 501,
@@ -71,18 +71,13 @@ class Case:
             "vision_start_token_id": 503,
             "vision_end_token_id": 504,
             "vision_config": {
+                **published["vision_config"],
                 "depth": self.vision_layers,
                 "hidden_size": 256,
                 "num_heads": 4,
                 "intermediate_size": 640,
-                "patch_size": 14,
-                "temporal_patch_size": 2,
-                "in_chans": 3,
-                "spatial_merge_size": 2,
                 "out_hidden_size": 256,
-                "window_size": 112,
                 "fullatt_block_indexes": [self.vision_layers - 1],
-                "tokens_per_second": 2,
             },
         }
 

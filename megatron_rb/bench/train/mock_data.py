@@ -10,6 +10,7 @@ import numpy as np
 from megatron_rb.bench.train.mixes import Mix, SampleKind
 from megatron_rb.data.sample import EncodedSample, VisionGrid
 from megatron_rb.models.inputs import IGNORED
+from megatron_rb.shapes.families import VideoTime
 from megatron_rb.shapes.shape import RoboBrainShape
 
 POOL_PATCHES = 4096
@@ -107,7 +108,7 @@ def words(shape: RoboBrainShape, draw: np.random.Generator, count: int) -> np.nd
 
 
 def _has_written_times(shape: RoboBrainShape, grid: VisionGrid) -> bool:
-    return grid.kind == "video" and not shape.vision.tokens_per_second
+    return grid.kind == "video" and shape.traits.video_time is VideoTime.TEXT
 
 
 def _placeholders(shape: RoboBrainShape, draw: np.random.Generator, grid: VisionGrid) -> np.ndarray:

@@ -15,15 +15,16 @@ from megatron_rb.bench.train.mixes import load_mix
 from megatron_rb.bench.train.mock_data import MockSamples
 from megatron_rb.bench.train.spec import BenchSpec
 from megatron_rb.checkpoint.hf.folder import PICKLED, SAFETENSORS
-from megatron_rb.checkpoint.hf.training import BENCHMARK_MODELS, write_benchmark_model, write_random_weights
+from megatron_rb.checkpoint.hf.training import write_benchmark_model, write_random_weights
 from megatron_rb.config.compose import CONFIG_FILE, load_config, save_config
 from megatron_rb.config.derive import Derived, derive, replica_size
 from megatron_rb.config.schema import Config
 from megatron_rb.platform import get_platform
+from megatron_rb.shapes.families import FAMILIES, NEWEST
 from megatron_rb.shapes.published import CONFIGS
 from megatron_rb.shapes.shape import load_shape
 
-SMALL = {f"small-{family}": family for family in BENCHMARK_MODELS}
+SMALL = {f"small-{family}": family for family in FAMILIES}
 MODELS = (*SMALL, *CONFIGS)
 """What `--model` takes: small models with random weights, and the sizes of the published ones."""
 OF_THE_MIX = ("data.seq_length", "data.max_patches", "data.global_batch_size", "data.global_micro_batches")
@@ -71,7 +72,7 @@ def prepared(asked: Asked, folder: Path) -> Iterator[Ready]:
     names_model = any(
         word.startswith(("model", "experiment")) and not word.startswith("model.dtype") for word in asked.settings
     )
-    model = asked.model or ("" if names_model else "small-qwen3_vl" if on_cpu else "RoboBrain2.0-3B")
+    model = asked.model or ("" if names_model else f"small-{NEWEST}" if on_cpu else "RoboBrain2.0-3B")
     mix_name = asked.mix or ("" if config.data.train else "tiny" if on_cpu else "images_8k")
     spec = BenchSpec(
         model=Path(model or config.model.hf_path).name,

@@ -31,10 +31,11 @@ from megatron_rb.checkpoint.manifest import RESEED, SIDE_FOLDER, is_checkpoint
 from megatron_rb.checkpoint.megatron_dist.folders import find_megatron_dist
 from megatron_rb.checkpoint.storage.tensors import StoredTensor, open_files
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
+from megatron_rb.config.optimizers import OPTIMIZERS
 from megatron_rb.shapes.foreign import foreign_kind, is_adapter
 from megatron_rb.shapes.shape import RoboBrainShape, load_shape
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = OPTIMIZERS["adamw"].state
 GROUP_DEFAULTS = {
     "wd_mult": 1.0,
     "lr_mult": 1.0,

@@ -27,7 +27,7 @@ from megatron_rb.models.layers import (
 )
 from megatron_rb.parallel import context
 from megatron_rb.parallel.sharding import ShardSpec
-from megatron_rb.shapes.shape import TextShape
+from megatron_rb.shapes.towers import TextShape
 
 
 class Embedding(torch.nn.Module):

@@ -12,7 +12,7 @@ from megatron_rb.kernels.window_attention.op import chosen_kernel, window_attent
 from megatron_rb.models.inputs import VisionInputs
 from megatron_rb.models.layers import MLP, BuildContext, column_linear, row_linear
 from megatron_rb.parallel.sharding import ShardSpec, set_shard
-from megatron_rb.shapes.shape import VisionShape
+from megatron_rb.shapes.towers import VisionShape
 
 
 class PatchEmbed(torch.nn.Module):

@@ -17,6 +17,7 @@ install_mcore_shims(get_platform("cpu"))
 from megatron_rb.app.session import session_of  # noqa: E402
 from megatron_rb.bench.blocks import build_blocks, calls_of, draw_micro_batch, sizes_of  # noqa: E402
 from megatron_rb.bench.step import one_process  # noqa: E402
+from megatron_rb.config.optimizers import OPTIMIZERS  # noqa: E402
 from megatron_rb.models.inputs import to_device  # noqa: E402
 from megatron_rb.models.layers import LocalAttention  # noqa: E402
 from megatron_rb.models.work import training_flops, work_of  # noqa: E402
@@ -124,7 +125,7 @@ def test_kept_activations_are_what_autograd_keeps(
         tokens = sizes.labels if call.part is Part.HEAD else sizes.tokens
         largest = Budget(int(tokens[0]), int(sizes.patches[0]))
         shards = Shards(1, False, itemsize, cp_size)
-        model = memory_model(shape, shards, largest, state_bytes(dtype, False, 1), Frozen(), 0.0)
+        model = memory_model(shape, shards, largest, state_bytes(dtype, False, 1, OPTIMIZERS["adamw"]), Frozen(), 0.0)
         expected = model.kept[PARTS.index(call.part)]
         if call.part is Part.DECODER and shape.text.qk_norm and dtype == "bf16":
             # The fused operator keeps q and k as they came; torch's own path, which runs here, six bytes a value more.

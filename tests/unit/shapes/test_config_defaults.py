@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from megatron_rb.shapes.defaults import TEXT_DEFAULTS, VISION_DEFAULTS
+from megatron_rb.shapes.families import FAMILIES
 from megatron_rb.shapes.published import CONFIGS
 from megatron_rb.shapes.shape import load_shape, shape_from_dict
-from tests.parity.tiny_models import qwen2_5_config, qwen3_config
+from tests.parity.tiny_models import MODELS
 
-TINY = {"qwen2_5_vl": qwen2_5_config(0), "qwen3_vl": qwen3_config(0)}
+TINY = {family: make_config(0) for family, (make_config, _) in MODELS.items()}
+SECTIONS = {"vision_config": "vision_defaults", "text_config": "text_defaults"}
 OMISSIONS = [
     (family, section, field)
     for family in TINY
-    for section, fields in (("vision_config", VISION_DEFAULTS[family]), ("text_config", TEXT_DEFAULTS[family]))
-    for field in fields
+    for section, defaults in SECTIONS.items()
+    for field in getattr(FAMILIES[family], defaults)
 ] + [
     (family, "", field)
     for family in TINY
@@ -90,8 +91,9 @@ def test_published_config_without_its_defaults_is_the_same_model(tmp_path, name)
     raw = copy.deepcopy(CONFIGS[name])
     family = raw["model_type"]
     text = raw.get("text_config", raw)
-    for section, defaults in ((raw["vision_config"], VISION_DEFAULTS), (text, TEXT_DEFAULTS)):
-        for field, value in defaults[family].items():
+    record = FAMILIES[family]
+    for section, defaults in ((raw["vision_config"], record.vision_defaults), (text, record.text_defaults)):
+        for field, value in defaults.items():
             if section.get(field) == value:
                 del section[field]
     (tmp_path / "config.json").write_text(json.dumps(raw))

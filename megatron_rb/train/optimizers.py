@@ -1,8 +1,10 @@
-"""AdamW over the model chunks of a rank: parameter groups, data parallelism, and what megatron-core needs to know."""
+"""Optimizers over the model chunks of a rank: parameter groups, data parallelism, what megatron-core needs to know."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -13,6 +15,47 @@ from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
 from megatron_rb.config.schema import Config, OptimizerConfig, ParallelConfig
 from megatron_rb.models.build import MODEL_PARTS, ModelPart, part_of
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """How megatron-core builds an optimizer."""
+
+    settings: Callable[[OptimizerConfig], dict[str, Any]]
+    """megatron-core's own settings of it."""
+    distributed: bool
+    """It works with megatron-core's distributed optimizer."""
+    init_state: Callable[..., None] | None = None
+    """Allocates the state of torch's optimizer where megatron-core does not."""
+
+
+def _adamw_settings(settings: OptimizerConfig) -> dict[str, Any]:
+    return {
+        "optimizer": "adam",
+        "adam_beta1": settings.beta1,
+        "adam_beta2": settings.beta2,
+        "adam_eps": settings.eps,
+    }
+
+
+def _sgd_settings(settings: OptimizerConfig) -> dict[str, Any]:
+    return {"optimizer": "sgd", "sgd_momentum": settings.momentum}
+
+
+def _init_momentum(optimizer: torch.optim.Optimizer, config: object = None) -> None:
+    """Zeros, which give the first step that torch gives it without a buffer."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if group["momentum"] and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+OPTIMIZERS = {
+    "adamw": Implementation(_adamw_settings, distributed=True),
+    "sgd": Implementation(_sgd_settings, distributed=False, init_state=_init_momentum),
+}
+"""By the names of `megatron_rb.config.optimizers`."""
 
 
 def lr_ratio(settings: OptimizerConfig, part: ModelPart) -> float:
@@ -43,25 +86,23 @@ def build_optimizer(config: Config, chunks: Sequence[DistributedDataParallel]) -
         ValueError: no rank has a trainable parameter.
     """
     settings, parallel = config.optimizer, config.parallel
+    implementation = OPTIMIZERS[settings.name]
     bf16 = config.model.dtype == "bf16"
     mcore_config = McoreOptimizerConfig(
-        optimizer="adam",
         lr=settings.lr,
         min_lr=settings.min_lr,
         weight_decay=settings.weight_decay,
-        adam_beta1=settings.beta1,
-        adam_beta2=settings.beta2,
-        adam_eps=settings.eps,
         clip_grad=settings.clip_grad,
         bf16=bf16,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=parallel.distributed_optimizer,
         overlap_param_gather=_overlaps_param_gather(parallel),
+        **implementation.settings(settings),
     )
     optimizer = get_megatron_optimizer(mcore_config, list(chunks), config_overrides=_group_overrides(settings))
     if not optimizer.param_groups:
         raise ValueError("every part of the model is frozen, there is nothing to train; unfreeze one in model.freeze")
-    _allocate_moments(optimizer)
+    _allocate_state(optimizer, implementation)
     return optimizer
 
 
@@ -89,8 +130,11 @@ def _named(name: str, matches) -> ParamKey:
     return ParamKey(with_name_predicate=ParamWithNamePredicate(name=name, fn=matches))
 
 
-def _allocate_moments(optimizer: MegatronOptimizer) -> None:
-    """Allocate Adam's moments now instead of in the first step, so that memory is known and step 0 can be saved."""
+def _allocate_state(optimizer: MegatronOptimizer, implementation: Implementation) -> None:
+    """Allocate the state now instead of in the first step, so that memory is known and step 0 can be saved."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if part.init_state_fn is not None and not getattr(part, "is_stub_optimizer", False):
-            part.init_state_fn(part.optimizer, part.config)
+        if getattr(part, "is_stub_optimizer", False) or part.optimizer is None:
+            continue
+        if implementation.init_state is not None:
+            part.init_state_fn = implementation.init_state
+        part.init_state_fn(part.optimizer, part.config)
