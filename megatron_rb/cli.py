@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_rb.config.failures import WRONG_INPUT, NotFinite
+from megatron_rb.config.failures import complain, exit_code_of
 
 TOOLS = Path(__file__).parent / "tools"
 
@@ -27,16 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _run(arguments[0], arguments[1:])
-    except (ValueError, FileNotFoundError) as error:
-        if debug or not _is_ours(error):
+    except Exception as error:
+        code = exit_code_of(error)
+        if debug or code is None:
             raise
-        _complain(error)
-        return WRONG_INPUT
-    except NotFinite as error:
-        if debug:
-            raise
-        _complain(error)
-        return error.exit_code
+        complain(error)
+        return code
 
 
 def commands() -> dict[str, str]:
@@ -55,15 +51,6 @@ def _run(name: str, arguments: list[str]) -> int:
     return int(module.main(arguments) or 0)
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether the error was raised by this package, or says that a file is missing."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    raised_in = trace.tb_frame.f_code.co_filename if trace is not None else ""
-    return isinstance(error, FileNotFoundError) or Path(raised_in).is_relative_to(TOOLS.parent)
-
-
 def _first_line(path: Path) -> str:
     # Parsed, not imported: the overview must not wait for torch.
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n", 1)[0]
@@ -76,14 +63,6 @@ def _overview() -> str:
     return "\n".join(
         ["usage: rb [--debug] <command> [arguments]", "", *lines, "", "`rb <command> --help` tells more about one."]
     )
-
-
-def _complain(error: Exception) -> None:
-    from rich.console import Console  # only wrong input needs it
-
-    console = Console(stderr=True, soft_wrap=True)
-    console.print(f"rb: {error}", style="bold red", markup=False, highlight=False)
-    console.print("(rb --debug shows where this came from)", style="dim", highlight=False)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
         )
     check_optimizer(config)
     check_tp_size(parallel.tp_size, shape)
-    layout = _layout(parallel, shape)
+    layout = written_layout(parallel, shape)
     _check_recompute(config.model.recompute, layout.num_slices if layout is not None else parallel.pp_size)
     world_size = _world_size(config, world_size)
     dp_size = world_size // replica_size(parallel)
@@ -179,7 +179,12 @@ def _replica_text(parallel: ParallelConfig) -> str:
     return f"tp_size {parallel.tp_size} x pp_size {parallel.pp_size}{context}"
 
 
-def _layout(parallel: ParallelConfig, shape: ModelSizes) -> PipelineLayout | None:
+def written_layout(parallel: ParallelConfig, shape: ModelSizes) -> PipelineLayout | None:
+    """The layout that `parallel.layout` says; None = none, it is to be balanced.
+
+    Raises:
+        ValueError: the model has too few blocks, or the text is no layout of it.
+    """
     num_blocks = shape.vision.num_layers + shape.text.num_layers + 4
     if parallel.pp_size > num_blocks:
         raise ValueError(

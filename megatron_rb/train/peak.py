@@ -7,9 +7,9 @@ import time
 import torch
 import torch.distributed as dist
 
-from megatron_rb.models.build import DTYPES
 from megatron_rb.planner.device import Peak, published_peak
 from megatron_rb.platform import Platform
+from megatron_rb.platform.dtypes import DTYPES
 
 CPU_SIDE, SIDE = 1024, 8192
 """Of the square matrices whose product is measured."""

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from megatron_rb.models.inputs import MicroBatch
 from megatron_rb.models.work import Work, work_of
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class StepTotals:
 def sum_over_world(
     results: Sequence[dict[str, torch.Tensor]],
     batches: Sequence[MicroBatch],
-    place: Place,
+    mesh: Mesh,
     stop_requested: bool,
     finite_norm: bool = True,
 ) -> StepTotals:
     """Every rank calls this once a step; every rank gets the same numbers."""
     own = {"loss_sum": 0.0, "num_labels": 0.0, "stops": float(stop_requested), "bad_norms": float(not finite_norm)}
-    if place.tp_rank == 0 and results:
+    if mesh.tp_rank == 0 and results:
         # One transfer from the device for the whole step.
         sums = torch.stack([torch.stack([result["loss_sum"], result["num_labels"]]) for result in results])
         own["loss_sum"], own["num_labels"] = sums.cpu().double().sum(0).tolist()
-    work = asdict(_own_work(batches, place))
+    work = asdict(_own_work(batches, mesh))
     values = torch.tensor([*own.values(), *work.values()], dtype=torch.float64)
     dist.all_reduce(values)
     found = dict(zip([*own, *work], values.tolist(), strict=True))
@@ -64,10 +64,10 @@ def sum_over_world(
     )
 
 
-def _own_work(batches: Sequence[MicroBatch], place: Place) -> Work:
+def _own_work(batches: Sequence[MicroBatch], mesh: Mesh) -> Work:
     """What this rank adds to the work of the world: one tensor-parallel rank of the first stage speaks for all."""
-    if place.tp_rank or place.pp_rank:
+    if mesh.tp_rank or mesh.pp_rank:
         return Work()
     work = sum((work_of(batch) for batch in batches), Work())
     # Context-parallel ranks have their own tokens and patches of the same samples.
-    return replace(work, samples=0) if place.cp_rank else work
+    return replace(work, samples=0) if mesh.cp_rank else work
