@@ -164,8 +164,9 @@ def main() -> None:
     preload()
     control.sendall(b"ready\n")
     request = serve(control)
-    if request is not None:
-        run(request)
+    if request is None:
+        os._exit(0)  # to take all modules down would last a second
+    run(request)
 
 
 if __name__ == "__main__":
