@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 import megatron_rb.platform
@@ -25,6 +28,7 @@ def about() -> dict[str, Any]:
         "folder": os.getcwd(),
         "hash": hash("a string"),
         "files": open_files(),
+        "drawn": [random.random(), numpy.random.rand()],
         "core": "megatron.core" in sys.modules,
         "variable": os.environ.get("A_VARIABLE_OF_THE_TEST"),
         "mark": getattr(megatron_rb.platform, "mark", None),
@@ -49,6 +53,12 @@ def fail_on_rank_one() -> None:
     print(f"rank {os.environ['RANK']} was here", flush=True)
     if os.environ["RANK"] == "1":
         raise ValueError("rank one does not like it")
+    time.sleep(60)
+
+
+def kill_the_server() -> None:
+    if os.environ["RANK"] == "0":
+        os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(60)
 
 

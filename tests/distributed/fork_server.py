@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import random
 import re
 import runpy
 import selectors
@@ -20,11 +21,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy
 import torch
 
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 from tests.architecture.source_tree import sources
+from tests.distributed.forked import MESSAGE_BYTES
 
 STANDARD_STREAMS = 3
 NOT_PRELOADED = re.compile(r"^if __name__ ==|^\s*(import|from) (triton|liger_kernel)", re.MULTILINE)
@@ -112,16 +115,15 @@ def _receive(control: socket.socket) -> tuple[Request, socket.socket, list[int]]
     if not note:
         return None
     client = socket.socket(fileno=files[0])
-    with client.makefile("rb") as lines:
-        line = lines.readline()
-    return (Request(**json.loads(line)), client, list(files[1:])) if line else None
+    said = client.recv(MESSAGE_BYTES)
+    return (Request(**json.loads(said)), client, list(files[1:])) if said else None
 
 
 def _report_end(child: Child) -> None:
     os.close(child.watch)
     code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        child.client.sendall(b"%d\n" % code)
+        child.client.sendall(b"%d" % code)
     child.client.close()
 
 
@@ -138,7 +140,7 @@ def _leave_server(control: socket.socket, client: socket.socket, children: list[
     Whoever learns the process's id can rely on its being the id of its group too.
     """
     os.setsid()
-    client.sendall(b"%d\n" % os.getpid())
+    client.sendall(b"%d" % os.getpid())
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     for file in [control.detach(), client.detach(), *streams]:
@@ -150,8 +152,14 @@ def _leave_server(control: socket.socket, client: socket.socket, children: list[
 
 
 def run(request: Request) -> None:
-    """Go on as `python -m` does in a new process."""
+    """Go on as `python -m` does in a new process.
+
+    What ranks draw without a seed differs between them, as it does in new processes, but it is the same in every run.
+    """
     os.chdir(request.folder)
+    seed = 1 + int(request.environment.get("RANK", "0"))
+    random.seed(seed)
+    numpy.random.seed(seed)
     os.environ.clear()
     os.environ.update(request.environment)
     sys.argv[1:] = request.arguments

@@ -19,6 +19,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_SECONDS = 180.0
 """The imports take 10 s on two quiet cores."""
+MESSAGE_BYTES = 1 << 18
+"""More than the kernel takes as one message by default."""
 READ_LATE = frozenset(
     {
         *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME"),
@@ -41,6 +43,8 @@ class ForkedProcess:
     def __init__(self, pid: int, server: socket.socket) -> None:
         self.pid = pid
         self.returncode: int | None = None
+        self.lost = False
+        """Whether the server died first, which alone could tell how this process ended; it was killed then."""
         self._server = server
 
     def poll(self) -> int | None:
@@ -49,29 +53,32 @@ class ForkedProcess:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, as subprocess has it. Raises subprocess.TimeoutExpired, or AssertionError when the server is
-        gone and has left nobody who knows it; the process has then been killed."""
+        """The exit code, as subprocess has it. Raises subprocess.TimeoutExpired."""
         if self.returncode is None:
             self._server.settimeout(timeout)
             try:
-                said = self._server.recv(32)
+                said = self._server.recv(MESSAGE_BYTES)
             except (BlockingIOError, TimeoutError):
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0) from None
             except ConnectionResetError:
                 said = b""
             self._server.close()
-            self.returncode = int(said) if said else -signal.SIGKILL
-            if not said:
-                kill_group(self)
-                raise AssertionError(f"the fork server of process {self.pid} has died; the process was killed")
+            self.lost = not said
+            if self.lost:
+                _kill_group_of(self.pid)
+            self.returncode = -signal.SIGKILL if self.lost else int(said)
         return self.returncode
 
 
 def kill_group(process: ForkedProcess | subprocess.Popen) -> None:
     """End a process that leads a group, with all its children: checkpoint writers outlive their parent otherwise."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _kill_group_of(process.pid)
     process.wait()
+
+
+def _kill_group_of(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 class ForkServer:
@@ -96,11 +103,11 @@ class ForkServer:
     def fork(self, request: Mapping[str, object], streams: Sequence[int]) -> ForkedProcess:
         """Raises ConnectionError when the server is gone."""
         self._wait_until_ready()
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             socket.send_fds(self._control, [b"f"], [theirs.fileno(), *streams])
-        ours.sendall(json.dumps(request).encode() + b"\n")
-        pid = ours.recv(32)
+        ours.sendall(json.dumps(request).encode())
+        pid = ours.recv(MESSAGE_BYTES)
         if not pid:
             raise ConnectionResetError("the fork server has died")
         return ForkedProcess(int(pid), ours)
@@ -206,6 +213,8 @@ def run_forked(
         kill_group(process)
         os.close(out)
         os.close(err)
+    if process.lost:
+        raise AssertionError(f"the fork server has died while it ran {[module, *words]}")
     texts = [text.decode(errors="replace") for text in said.values()]
     return subprocess.CompletedProcess([module, *words], process.wait(), texts[0], None if merged else texts[1])
 

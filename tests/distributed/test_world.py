@@ -1,8 +1,6 @@
 """Worlds and commands are forked from a process with everything imported, and each is as if it were alone."""
 
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -58,6 +56,14 @@ def test_neighbours_do_not_hash_alike(ranks):
     assert ranks[0]["hash"] != ranks[1]["hash"]
 
 
+def test_neighbours_draw_differently_and_every_world_draws_the_same(ranks):
+    """Random numbers on which ranks have not agreed must not be equal by chance, and a failure must come again."""
+    assert len({tuple(rank["drawn"]) for rank in ranks}) == len(ranks)
+    assert [rank["drawn"] for rank in run_world(f"{CASES}:about", 2, timeout=60)] == [
+        rank["drawn"] for rank in ranks[:2]
+    ]
+
+
 def test_servers_have_one_thread():
     run_world(f"{CASES}:about", 2, timeout=60)
     for server in forked._servers.values():
@@ -74,16 +80,6 @@ def test_fresh_ranks_are_new_interpreters():
     assert rank["parent"] == os.getpid() and not rank["core"]
 
 
-def test_a_variable_that_imports_may_read_is_there_at_the_imports(monkeypatch):
-    before = forked.server_for(forked.environment_of_tests(), 0)
-    monkeypatch.setenv("A_VARIABLE_OF_THE_TEST", "on")
-    (rank,) = run_world(f"{CASES}:about", 1, timeout=120)
-    server = forked._servers[0]
-    assert rank["variable"] == "on" == server.environment["A_VARIABLE_OF_THE_TEST"]
-    assert rank["parent"] == server.process.pid != before.process.pid
-    assert has_ended(before.process.pid)
-
-
 def test_a_failure_shows_the_output_of_every_rank():
     start = time.monotonic()
     with pytest.raises(AssertionError, match="(?s)rank 0 was here.*rank 1 was here.*rank one does not like it"):
@@ -96,23 +92,6 @@ def test_at_the_time_limit_stacks_are_shown_and_whole_groups_end(tmp_path):
         run_world(f"{CASES}:hang_with_a_child", 2, timeout=7, folder=str(tmp_path))
     assert all(has_ended(int(path.read_text())) for path in tmp_path.iterdir())
     assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_server_that_is_killed_takes_its_ranks_with_it_and_is_followed_by_another(tmp_path):
-    with open(os.devnull, "r+b") as nothing:
-        words = [f"{CASES}:hang_with_a_child", str(tmp_path), "60"]
-        (tmp_path / "arguments.json").write_text(json.dumps({"folder": str(tmp_path)}))
-        environment = forked.environment_of_tests(RANK="0")
-        process = forked.start_forked(
-            "tests.distributed.world", words, REPOSITORY, environment, (nothing.fileno(),) * 3
-        )
-    server = forked._servers[0].process
-    server.kill()
-    with pytest.raises(AssertionError, match="the fork server of process .* has died"):
-        process.wait(10)
-    assert has_ended(process.pid) and process.returncode == -signal.SIGKILL
-    (rank,) = run_world(f"{CASES}:about", 1, timeout=120)
-    assert rank["parent"] == forked._servers[0].process.pid != server.pid
 
 
 OWN_SERVER = """
@@ -171,3 +150,30 @@ def test_output_and_errors_can_be_merged(tmp_path):
     (tmp_path / "speak.py").write_text("import sys\nprint(1, flush=True)\nprint(2, file=sys.stderr)\nprint(3)\n")
     done = run_forked("speak", folder=tmp_path, timeout=60, merged=True)
     assert (done.stdout, done.stderr) == ("1\n2\n3\n", None)
+
+
+# Each of the following ends a server, and the next one starts another.
+
+
+def test_a_variable_that_imports_may_read_is_there_at_the_imports(monkeypatch):
+    before = forked.server_for(forked.environment_of_tests(), 0)
+    monkeypatch.setenv("A_VARIABLE_OF_THE_TEST", "on")
+    (rank,) = run_world(f"{CASES}:about", 1, timeout=120)
+    server = forked._servers[0]
+    assert rank["variable"] == "on" == server.environment["A_VARIABLE_OF_THE_TEST"]
+    assert rank["parent"] == server.process.pid != before.process.pid
+    assert has_ended(before.process.pid)
+
+
+def test_a_command_whose_server_is_killed_does_not_look_like_one_that_failed(tmp_path, monkeypatch):
+    monkeypatch.setenv("A_VARIABLE_OF_THE_TEST", "on")
+    with pytest.raises(AssertionError, match="the fork server has died while it ran"):
+        run_forked("timeit", "-n", "1", "import os; os.kill(os.getppid(), 9)", folder=tmp_path, timeout=60)
+
+
+def test_a_server_that_is_killed_takes_its_ranks_with_it_and_is_followed_by_another():
+    before = run_world(f"{CASES}:about", 2, timeout=60)
+    with pytest.raises(AssertionError, match=r"rank 0 \(killed, its fork server has died\)(?s:.*)rank 1 \(exit -9\)"):
+        run_world(f"{CASES}:kill_the_server", 2, timeout=60)
+    after = run_world(f"{CASES}:about", 2, timeout=120)
+    assert [one["parent"] == other["parent"] for one, other in zip(before, after, strict=True)] == [False, True]

@@ -93,13 +93,18 @@ def _wait(processes: Sequence[Process], deadline: float) -> None:
 
 
 def _results(function: str, processes: Sequence[Process], folder: Path) -> list[Any]:
-    codes = [process.returncode for process in processes]
-    if any(codes):
+    if any(process.returncode for process in processes):
         logs = (
-            f"--- rank {rank} (exit {code}) ---\n{_tail(folder / f'rank{rank}.log')}" for rank, code in enumerate(codes)
+            f"--- rank {rank} ({_end_of(process)}) ---\n{_tail(folder / f'rank{rank}.log')}"
+            for rank, process in enumerate(processes)
         )
         raise AssertionError(f"{function} failed\n" + "\n".join(logs))
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(len(processes))]
+
+
+def _end_of(process: Process) -> str:
+    lost = isinstance(process, ForkedProcess) and process.lost
+    return "killed, its fork server has died" if lost else f"exit {process.returncode}"
 
 
 def _tail(path: Path, lines: int = 60) -> str:
