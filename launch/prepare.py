@@ -20,7 +20,7 @@ from megatron_rb.launch.job import Host, JobSpec, Patience, SshSpec
 from megatron_rb.launch.record import load_record
 from megatron_rb.launch.time_limit import asked_limit, check_warning
 
-WORKER = "megatron_rb.train.main"
+WORKER = "megatron_rb.app.main"
 LAUNCHERS = {
     "local": ("direct",),
     "ssh": ("torchrun", "direct", "ft_launcher"),

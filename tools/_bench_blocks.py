@@ -7,11 +7,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from megatron_rb.app.planning import shape_of
 from megatron_rb.planner.cost import Pricing
 from megatron_rb.planner.device import load_device
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
-from megatron_rb.train.planning import shape_of
 
 
 def main(argv: list[str]) -> int:
@@ -19,8 +19,8 @@ def main(argv: list[str]) -> int:
     platform = get_platform(options.platform)
     install_mcore_shims(platform)
 
-    from megatron_rb.evaluation.block_benchmark import calibration_of, time_blocks
-    from megatron_rb.evaluation.step_benchmark import one_process
+    from megatron_rb.bench.blocks import calibration_of, time_blocks
+    from megatron_rb.bench.step import one_process
 
     pricing = Pricing(load_device(options.device), options.dtype)
     place = one_process(platform, options.threads)

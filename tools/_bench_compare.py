@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from megatron_rb.evaluation.train_benchmark.compare import compare
-from megatron_rb.evaluation.train_benchmark.result import load_result
+from megatron_rb.bench.train.compare import compare
+from megatron_rb.bench.train.result import load_result
 
 
 def main(argv: list[str]) -> int:

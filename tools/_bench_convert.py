@@ -7,8 +7,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from megatron_rb.evaluation.convert_benchmark import ConvertResult, compare_with_copy, cut_depth
-from megatron_rb.models.robobrain.published import CONFIGS
+from megatron_rb.bench.convert import ConvertResult, compare_with_copy, cut_depth
+from megatron_rb.shapes.published import CONFIGS
 
 CASES = {
     "RoboBrain2.0-3B": 0,

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from megatron_rb.evaluation.data_benchmark import measure
+from megatron_rb.bench.data import measure
 
 
 def main(argv: list[str]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from megatron_rb.evaluation.kernel_run import Report, count_machine_code, measure_cpu, measure_gpu
+from megatron_rb.bench.kernels.run import Report, count_machine_code, measure_cpu, measure_gpu
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.base import module_exists
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 
@@ -12,11 +11,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="rb bench launch", description=__doc__)
     parser.add_argument("--json", default="", metavar="FILE", help="write every figure")
     options = parser.parse_args(argv)
-    repository = Path(__file__).resolve().parents[1]
-    if not (repository / "tests/slurm").is_dir():
-        raise ValueError("rb bench launch needs tests/slurm of the repository; install with `pip install -e .`")
-    sys.path.insert(0, str(repository))
-    from tests.slurm.measure import main as measure
+    from megatron_rb.bench.launch.measure import measure
 
     figures = measure()
     if options.json:

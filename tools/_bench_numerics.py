@@ -9,11 +9,10 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from megatron_rb.models.robobrain.published import CONFIGS
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
-
-FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+from megatron_rb.shapes.families import FAMILIES
+from megatron_rb.shapes.published import CONFIGS
 
 
 def main(argv: list[str]) -> int:
@@ -21,8 +20,8 @@ def main(argv: list[str]) -> int:
     platform = get_platform("cpu")
     install_mcore_shims(platform)
 
-    from megatron_rb.evaluation.compare.benchmark import capture_cost, comparison_cost
-    from megatron_rb.evaluation.step_benchmark import one_process
+    from megatron_rb.bench.numerics import capture_cost, comparison_cost
+    from megatron_rb.bench.step import one_process
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

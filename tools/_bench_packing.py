@@ -7,13 +7,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_rb.evaluation.train_benchmark.mixes import MIXES, load_mix
-from megatron_rb.models.robobrain.published import CONFIGS, published_shape
+from megatron_rb.bench.train.mixes import MIXES, load_mix
+from megatron_rb.shapes.published import CONFIGS, published_shape
 
 
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
-    from megatron_rb.evaluation.train_benchmark.packing_simulation import simulate
+    from megatron_rb.bench.train.packing_simulation import simulate
 
     results = {}
     print("largest / mean of the micro-batches of a step (patches also: worst step), and of the ranks")

@@ -7,7 +7,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from megatron_rb.evaluation.plan_benchmark import HAND_MADE, markdown, run
+from megatron_rb.bench.plan.two_processes import HAND_MADE, markdown, run
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.local import free_port
 from megatron_rb.launch.main import run_job
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
 
 def start_workers(folder: Path, processes: int) -> int:
     port = free_port("127.0.0.1")
-    return run_job(JobSpec("megatron_rb.evaluation.plan_worker", (str(folder),), processes, folder, master_port=port))
+    return run_job(JobSpec("megatron_rb.bench.plan.worker", (str(folder),), processes, folder, master_port=port))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,8 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
-
-FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+from megatron_rb.shapes.families import FAMILIES
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +20,7 @@ def main(argv: list[str]) -> int:
     platform = get_platform("cpu")
     install_mcore_shims(platform)
 
-    from megatron_rb.evaluation.step_benchmark import OURS, REFERENCES, compare_steps, one_process
+    from megatron_rb.bench.step import OURS, REFERENCES, compare_steps, one_process
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -12,16 +12,16 @@ from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.local import free_port
 from megatron_rb.launch.main import run_job
 
-WORKER = "megatron_rb.evaluation.train_benchmark.worker"
+WORKER = "megatron_rb.bench.train.worker"
 
 
 def main(argv: list[str]) -> int:
     """Prepare a folder, start the processes on this machine, draw the report."""
     from transformers.utils import logging as transformers_logging
 
-    from megatron_rb.evaluation.train_benchmark.prepare import Asked, default_folder, prepared
-    from megatron_rb.evaluation.train_benchmark.report import figures, write_report
-    from megatron_rb.evaluation.train_benchmark.result import load_result
+    from megatron_rb.bench.train.prepare import Asked, default_folder, prepared
+    from megatron_rb.bench.train.report import figures, write_report
+    from megatron_rb.bench.train.result import load_result
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings as `rb train` takes them")
     mixes = "images_8k, images_16k, video_16k, text_8k, tiny or a file"
     parser.add_argument("--mix", default="", metavar="MIX", help=mixes)
-    parser.add_argument("--model", default="", metavar="M", help="small-qwen3_vl, RoboBrain2.0-3B, ..., or a folder")
+    parser.add_argument("--model", default="", metavar="M", help="small-FAMILY, RoboBrain2.0-3B, ..., or a folder")
     parser.add_argument("--steps", type=int, default=20, metavar="K", help="timed steps")
     parser.add_argument("--warmup", type=int, default=3, metavar="K", help="steps before them")
     parser.add_argument("--baseline", choices=["hf"], help="time transformers' own step on the same batch too")

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from megatron_rb.app.planning import maybe_plan
 from megatron_rb.config.compose import load_config, save_config
 from megatron_rb.config.derive import derive
 from megatron_rb.launch.command import threads_per_rank
@@ -13,10 +14,9 @@ from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.local import free_port
 from megatron_rb.launch.main import run_job
 from megatron_rb.launch.prepare import check_paths, run_environment
-from megatron_rb.models.robobrain.config import load_shape
-from megatron_rb.train.planning import maybe_plan
+from megatron_rb.shapes.shape import load_shape
 
-WORKER = "megatron_rb.train.capture_main"
+WORKER = "megatron_rb.app.capture_main"
 
 
 def main(argv: list[str]) -> int:

@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from megatron_rb.evaluation.compare.captures import open_captures
-from megatron_rb.evaluation.compare.numerics import compare_captures
-from megatron_rb.evaluation.compare.numerics_report import show, write_report
-from megatron_rb.evaluation.compare.run_report import finite
+from megatron_rb.comparison.numerics.captures import open_captures
+from megatron_rb.comparison.numerics.comparison import compare_captures
+from megatron_rb.comparison.numerics.report import show, write_report
+from megatron_rb.comparison.runs.report import finite
 
 
 def main(argv: list[str]) -> int:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_rb.evaluation.compare.gap import DEFAULT_THRESHOLD
-from megatron_rb.evaluation.compare.recipe import check_keys
-from megatron_rb.evaluation.compare.run_comparison import compare_runs
-from megatron_rb.evaluation.compare.run_folder import read_run
-from megatron_rb.evaluation.compare.run_report import DEFINITION, EXIT_CODES, finite, show, write_report
+from megatron_rb.comparison.runs.comparison import compare_runs
+from megatron_rb.comparison.runs.folder import read_run
+from megatron_rb.comparison.runs.gap import DEFAULT_THRESHOLD
+from megatron_rb.comparison.runs.recipe import check_keys
+from megatron_rb.comparison.runs.report import DEFINITION, EXIT_CODES, finite, show, write_report
 
 
 def main(argv: list[str]) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_rb.evaluation.answer_file import write_whole
-from megatron_rb.evaluation.answer_source import add_arguments, answers_of
+from megatron_rb.data.answer_file import write_whole
 from megatron_rb.evaluation.value_scores import curves_of, score_questions
+from megatron_rb.generation.answer_source import add_arguments, answers_of
 from megatron_rb.launch.workers import start_workers
 from megatron_rb.value.episodes import BadEpisode
 from megatron_rb.value.reconstruct import Consistency

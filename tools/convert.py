@@ -74,7 +74,7 @@ def _verdict(o: Namespace, comparison: Comparison, console: Console) -> int:
 def _forward(o: Namespace) -> float:
     """Needs torch.distributed and transformers; the rest does not."""
     install_mcore_shims(get_platform("cpu"))
-    from megatron_rb.evaluation.forward_difference import forward_difference
+    from megatron_rb.parity.forward_difference import forward_difference
     from megatron_rb.tools.parity import WORKER
 
     with tempfile.TemporaryDirectory(prefix="forward-") as folder:

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_rb.app.planning import describe_histogram, read_histogram
 from megatron_rb.config.compose import load_config
-from megatron_rb.train.planning import describe_histogram, read_histogram
 
 
 def main(argv: list[str]) -> int:

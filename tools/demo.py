@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+from megatron_rb.bench.demo_scores import Asked, evaluate_demo, write_demo_questions
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import replica_size
-from megatron_rb.evaluation.demo_scores import Asked, evaluate_demo, write_demo_questions
-from megatron_rb.evaluation.value_scores import read_answers
+from megatron_rb.data.answer_file import read_answers
 
 ROOT = Path("runs/demo")
 PARITY_SAMPLES = 6

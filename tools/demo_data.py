@@ -8,9 +8,9 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_rb.spatial.builders import TASKS, write_split
+from megatron_rb.builders.build import TASKS, write_split
+from megatron_rb.builders.rows import DEMO_TASKS, SampleMix
 from megatron_rb.spatial.points import ImageSize
-from megatron_rb.spatial.rows import DEMO_TASKS, SampleMix
 
 
 def main(argv: list[str]) -> int:

@@ -44,8 +44,8 @@ def _kernels(config: Config, as_json: bool) -> int:
     platform.set_device(0)
     install_mcore_shims(platform)  # before anything imports megatron-core
 
-    from megatron_rb.evaluation.kernel_report import kernel_report, report_text
-    from megatron_rb.models.robobrain.build import DTYPES
+    from megatron_rb.models.build import DTYPES
+    from megatron_rb.models.kernel_report import kernel_report, report_text
 
     dtype = DTYPES[config.model.dtype]
     rows = kernel_report(platform, dtype, config.model.layers, vars(config.kernels))

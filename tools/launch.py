@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
+from megatron_rb.app.planning import maybe_plan, memory_forecast
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import derive
 from megatron_rb.launch.actions import dry_run, run
 from megatron_rb.launch.main import OF_A_RUN, act_on_run, split_words, sweep_of
 from megatron_rb.launch.prepare import build_job, check_paths
 from megatron_rb.launch.sweep import launch_sweep
-from megatron_rb.models.robobrain.config import load_shape
-from megatron_rb.models.robobrain.foreign import foreign_kind
-from megatron_rb.train.planning import maybe_plan, memory_forecast
+from megatron_rb.shapes.foreign import foreign_kind
+from megatron_rb.shapes.shape import load_shape
 
 
 def main(argv: list[str]) -> int:

@@ -13,7 +13,7 @@ from megatron_rb.launch.workers import start_workers
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 
-WORKER = "megatron_rb.evaluation.parity_worker"
+WORKER = "megatron_rb.parity.worker"
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     install_mcore_shims(get_platform("auto"))
 
-    from megatron_rb.evaluation.parity_report import print_report, run_parity
+    from megatron_rb.parity.report import print_report, run_parity
 
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         ours, rows = run_parity(

@@ -6,11 +6,11 @@ import argparse
 import time
 from pathlib import Path
 
-from megatron_rb.evaluation.plan_report import write_report
+from megatron_rb.app.planning import build_task, read_request
+from megatron_rb.bench.plan.published import write_report
 from megatron_rb.planner.report import settings_text, table, write_json
 from megatron_rb.planner.search import plan
 from megatron_rb.planner.timeline import draw_timeline
-from megatron_rb.train.planning import build_task, read_request
 
 
 def main(argv: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_rb.train.main import main as train
+from megatron_rb.app.main import main as train
 
 
 def main(argv: list[str]) -> int:

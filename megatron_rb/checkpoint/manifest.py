@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from megatron_rb.models.robobrain.foreign import foreign_kind
+from megatron_rb.shapes.foreign import foreign_kind
 
 FORMAT = 1
 MANIFEST = "checkpoint.json"

@@ -23,7 +23,7 @@ from megatron_rb.data.packing import Budget
 from megatron_rb.data.processor import build_processor
 from megatron_rb.data.prompt import build_template
 from megatron_rb.data.tokenizer import build_tokenizer, check_tokens
-from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.shapes.shape import RoboBrainShape
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _key(encoder: SampleEncoder, files: Sequence[str], rules: IndexRules) -> str
         "files": [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files if Path(file).is_file()],
         "rules": asdict(rules),
         "tokenizer": encoder.tokenizer.fingerprint,
-        "processor": asdict(encoder.processor),
+        "processor": encoder.processor.description(),
         "template": [encoder.template.source, dict(encoder.template.variables), encoder.template.system_prompt],
         "video": [encoder.video_fps, encoder.max_video_frames],
         "turns": [encoder.loss_turns, encoder.box_text],

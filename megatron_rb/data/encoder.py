@@ -18,6 +18,7 @@ from megatron_rb.data.processor import VisionProcessor
 from megatron_rb.data.prompt import ChatTemplate, Piece
 from megatron_rb.data.sample import EncodedSample, VisionGrid
 from megatron_rb.data.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, VISION_END, VISION_START, Tokenizer
+from megatron_rb.shapes.families import VideoTime
 
 NO_LOSS = -100
 PADS = re.compile("|".join(map(re.escape, (IMAGE_TOKEN, VIDEO_TOKEN))))
@@ -112,7 +113,7 @@ class SampleEncoder:
     def _frames(self, ref: MediaRef, info: MediaInfo) -> list[int]:
         limits = self.processor.video_limits
         rule = FrameRule(
-            self.processor.family,
+            self.processor.family.videos.whole_patches,
             self.video_fps,
             limits.min_frames,
             min(limits.max_frames, self.max_video_frames),
@@ -136,7 +137,7 @@ class SampleEncoder:
         images = [place for place, ref in enumerate(conversation.media) if ref.kind == "image"]
         sizes = [(infos[place].width, infos[place].height) for place in images]
         seen = [(shown[place].grid.w * side, shown[place].grid.h * side) for place in images]
-        writer = BoxWriter(self.processor.family == "qwen3_vl", self.box_text)
+        writer = BoxWriter(self.processor.family.boxes_in_thousandths, self.box_text)
         return replace(conversation, turns=writer.written(conversation.turns, sizes, seen))
 
     def _check_length(self, pieces: Sequence[Piece], max_tokens: int | None) -> None:
@@ -206,11 +207,13 @@ class SampleEncoder:
 
     def _show_video(self, ref: MediaRef, info: MediaInfo) -> _Shown:
         frames, depth = self._frames(ref, info), self.processor.temporal_patch_size
-        if self.processor.family == "qwen2_5_vl":
-            seconds = shown_second_per_grid(info, frames, clip_of(info, ref.options), depth)
+        time = self.processor.family.video_time
+        if time is not VideoTime.TEXT:
+            counted = time is VideoTime.POSITIONS
+            seconds = shown_second_per_grid(info, frames, clip_of(info, ref.options), depth) if counted else 0.0
             grid = self.processor.video_grid(len(frames), info.height, info.width, seconds, ref.options)
             return _Shown(VIDEO_TOKEN, grid, VIDEO_TOKEN, self.processor.num_tokens(grid))
-        # Qwen3-VL writes the time of each temporal patch. transformers replaces the placeholder alone, so the start and
+        # The time of each temporal patch is written. transformers replaces the placeholder alone, so the start and
         # end that the template writes stay around all of it.
         grid = self.grid(ref, info)
         blocks = [

@@ -18,8 +18,9 @@ from megatron_rb.data.problems import BadSample
 class FrameRule:
     """How a video is sampled."""
 
-    family: str
-    """`qwen2_5_vl` or `qwen3_vl`."""
+    whole_patches: bool
+    """The number of frames is a multiple of the temporal patch, and frames are taken at equal steps from the first;
+    otherwise first and last are taken and any number in between."""
     fps: float
     """Frames per second taken from a video file."""
     min_frames: int
@@ -34,7 +35,7 @@ def sample_file(total: int, fps: float, rule: FrameRule) -> list[int]:
         BadSample: the file has fewer frames than one temporal patch.
     """
     wanted = total / fps * rule.fps
-    if rule.family == "qwen3_vl":
+    if not rule.whole_patches:
         count = min(max(int(wanted), rule.min_frames), rule.max_frames, total)
         _require_frames(count, rule)
         return _spread(total, count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,11 @@ from PIL import Image
 from megatron_rb.data.media_options import NO_OPTIONS, MediaOptions
 from megatron_rb.data.resize import SizeRule, image_target, video_target
 from megatron_rb.data.sample import VisionGrid
-from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.shapes.families import CLIP_MEAN, CLIP_STD, Family
+from megatron_rb.shapes.shape import RoboBrainShape
 
-CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-# What the processor classes of transformers assume for a field that their file leaves out: images, videos by family.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "image": {"size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, **CLIP},
-    "qwen2_5_vl": {"size": {"shortest_edge": 128 * 784, "longest_edge": 768 * 784}, **CLIP},
-    "qwen3_vl": {"size": {"shortest_edge": 128 * 1024, "longest_edge": 768 * 1024}, **HALF},
-}
+IMAGE_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+"""What the image processor class of transformers assumes for a size that its file leaves out; all families have it."""
 BICUBIC = 3
 
 
@@ -62,8 +57,7 @@ class VideoLimits:
 class VisionProcessor:
     """Sizes and values of patches, as the processors of transformers make them."""
 
-    family: str
-    """`qwen2_5_vl` or `qwen3_vl`."""
+    family: Family
     patch_size: int
     temporal_patch_size: int
     merge_size: int
@@ -72,6 +66,11 @@ class VisionProcessor:
     image_colours: Colours
     video_colours: Colours
     video_limits: VideoLimits
+
+    def description(self) -> dict[str, Any]:
+        """All that patches depend on, JSON-able."""
+        plain = asdict(replace(self, family=None))  # type: ignore[arg-type]
+        return plain | {"family": self.family.name}
 
     @property
     def patch_dim(self) -> int:
@@ -147,7 +146,7 @@ def build_processor(
     for name, settings in (("image", images), ("video", videos)):
         _check(settings, geometry, f"the {name} processor in {folder}")
     factor = vision.patch_size * vision.spatial_merge_size
-    image_size = _size_rule(images, DEFAULTS["image"]["size"], factor)
+    image_size = _size_rule(images, IMAGE_PIXELS, factor)
     image_size = replace(
         image_size,
         min_pixels=min_pixels or image_size.min_pixels,
@@ -158,14 +157,15 @@ def build_processor(
             f"the smallest image area {image_size.min_pixels} is above the largest {image_size.max_pixels}; "
             f"set data.min_pixels too"
         )
-    defaults = DEFAULTS[shape.family]
+    defaults = shape.traits.videos
+    video_pixels = {"shortest_edge": defaults.shortest_edge, "longest_edge": defaults.longest_edge}
     return VisionProcessor(
-        family=shape.family,
+        family=shape.traits,
         **geometry,
         image_size=image_size,
-        video_size=replace(_size_rule(videos, defaults["size"], factor), clip=shape.family == "qwen3_vl"),
-        image_colours=_colours(images, DEFAULTS["image"]),
-        video_colours=_colours(videos, defaults),
+        video_size=replace(_size_rule(videos, video_pixels, factor), clip=defaults.whole_clip),
+        image_colours=_colours(images, CLIP_MEAN, CLIP_STD),
+        video_colours=_colours(videos, defaults.mean, defaults.std),
         video_limits=VideoLimits(videos.get("min_frames") or 4, videos.get("max_frames") or 768),
     )
 
@@ -214,11 +214,11 @@ def _size_rule(settings: dict[str, Any], default: dict[str, int], factor: int) -
     )
 
 
-def _colours(settings: dict[str, Any], default: dict[str, Any]) -> Colours:
+def _colours(settings: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...]) -> Colours:
     return Colours(
         scale=settings.get("rescale_factor") or 1 / 255,
-        mean=tuple(settings.get("image_mean") or default["mean"]),
-        std=tuple(settings.get("image_std") or default["std"]),
+        mean=tuple(settings.get("image_mean") or mean),
+        std=tuple(settings.get("image_std") or std),
     )
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from megatron_rb.data.answer_file import write_whole
 from megatron_rb.evaluation import tracespatial
-from megatron_rb.evaluation.answer_file import write_whole
 
 QUESTION_TYPES = {
     "pointing": "pointing",

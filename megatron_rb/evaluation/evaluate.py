@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_rb.data.answer_file import write_whole
 from megatron_rb.data.media import shown_size
 from megatron_rb.data.problems import BadSample
-from megatron_rb.evaluation.answer_file import write_whole
 from megatron_rb.evaluation.benchmark_files import (
     Usage,
     expand_inferences,

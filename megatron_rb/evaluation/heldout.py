@@ -11,9 +11,9 @@ from megatron_rb.config.schema import DataConfig
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.evaluation.pointing import constant_token_loss
-from megatron_rb.models.robobrain.config import load_shape
-from megatron_rb.models.robobrain.inputs import IGNORED
+from megatron_rb.models.inputs import IGNORED
+from megatron_rb.scores.pointing import constant_token_loss
+from megatron_rb.shapes.shape import load_shape
 
 
 def constant_loss(settings: DataConfig, hf_folder: str, ledger: Path) -> float:

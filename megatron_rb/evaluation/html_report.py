@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from megatron_rb.data.answer_file import write_whole
 from megatron_rb.data.media import load_picture
 from megatron_rb.data.problems import BadSample
 from megatron_rb.evaluation import tracespatial, truth
-from megatron_rb.evaluation.answer_file import write_whole
 from megatron_rb.evaluation.benchmark_files import image_paths
 from megatron_rb.evaluation.scoring import HALF, Scored
 from megatron_rb.evaluation.truth import Parse

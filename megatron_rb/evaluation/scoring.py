@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from megatron_rb.evaluation import tracespatial, truth
-from megatron_rb.evaluation.answer_metrics import (
+from megatron_rb.evaluation.truth import Coordinates, Question
+from megatron_rb.scores.answer_metrics import (
     IOU_THRESHOLDS,
     box_iou,
     iou_at,
@@ -21,9 +22,8 @@ from megatron_rb.evaluation.answer_metrics import (
     ratio_success,
     read_plan,
 )
-from megatron_rb.evaluation.pointing import box_in_mask, flagevalmm_in_mask, point_in_mask
-from megatron_rb.evaluation.trace_metrics import discrete_frechet, hausdorff, rmse_resampled, rmse_shared
-from megatron_rb.evaluation.truth import Coordinates, Question
+from megatron_rb.scores.pointing import box_in_mask, flagevalmm_in_mask, point_in_mask
+from megatron_rb.scores.trace_metrics import discrete_frechet, hausdorff, rmse_resampled, rmse_shared
 from megatron_rb.spatial.answers import AnswerProblem, parse_points, parse_points_with_depth
 from megatron_rb.spatial.points import GRID
 from megatron_rb.spatial.text_answers import parse_length, parse_number

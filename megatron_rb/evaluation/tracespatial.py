@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from megatron_rb.evaluation.trace3d import OrientedBox, TraceScene, build_scene, last_points, score_trace
-from megatron_rb.evaluation.trace_metrics import EVEN_POINTS, discrete_frechet, hausdorff, rmse_resampled
+from megatron_rb.scores.trace3d import OrientedBox, TraceScene, build_scene, last_points, score_trace
+from megatron_rb.scores.trace_metrics import EVEN_POINTS, discrete_frechet, hausdorff, rmse_resampled
 from megatron_rb.spatial.camera import resolution_problem
 from megatron_rb.spatial.points import GRID, ImageSize
 from megatron_rb.spatial.prompts import OBJECT_TRACE, format_points_with_depth

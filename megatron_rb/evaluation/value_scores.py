@@ -14,7 +14,7 @@ import numpy as np
 from megatron_rb.data.hop_file import path_from, store_frames
 from megatron_rb.data.media import load_picture
 from megatron_rb.data.problems import BadSample, refusing_the_unexpected
-from megatron_rb.evaluation.value_metrics import evaluation_frames, spearman, voc_minus, voc_plus
+from megatron_rb.scores.value_metrics import evaluation_frames, spearman, voc_minus, voc_plus
 from megatron_rb.value.answers import parse_score
 from megatron_rb.value.episodes import BadEpisode, KeyFramedEpisode, read_key_framed
 from megatron_rb.value.label import cameras_of, question_rows
@@ -128,27 +128,6 @@ def curves_of(
     )
 
 
-def read_answers(path: Path) -> dict[str, str]:
-    """Recorded answers by id from jsonl or a JSON list of `{"question_id" or "id", "answer"}`.
-
-    Several tries at one question (`"answer": {"inference_0": ...}`) get ids of their own, `<id>_inference_0`.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
-        answers: dict[str, str] = {}
-        for row in rows:
-            key, answer = str(row.get("question_id", row.get("id"))), row.get("answer")
-            tries = answer if isinstance(answer, dict) else {}
-            answers |= {f"{key}_{name}": _text(said) for name, said in tries.items()} or {key: _text(answer)}
-        return answers
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f'{path} is not a list of {{"question_id": ..., "answer": ...}}: {error}') from error
-
-
 def read_curves(file: Path) -> list[dict[str, Any]]:
     """Lines that `rb value score` wrote.
 
@@ -167,11 +146,6 @@ def read_curves(file: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{file}:{number} lacks {', '.join(missing)}; rb value score writes such files")
         curves.append(entry)
     return curves
-
-
-def _text(answer: Any) -> str:
-    """As it was said, without halves of surrogate pairs, which no file can hold; nothing said is an empty answer."""
-    return "" if answer is None else str(answer).encode(errors="replace").decode()
 
 
 def plot_curves(entry: Mapping[str, Any], pictures: Sequence[Path], out: Path) -> None:

@@ -273,6 +273,7 @@ def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         "silu": F.silu,
         "gelu": F.gelu,
         "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
         "relu": F.relu,
     }
     if name not in known:

@@ -12,9 +12,9 @@ from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import SampleSource, StepLoader
 from megatron_rb.data.packing import Budget
 from megatron_rb.data.padding import PaddingPolicy, Size, largest_micro_batch
-from megatron_rb.models.robobrain.config import RoboBrainShape
 from megatron_rb.parallel.groups import Place
 from megatron_rb.platform import Platform
+from megatron_rb.shapes.shape import RoboBrainShape
 from megatron_rb.tasks.sft import SupervisedFineTuning
 from megatron_rb.tasks.value import ValueEstimation
 from megatron_rb.train.allocator import start_memory_anew

@@ -20,7 +20,7 @@ from megatron_rb.data.packing import Budget, plan_step, share_out
 from megatron_rb.data.padding import NO_PADDING, PaddingPlan, PaddingPolicy, Size, plan_sizes
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
-from megatron_rb.models.robobrain.inputs import IGNORED, MicroBatch, build_micro_batch, pinned
+from megatron_rb.models.inputs import IGNORED, MicroBatch, build_micro_batch, pinned
 from megatron_rb.parallel import groups
 from megatron_rb.train.step import Runner, loss_pass, train_pass
 from megatron_rb.train.task import StepBatches

@@ -15,8 +15,7 @@ from megatron_rb.checkpoint.manifest import is_checkpoint
 from megatron_rb.config.schema import Config, FreezeConfig, RecomputeConfig
 from megatron_rb.kernels.dispatch import KernelRequests
 from megatron_rb.layout import PipelineLayout
-from megatron_rb.models.layer_choice import select_layers
-from megatron_rb.models.robobrain.build import (
+from megatron_rb.models.build import (
     ModelOptions,
     build_stages,
     fill_weights,
@@ -24,11 +23,12 @@ from megatron_rb.models.robobrain.build import (
     part_of,
     random_weights,
 )
-from megatron_rb.models.robobrain.config import RoboBrainShape, model_fingerprint
-from megatron_rb.models.robobrain.foreign import foreign_kind
-from megatron_rb.models.robobrain.stage import Recompute, RoboBrainStage
+from megatron_rb.models.layer_choice import select_layers
+from megatron_rb.models.stage import Recompute, RoboBrainStage
 from megatron_rb.parallel.groups import Place
 from megatron_rb.platform import Platform
+from megatron_rb.shapes.foreign import foreign_kind
+from megatron_rb.shapes.shape import RoboBrainShape, model_fingerprint
 from megatron_rb.train.gradients import gradient_finalizer, tie_embeddings
 from megatron_rb.train.optimizer import build_optimizer, ddp_config
 

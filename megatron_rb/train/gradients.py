@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron.core.distributed.finalize_model_grads import _allreduce_non_tensor_model_parallel_grads
 
 from megatron_rb.layout import Kind, PipelineLayout
-from megatron_rb.models.robobrain.stage import RoboBrainStage
+from megatron_rb.models.stage import RoboBrainStage
 from megatron_rb.parallel import groups
 
 

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_rb.config.failures import NotFinite
-from megatron_rb.models.robobrain.build import ModelPart, part_of
-from megatron_rb.models.robobrain.inputs import MicroBatch
+from megatron_rb.models.build import ModelPart, part_of
+from megatron_rb.models.inputs import MicroBatch
 from megatron_rb.parallel.groups import Place
 from megatron_rb.train.gradients import main_grad
 from megatron_rb.train.totals import StepTotals

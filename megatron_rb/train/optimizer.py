@@ -12,7 +12,7 @@ from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePred
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
 from megatron_rb.config.schema import Config, OptimizerConfig, ParallelConfig
-from megatron_rb.models.robobrain.build import MODEL_PARTS, ModelPart, part_of
+from megatron_rb.models.build import MODEL_PARTS, ModelPart, part_of
 
 
 def lr_ratio(settings: OptimizerConfig, part: ModelPart) -> float:

@@ -16,16 +16,16 @@ from megatron.core import tensor_parallel
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
+from megatron_rb.capture.step_capture import StepCapture
 from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.checkpoint.sharded import TrainingState
 from megatron_rb.config.schema import Config
 from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.record import EvalRecord, StepRecord
 from megatron_rb.metrics.writers import Writer
-from megatron_rb.models.robobrain.inputs import MicroBatch
+from megatron_rb.models.inputs import MicroBatch
 from megatron_rb.parallel.groups import Place
 from megatron_rb.platform import Platform
-from megatron_rb.train.capture.capture import StepCapture
 from megatron_rb.train.guard import Finding, UpdateGuard, check_state, find_not_finite
 from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer

@@ -9,7 +9,7 @@ from typing import Any
 from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_rb.config.schema import OptimizerConfig, ScheduleConfig
-from megatron_rb.models.robobrain.build import MODEL_PARTS
+from megatron_rb.models.build import MODEL_PARTS
 from megatron_rb.train.optimizer import lr_ratio
 
 DECAYS = ("cosine", "linear", "constant")

@@ -13,11 +13,11 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_rb.models.inputs import MicroBatch, to_device
 from megatron_rb.models.language.blocks import HeadOutput
-from megatron_rb.models.robobrain.config import RoboBrainShape
-from megatron_rb.models.robobrain.inputs import MicroBatch, to_device
-from megatron_rb.models.robobrain.stage import RoboBrainStage
+from megatron_rb.models.stage import RoboBrainStage
 from megatron_rb.parallel.groups import Place
+from megatron_rb.shapes.shape import RoboBrainShape
 
 Results = list[dict[str, torch.Tensor]]
 """Sums per micro-batch on ranks with the head, else nothing."""

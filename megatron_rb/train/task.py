@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from megatron_rb.models.robobrain.inputs import MicroBatch
+from megatron_rb.models.inputs import MicroBatch
 
 
 @dataclass(frozen=True)

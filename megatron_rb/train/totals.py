@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from megatron_rb.models.robobrain.inputs import MicroBatch
+from megatron_rb.models.inputs import MicroBatch
 from megatron_rb.parallel.groups import Place
 
 

@@ -8,43 +8,36 @@ import pytest
 
 from tests.architecture.source_tree import Source, sources
 
-LEVELS = {
-    "train.main": 6,
-    "train.capture_main": 6,
-    "cli": 6,
-    "train.assemble": 6,
-    "tasks": 5,
-    "evaluation": 5,
-    "train": 4,
-    "checkpoint": 3,
-    "models": 2,
-    "data": 2,
-    "parallel": 1,
-    "planner": 1,
-    "kernels": 1,
-    "metrics": 1,
-    "spatial": 1,
-    "value": 1,
-    "config": 0,
-    "platform": 0,
-    "layout": 0,
-}
-"""Most specific name first; a room imports its own level and lower ones."""
+FLOORS = (
+    ("config", "platform", "layout", "shapes"),
+    ("parallel", "planner", "kernels", "metrics", "spatial", "value"),
+    ("data", "builders", "scores"),
+    ("models",),
+    ("checkpoint", "capture"),
+    ("train",),
+    ("generation",),
+    ("tasks", "evaluation", "parity", "comparison"),
+    ("app",),
+    ("bench", "cli"),
+)
+"""The ground floor first. A room imports its own floor and lower ones."""
+LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+BESIDE = ("launch", "tools", "conf")
 
 ONLY_IN = [
     (("torch.cuda", "torch.musa", "torch_musa"), ("platform", "kernels")),
     (("megatron.core.parallel_state", "megatron.core.mpu"), ("parallel",)),
     (("megatron.training", "megatron.legacy"), ()),
-    (("hydra", "omegaconf"), ("config", "cli", "train.main")),
+    (("hydra", "omegaconf"), ("config", "cli", "app")),
     (("transformers",), ("data", "checkpoint.hf", "tools")),
     (("triton",), ("kernels",)),
-    (("os.environ", "os.getenv", "os.putenv"), ("platform", "parallel", "launch")),
+    (("os.environ", "os.getenv", "os.putenv"), ("platform", "parallel", "launch", "bench.launch")),
 ]
 
 
-def level_of(room: str) -> int | None:
-    """None for what stands beside the levels."""
-    return next((LEVELS[name] for name in LEVELS if room == name or room.startswith(name + ".")), None)
+def level_of(module: str) -> int | None:
+    """None for what stands beside the floors."""
+    return LEVELS.get(module.partition(".")[0])
 
 
 def own_imports(source: Source) -> set[str]:
@@ -53,7 +46,7 @@ def own_imports(source: Source) -> set[str]:
 
 
 def test_every_room_has_a_place():
-    rooms = {source.room for source in sources() if source.room and not source.is_in("launch", "tools", "conf", "cli")}
+    rooms = {source.room for source in sources() if source.room and not source.is_in(*BESIDE)}
     assert [room for room in rooms if level_of(room) is None] == []
 
 
@@ -74,13 +67,12 @@ def test_launch_knows_the_config_and_the_standard_library_only():
         if source.is_in("launch")
         for name in source.imports
         if name.split(".")[0] not in sys.stdlib_module_names
-        and not name.startswith(("megatron_rb.config.", "megatron_rb.launch.", "jinja2"))
-        and name not in ("megatron_rb.config", "megatron_rb.launch")
+        and not name.startswith(("megatron_rb.config", "megatron_rb.layout", "megatron_rb.launch", "jinja2"))
     ]
     assert foreign == []
 
 
-@pytest.mark.parametrize("room", ["layout", "planner", "config", "launch", "spatial", "value"])
+@pytest.mark.parametrize("room", ["layout", "planner", "config", "shapes", "launch", "spatial", "value"])
 def test_pure_rooms_do_without_torch(room: str):
     assert [source.room for source in sources() if source.is_in(room) and source.uses("torch", "megatron")] == []
 
@@ -91,8 +83,7 @@ def test_library_stays_in_its_rooms(names: tuple[str, ...], rooms: tuple[str, ..
 
 
 def test_product_does_not_import_its_tests():
-    """`rb bench launch` is the one that still measures with what the tests have."""
-    assert [source.room for source in sources() if source.uses("tests")] == ["tools._bench_launch"]
+    assert [source.room for source in sources() if source.uses("tests")] == []
 
 
 def calls_at_import(tree: ast.AST) -> set[str]:
@@ -120,6 +111,39 @@ def test_no_module_chooses_a_platform_at_import():
 
 def test_imports_are_absolute():
     assert [source.room for source in sources() if any(name.startswith(".") for name in source.imports)] == []
+
+
+def rooms_imported() -> dict[str, set[str]]:
+    """Rooms, with the folders in them as rooms of their own beside what lies directly in a room: `models`,
+    `models.vision`, ... An import between a room and a folder in it is an import within the room."""
+    graph: dict[str, set[str]] = {}
+    for source in sources():
+        here = room_of(source.room)
+        for name in own_imports(source):
+            there = room_of(name)
+            if there and there != here and not (there.startswith(here + ".") or here.startswith(there + ".")):
+                graph.setdefault(here, set()).add(there)
+    return graph
+
+
+def room_of(module: str) -> str:
+    folders = {source.room for source in sources() if source.path.name == "__init__.py"}
+    while module and module not in folders and module.partition(".")[2]:
+        module = module.rpartition(".")[0]
+    return module
+
+
+def test_rooms_form_no_circle():
+    graph = rooms_imported()
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these rooms import each other: {' -> '.join(error.args[1])}")
+    assert len(graph) > 25
+
+
+def test_nothing_imports_the_tests():
+    assert [source.room for source in sources() if source.uses("tests")] == []
 
 
 def test_modules_form_no_cycle():

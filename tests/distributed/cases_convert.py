@@ -15,16 +15,16 @@ import torch.distributed as dist  # noqa: E402
 from megatron_rb.checkpoint.hf.reader import HFReader  # noqa: E402
 from megatron_rb.checkpoint.manager import load_weights, save_weights  # noqa: E402
 from megatron_rb.checkpoint.sharded import model_state  # noqa: E402
-from megatron_rb.models.layers import LocalLayers  # noqa: E402
-from megatron_rb.models.robobrain.balance import default_layout  # noqa: E402
-from megatron_rb.models.robobrain.build import (  # noqa: E402
+from megatron_rb.models.build import (  # noqa: E402
     ModelOptions,
     build_stages,
     fill_weights,
     named_parameters,
 )
-from megatron_rb.models.robobrain.config import load_shape, model_fingerprint  # noqa: E402
+from megatron_rb.models.layers import LocalLayers  # noqa: E402
 from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group  # noqa: E402
+from megatron_rb.shapes.balance import default_layout  # noqa: E402
+from megatron_rb.shapes.shape import load_shape, model_fingerprint  # noqa: E402
 
 
 def load_and_save(models: list[dict[str, str]]) -> list[dict]:

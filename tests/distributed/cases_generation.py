@@ -15,7 +15,7 @@ ANSWER_WORDS = 6
 
 def prompts_of(shape, seed: int):
     """Drawn samples without their answers: text only, an image, several, a video, both."""
-    from megatron_rb.evaluation.parity_samples import draw_samples
+    from megatron_rb.parity.samples import draw_samples
 
     samples = draw_samples(shape, seed)
     return [replace(s, input_ids=s.input_ids[:-ANSWER_WORDS], labels=s.labels[:-ANSWER_WORDS]) for s in samples]
@@ -24,10 +24,10 @@ def prompts_of(shape, seed: int):
 def generation(cases: list[dict]) -> list[dict]:
     """Every case: `hf`, `layout`, `tp`, `pp`, `sp`, `batch`, `eos`, `tokens`, sampling. Rank 0 returns all answers."""
     platform = adapted_cpu()
-    from megatron_rb.evaluation.generation import AnswerLimits, Generator
-    from megatron_rb.evaluation.generation_spec import Sampling
+    from megatron_rb.generation.generator import AnswerLimits, Generator
+    from megatron_rb.generation.spec import Sampling
+    from megatron_rb.models.build import ModelOptions, build_stages
     from megatron_rb.models.layers import LocalLayers
-    from megatron_rb.models.robobrain.build import ModelOptions, build_stages
     from megatron_rb.train.build import initialise
 
     results = []
@@ -71,7 +71,7 @@ def _uncached_difference(stages, shape, place, prompts, answers, seen, case) -> 
     """Largest difference between the logits of every pass and those of the whole sequence at once."""
     import numpy as np
 
-    from megatron_rb.models.robobrain.inputs import build_micro_batch
+    from megatron_rb.models.inputs import build_micro_batch
     from megatron_rb.train.step import Runner, logits_pass
 
     runner = Runner(stages, shape, place, torch.device("cpu"))

@@ -20,11 +20,11 @@ def capture(cases: list[dict], folder: str) -> bool:
     samples), `packed` (all samples in one micro-batch) and `plant` (name and arguments of a function below).
     """
     platform = adapted_cpu()
+    from megatron_rb.capture.step_capture import StepCapture
     from megatron_rb.config.schema import CaptureConfig, Config, KernelsConfig
-    from megatron_rb.evaluation.parity_samples import draw_samples
-    from megatron_rb.models.robobrain.config import model_fingerprint
+    from megatron_rb.parity.samples import draw_samples
+    from megatron_rb.shapes.shape import model_fingerprint
     from megatron_rb.train.build import build_trainable
-    from megatron_rb.train.capture.capture import StepCapture
     from megatron_rb.train.step import Runner, train_pass
 
     for case, shape, layout, place in each_layout(cases, platform):

@@ -22,9 +22,9 @@ def transformer_engine_parity(cases: list[dict], folder: str) -> list[dict]:
 def parity(cases: list[dict], folder: str, layers: str = "local") -> list[dict]:
     """Every case: `hf`, `layout`, `tp`, `pp`, `cp`, `sp`, `packed`. Rank 0 returns what was compared."""
     platform = adapted_cpu()
-    from megatron_rb.evaluation.parity import compare, default_packs, first_parting, merge_traces, run_stack
-    from megatron_rb.evaluation.parity_samples import draw_samples
     from megatron_rb.models.layer_choice import select_layers
+    from megatron_rb.parity.samples import draw_samples
+    from megatron_rb.parity.stack import compare, default_packs, first_parting, merge_traces, run_stack
 
     results = []
     for case, shape, layout, place in each_layout(cases, platform):

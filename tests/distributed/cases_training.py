@@ -31,8 +31,8 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
     from megatron_rb.checkpoint.sharded import TrainingState
     from megatron_rb.config.schema import Config
     from megatron_rb.data.padding import Size
-    from megatron_rb.evaluation.parity_samples import draw_samples
-    from megatron_rb.models.robobrain.config import model_fingerprint
+    from megatron_rb.parity.samples import draw_samples
+    from megatron_rb.shapes.shape import model_fingerprint
     from megatron_rb.train.build import build_trainable
     from megatron_rb.train.schedule import LearningRateSchedule
     from megatron_rb.train.step import Runner, train_pass

@@ -25,8 +25,8 @@ def each_layout(cases: Sequence[dict[str, Any]], platform: Platform) -> Iterator
     from megatron_rb.launch.job import JobSpec
     from megatron_rb.launch.topology import rank_table
     from megatron_rb.layout import parse_layout
-    from megatron_rb.models.robobrain.config import load_shape
     from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
+    from megatron_rb.shapes.shape import load_shape
 
     start_process_group(platform, 2.0)
     for case in cases:
@@ -43,8 +43,8 @@ def each_layout(cases: Sequence[dict[str, Any]], platform: Platform) -> Iterator
 
 def micro_batches(packs: Sequence[Sequence[Any]], shape, place, sequence_parallel: bool, **options: Any) -> list[Any]:
     """This rank's share of packs of samples; `options` go to `build_micro_batch`."""
-    from megatron_rb.evaluation.parity import share_packs
-    from megatron_rb.models.robobrain.inputs import build_micro_batch
+    from megatron_rb.models.inputs import build_micro_batch
+    from megatron_rb.parity.stack import share_packs
 
     share = share_packs(packs, place)
     return [

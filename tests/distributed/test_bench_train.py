@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rb.evaluation.train_benchmark.compare import compare
-from megatron_rb.evaluation.train_benchmark.result import SECTIONS, load_result
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.bench.train.compare import compare
+from megatron_rb.bench.train.result import SECTIONS, load_result
+from megatron_rb.shapes.shape import load_shape
 from tests.distributed.forked import run_forked
 from tests.parity.tiny_models import write_model
-from tests.unit.evaluation.train_benchmark.samples import MIX
+from tests.unit.bench.train.samples import MIX
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from megatron_rb.checkpoint.hf.oracle import run_transformers
-from megatron_rb.evaluation.parity_samples import draw_samples
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.parity.samples import draw_samples
+from megatron_rb.shapes.shape import load_shape
 from tests.distributed.forked import REPOSITORY, run_forked
 from tests.parity.tiny_models import write_model
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_rb.builders.build import SampleMix, build_rows
+from megatron_rb.builders.episodes import read_episodes
 from megatron_rb.checkpoint.hf.oracle import load_transformers, model_inputs
-from megatron_rb.evaluation.answering import answer_with_transformers
-from megatron_rb.models.robobrain.config import load_shape
-from megatron_rb.spatial.builders import SampleMix, build_rows
-from megatron_rb.spatial.episodes import read_episodes
+from megatron_rb.generation.answering import answer_with_transformers
+from megatron_rb.shapes.shape import load_shape
 from megatron_rb.tools import demo_model
 from tests.distributed.cases_generation import prompts_of
 from tests.distributed.forked import REPOSITORY, run_forked

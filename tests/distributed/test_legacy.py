@@ -11,7 +11,7 @@ from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.checkpoint.legacy.buffers import Slot, buffer_layouts
 from megatron_rb.checkpoint.legacy.checkpoint import LegacyCheckpoint, read_legacy
 from megatron_rb.checkpoint.storage.tensors import StoredTensor, open_files
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.shapes.shape import load_shape
 from tests.distributed.world import run_world
 from tests.unit.checkpoint.legacy import trees
 from tests.unit.checkpoint.legacy.trees import UNEVEN, VIRTUAL, Tree

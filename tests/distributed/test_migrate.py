@@ -12,7 +12,7 @@ from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
 from megatron_rb.checkpoint.conversion.verify import verify
 from megatron_rb.checkpoint.manifest import find_checkpoint
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.shapes.shape import load_shape
 from tests.distributed.forked import run_forked
 from tests.distributed.world import run_world
 from tests.parity.layouts import context_layouts, layouts

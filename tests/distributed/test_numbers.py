@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rb.builders.build import SampleMix, write_split
 from megatron_rb.checkpoint.hf.tiny import TinySize, conversation_texts, write_tiny_model
 from megatron_rb.launch.status import run_status
-from megatron_rb.spatial.builders import SampleMix, write_split
 from tests.distributed.forked import REPOSITORY, run_forked
 
 

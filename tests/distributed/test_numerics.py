@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from megatron_rb.cli import main
-from megatron_rb.evaluation.compare.captures import open_captures
-from megatron_rb.evaluation.compare.numerics import NumericsComparison, compare_captures
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.comparison.numerics.captures import open_captures
+from megatron_rb.comparison.numerics.comparison import NumericsComparison, compare_captures
+from megatron_rb.shapes.shape import load_shape
 from tests.distributed.test_resume import inputs  # noqa: F401
 from tests.distributed.world import REPOSITORY, run_world
 from tests.parity.tiny_models import write_model

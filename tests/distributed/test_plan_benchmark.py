@@ -1,6 +1,6 @@
 """`rb bench plan` on a very small case: two processes calibrate, plan and step; the parent reads what they wrote."""
 
-from megatron_rb.evaluation.plan_benchmark import HAND_MADE, Case, markdown, run
+from megatron_rb.bench.plan.two_processes import HAND_MADE, Case, markdown, run
 from megatron_rb.layout import parse_layout
 from megatron_rb.tools._bench_plan import start_workers
 

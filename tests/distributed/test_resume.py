@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rb.builders.build import SampleMix, write_split
 from megatron_rb.checkpoint.hf.tiny import TinySize, conversation_texts, write_tiny_model
 from megatron_rb.config.schema import DataConfig
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.models.robobrain.config import load_shape
-from megatron_rb.spatial.builders import SampleMix, write_split
+from megatron_rb.shapes.shape import load_shape
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 8

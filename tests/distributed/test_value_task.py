@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rb.spatial.builders import SampleMix, write_split
+from megatron_rb.builders.build import SampleMix, write_split
 from megatron_rb.tools import demo_model
 from tests.distributed.test_demo import rb
 

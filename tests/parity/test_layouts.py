@@ -1,4 +1,4 @@
-"""Logits and gradients equal transformers' for random models of both families under every way of cutting them."""
+"""Logits and gradients equal transformers' for random models of every family under every way of cutting them."""
 
 import pickle
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from megatron_rb.checkpoint.hf.oracle import run_transformers
-from megatron_rb.evaluation.parity_samples import draw_samples
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.parity.samples import draw_samples
+from megatron_rb.shapes.families import FAMILIES
+from megatron_rb.shapes.shape import load_shape
 from tests.distributed.world import run_world
 from tests.parity.layouts import context_layouts, layouts
 from tests.parity.tiny_models import write_model
@@ -24,7 +25,7 @@ def reference(folder, tmp_path):
     return shape
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", list(FAMILIES))
 def test_every_layout_equals_transformers(family, tmp_path):
     cases = []
     for seed in (0, 1, 2):
@@ -44,7 +45,7 @@ def test_every_layout_equals_transformers(family, tmp_path):
 def test_transformer_engine_layers_equal_transformers(tmp_path):
     """Linears, norms and packed attention of Transformer Engine are built and fed right (a stand-in computes them)."""
     cases = []
-    for family in ("qwen3_vl", "qwen2_5_vl"):
+    for family in FAMILIES:
         folder = write_model(tmp_path / family, family, seed=1)
         shape = reference(folder, tmp_path)
         every = layouts(shape.vision.num_layers, shape.text.num_layers)

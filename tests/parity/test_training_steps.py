@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from megatron_rb.checkpoint.hf.oracle import count_labels, load_transformers, model_inputs, sample_loss
-from megatron_rb.evaluation.parity_samples import draw_samples
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.parity.samples import draw_samples
+from megatron_rb.shapes.shape import load_shape
 from tests.distributed.world import run_world
 from tests.parity.layouts import context_layouts, layouts
 from tests.parity.tiny_models import write_model

@@ -1,4 +1,4 @@
-"""Random tiny Hugging Face models of both families, and random samples for them: the oracle of the parity tests."""
+"""Random tiny Hugging Face models of every family, and random samples for them: the oracle of the parity tests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
@@ -94,9 +96,44 @@ def qwen2_5_config(seed: int, **text) -> Qwen2_5_VLConfig:
     )
 
 
+def qwen2_config(seed: int, **text) -> Qwen2VLConfig:
+    """A random small Qwen2-VL: sizes vary with the seed."""
+    draw = np.random.default_rng(seed)
+    hidden = int(draw.choice([64, 96]))
+    head_dim = hidden // 4
+    section = [head_dim // 2 - 2 * (head_dim // 8), head_dim // 8, head_dim // 8]
+    return Qwen2VLConfig(
+        vision_config=dict(
+            depth=int(draw.integers(3, 6)),
+            embed_dim=32,
+            hidden_size=hidden,
+            mlp_ratio=int(draw.choice([2, 3])),
+            num_heads=4,
+            patch_size=4,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+        ),
+        text_config=dict(
+            vocab_size=128,
+            hidden_size=hidden,
+            intermediate_size=96,
+            num_hidden_layers=int(draw.integers(3, 6)),
+            num_attention_heads=4,
+            num_key_value_heads=int(draw.choice([2, 4])),
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": section},
+            rms_norm_eps=1e-6,
+            max_position_embeddings=4096,
+            **text,
+        ),
+        tie_word_embeddings=bool(seed % 2),
+        **SPECIAL,
+    )
+
+
 MODELS = {
     "qwen3_vl": (qwen3_config, Qwen3VLForConditionalGeneration),
     "qwen2_5_vl": (qwen2_5_config, Qwen2_5_VLForConditionalGeneration),
+    "qwen2_vl": (qwen2_config, Qwen2VLForConditionalGeneration),
 }
 
 

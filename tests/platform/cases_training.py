@@ -35,11 +35,11 @@ def _demo_run(platform, settings: list[str], stop: int = 0, dropout: float = 0.0
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    from megatron_rb.app.assemble import assemble
     from megatron_rb.config.compose import load_config
     from megatron_rb.metrics.heartbeat import Heartbeat
     from megatron_rb.parallel.attempt import attempt_from_environment
     from megatron_rb.parallel.groups import destroy_groups
-    from megatron_rb.train.assemble import assemble
     from megatron_rb.train.loop import train
     from tests.distributed.in_turn import detach_chunks
 

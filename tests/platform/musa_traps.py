@@ -115,11 +115,11 @@ def test_everything_of_a_rank_lies_on_its_own_device(platform, tmp_path):
     """On the second one, where a forgotten index means the first. Without a backward pass, since torch's autograd runs
     on one simulated device only."""
     from megatron_rb.config.schema import Config
-    from megatron_rb.evaluation.parity_samples import draw_samples
-    from megatron_rb.models.robobrain.balance import default_layout
-    from megatron_rb.models.robobrain.config import load_shape
-    from megatron_rb.models.robobrain.inputs import build_micro_batch
+    from megatron_rb.models.inputs import build_micro_batch
     from megatron_rb.parallel.groups import Place
+    from megatron_rb.parity.samples import draw_samples
+    from megatron_rb.shapes.balance import default_layout
+    from megatron_rb.shapes.shape import load_shape
     from megatron_rb.train.build import build_trainable
     from megatron_rb.train.step import Runner, logits_pass
     from tests.parity.tiny_models import write_model
@@ -336,10 +336,10 @@ def test_tensors_on_two_devices_do_not_mix(platform):
 def test_what_the_device_cannot_do_is_said_before_training_starts(
     platform, monkeypatch, tmp_path, arch, backends, dtype, words
 ):
+    from megatron_rb.app.assemble import assemble
     from megatron_rb.config.compose import load_config
     from megatron_rb.metrics.heartbeat import Heartbeat
     from megatron_rb.parallel.attempt import attempt_from_environment
-    from megatron_rb.train.assemble import assemble
     from tests.parity.tiny_models import write_model
 
     monkeypatch.setattr(torch.musa, "_arch", arch)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_rb.builders.build import SampleMix, write_split
 from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
 from megatron_rb.checkpoint.hf.tiny import TinySize, conversation_texts, write_tiny_model
-from megatron_rb.evaluation.compare.captures import open_captures
-from megatron_rb.evaluation.compare.numerics import compare_captures
-from megatron_rb.spatial.builders import SampleMix, write_split
+from megatron_rb.comparison.numerics.captures import open_captures
+from megatron_rb.comparison.numerics.comparison import compare_captures
 from tests.distributed.world import REPOSITORY, run_world
 
 LAYOUTS = {

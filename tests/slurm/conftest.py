@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rb.bench.launch.cluster import ClusterOptions, SlurmCluster, unusable_because
+from megatron_rb.bench.launch.runs import REPOSITORY, TinyRun
+from megatron_rb.builders.build import SampleMix, write_split
 from megatron_rb.checkpoint.hf.tiny import TinySize, conversation_texts, write_tiny_model
-from megatron_rb.spatial.builders import SampleMix, write_split
-from tests.slurm.cluster import ClusterOptions, SlurmCluster, unusable_because
-from tests.slurm.runs import REPOSITORY, TinyRun
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from tests.slurm.cluster import wait_for
-from tests.slurm.runs import TinyRun, model_settings
+from megatron_rb.bench.launch.cluster import wait_for
+from megatron_rb.bench.launch.runs import TinyRun, model_settings
 
 NOTE_ENVIRONMENT = f"""#!/bin/bash
 case "$2" in megatron_rb.launch.*) exec {sys.executable} "$@" ;; esac

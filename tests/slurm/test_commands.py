@@ -8,10 +8,10 @@ import time
 
 import pytest
 
+from megatron_rb.bench.launch.cluster import ClusterOptions, wait_for
+from megatron_rb.bench.launch.runs import REPOSITORY, TinyRun, launch, model_settings
 from megatron_rb.launch import slurm
-from tests.slurm.cluster import ClusterOptions, wait_for
 from tests.slurm.conftest import start_cluster
-from tests.slurm.runs import REPOSITORY, TinyRun, launch, model_settings
 
 pytestmark = pytest.mark.timeout(200)
 ONE_NODE = ["cluster=slurm", "cluster.processes_per_node=2"]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.slurm.runs import REPOSITORY
+from megatron_rb.bench.launch.runs import REPOSITORY
 
 pytestmark = pytest.mark.timeout(120)
 

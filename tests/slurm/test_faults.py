@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from tests.slurm.cluster import SlurmCluster, wait_for
-from tests.slurm.runs import TinyRun, same_curve
+from megatron_rb.bench.launch.cluster import SlurmCluster, wait_for
+from megatron_rb.bench.launch.runs import TinyRun
+from tests.slurm.curves import same_curve
 
 pytestmark = pytest.mark.timeout(400)
 ODD = "a 'b'  \"c\" $HOME\n`two` \\ lines é"

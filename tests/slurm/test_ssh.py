@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.slurm.runs import TinyRun, same_curve
+from megatron_rb.bench.launch.runs import TinyRun
+from tests.slurm.curves import same_curve
 
 pytestmark = pytest.mark.timeout(400)
 

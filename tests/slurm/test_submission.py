@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.slurm.cluster import SlurmCluster, wait_for
-from tests.slurm.runs import REPOSITORY
+from megatron_rb.bench.launch.cluster import SlurmCluster, wait_for
+from megatron_rb.bench.launch.runs import REPOSITORY
 from tests.slurm.submissions import NotedRun
 
 pytestmark = pytest.mark.timeout(100)

@@ -17,8 +17,8 @@ from megatron_rb.checkpoint.manifest import read_manifest
 from megatron_rb.checkpoint.megatron_dist.folders import find_megatron_dist, read_megatron_dist
 from megatron_rb.checkpoint.storage.tensors import StoredTensor
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
-from megatron_rb.models.robobrain.config import load_shape
-from megatron_rb.models.robobrain.foreign import adapter_settings, is_adapter
+from megatron_rb.shapes.foreign import adapter_settings, is_adapter
+from megatron_rb.shapes.shape import load_shape
 
 OPTIMIZER = "optimizer.state."
 MODULES = ("vision", "merger", "embedding", "decoder", "head")

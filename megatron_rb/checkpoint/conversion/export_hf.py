@@ -31,7 +31,7 @@ from megatron_rb.checkpoint.hf.table import WeightRule, stored_rules
 from megatron_rb.checkpoint.manifest import check_same_model, find_checkpoint, find_side_files, read_manifest
 from megatron_rb.checkpoint.storage.tensors import StoredTensor, open_files
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
-from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
+from megatron_rb.shapes.shape import RoboBrainShape, load_shape, model_fingerprint
 
 INDEX = "model.safetensors.index.json"
 

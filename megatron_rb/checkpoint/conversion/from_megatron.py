@@ -31,8 +31,8 @@ from megatron_rb.checkpoint.manifest import RESEED, SIDE_FOLDER, is_checkpoint
 from megatron_rb.checkpoint.megatron_dist.folders import find_megatron_dist
 from megatron_rb.checkpoint.storage.tensors import StoredTensor, open_files
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
-from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
-from megatron_rb.models.robobrain.foreign import foreign_kind, is_adapter
+from megatron_rb.shapes.foreign import foreign_kind, is_adapter
+from megatron_rb.shapes.shape import RoboBrainShape, load_shape
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 GROUP_DEFAULTS = {

@@ -26,7 +26,7 @@ from megatron_rb.checkpoint.manifest import SIDE_FOLDER
 from megatron_rb.checkpoint.megatron_dist.folders import MegatronDist, read_megatron_dist
 from megatron_rb.checkpoint.megatron_dist.weights import FoundWeights, find_weights
 from megatron_rb.checkpoint.storage.tensors import open_files
-from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape
+from megatron_rb.shapes.shape import RoboBrainShape, load_shape
 
 
 def convert_torch_dist(

@@ -41,7 +41,7 @@ from megatron_rb.checkpoint.manifest import MANIFEST as CHECKPOINT
 from megatron_rb.checkpoint.storage.restricted import read_torch_file
 from megatron_rb.checkpoint.storage.tensors import StoredTensor, open_files
 from megatron_rb.checkpoint.storage.torch_dist import Blob, read_dist_folder, write_dist_metadata
-from megatron_rb.models.robobrain.config import RoboBrainShape, load_shape, model_fingerprint
+from megatron_rb.shapes.shape import RoboBrainShape, load_shape, model_fingerprint
 
 FILE_BYTES = 1 << 30
 """Size of a finished piece of work: what a stopped conversion loses at most, per thread."""

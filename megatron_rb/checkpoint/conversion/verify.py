@@ -21,7 +21,7 @@ from megatron_rb.checkpoint.hf.tied import check_tied
 from megatron_rb.checkpoint.manifest import find_checkpoint, find_side_files
 from megatron_rb.checkpoint.storage.tensors import FilePool, StoredTensor, open_files
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.shapes.shape import load_shape
 
 MISSING, EXTRA, DTYPE, SHAPE, BYTES, SCALARS = "missing in B", "missing in A", "dtype", "shape", "bytes", "scalars"
 

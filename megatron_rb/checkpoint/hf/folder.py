@@ -17,8 +17,8 @@ from megatron_rb.checkpoint.hf.table import TEXT, stored_rules
 from megatron_rb.checkpoint.storage.restricted import read_torch_file
 from megatron_rb.checkpoint.storage.safetensors_files import read_safetensors
 from megatron_rb.checkpoint.storage.tensors import StoredTensor
-from megatron_rb.models.robobrain.config import RoboBrainShape
-from megatron_rb.models.robobrain.foreign import foreign_kind, is_adapter
+from megatron_rb.shapes.foreign import foreign_kind, is_adapter
+from megatron_rb.shapes.shape import RoboBrainShape
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")

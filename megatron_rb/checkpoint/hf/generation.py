@@ -9,7 +9,7 @@ import torch
 
 from megatron_rb.checkpoint.hf.oracle import load_transformers, model_inputs
 from megatron_rb.data.sample import EncodedSample
-from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.shapes.shape import RoboBrainShape
 
 
 def greedy_answers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_rb.checkpoint.hf.table import TEXT, VISUAL
+from megatron_rb.shapes.families import FAMILIES
 
 
 def canonical_name(name: str) -> str:
@@ -22,12 +23,11 @@ def canonical_name(name: str) -> str:
 def exported_name(canonical: str, family: str) -> str:
     """The name that published folders use and both transformers and serving stacks load.
 
-    Qwen3-VL: the canonical one. Qwen2.5-VL: `visual.*` and `model.*`, as on the hub.
+    Qwen3-VL: the canonical one. Qwen2-VL and Qwen2.5-VL: `visual.*` and `model.*`, as on the hub.
     """
-    if family == "qwen2_5_vl":
-        for prefix, published in ((f"{VISUAL}.", "visual."), (f"{TEXT}.", "model.")):
-            if canonical.startswith(prefix):
-                return published + canonical.removeprefix(prefix)
+    for prefix, published in FAMILIES[family].published_prefixes:
+        if canonical.startswith(prefix):
+            return published + canonical.removeprefix(prefix)
     return canonical
 
 

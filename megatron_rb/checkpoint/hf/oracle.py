@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText
 
 from megatron_rb.checkpoint.hf.table import weight_table
 from megatron_rb.data.sample import EncodedSample
-from megatron_rb.models.robobrain.config import RoboBrainShape
-from megatron_rb.models.robobrain.inputs import IGNORED
+from megatron_rb.models.inputs import IGNORED
+from megatron_rb.shapes.shape import RoboBrainShape
 
 
 @dataclass

@@ -11,7 +11,7 @@ from megatron_rb.checkpoint.hf.table import weight_table
 from megatron_rb.checkpoint.hf.tied import check_tied
 from megatron_rb.checkpoint.storage.block_scales import read_values
 from megatron_rb.checkpoint.storage.tensors import open_files
-from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.shapes.shape import RoboBrainShape
 
 
 class HFReader:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.shapes.shape import RoboBrainShape
 
 VISUAL, TEXT = "model.visual", "model.language_model"
 EMBEDDING, HEAD = "language.embedding.tokens.weight", "language.head.output.weight"
@@ -141,7 +141,7 @@ def _add_patch_embed(table: Table, shape: RoboBrainShape) -> None:
 
 
 def _add_vision_layer(table: Table, shape: RoboBrainShape, native: str, hf: str) -> None:
-    vision = shape.vision
+    vision, names = shape.vision, shape.traits.names
     size, ffn = vision.hidden_size, vision.ffn_hidden_size
     for norm in ("norm1", "norm2"):
         _norm(table, f"{native}.{norm}", f"{hf}.{norm}", size, vision.norm == "layernorm")
@@ -157,24 +157,21 @@ def _add_vision_layer(table: Table, shape: RoboBrainShape, native: str, hf: str)
         _gate_up(table, f"{native}.mlp.linear_fc1", f"{hf}.mlp", ffn, size, True)
         _linear(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.down_proj", size, ffn, True)
     else:
-        _linear(table, f"{native}.mlp.linear_fc1", f"{hf}.mlp.linear_fc1", ffn, size, True)
-        _linear(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.linear_fc2", size, ffn, True)
+        _linear(table, f"{native}.mlp.linear_fc1", f"{hf}.mlp.{names.mlp_fc1}", ffn, size, True)
+        _linear(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.{names.mlp_fc2}", size, ffn, True)
 
 
 def _add_mergers(table: Table, shape: RoboBrainShape) -> None:
     vision = shape.vision
-    if shape.family == "qwen2_5_vl":
-        norm, fc1, fc2 = "ln_q", "mlp.0", "mlp.2"
-    else:
-        norm, fc1, fc2 = "norm", "linear_fc1", "linear_fc2"
+    names = shape.traits.names
     merged = vision.hidden_size * vision.merge_unit
     places = [("vision.merger", f"{VISUAL}.merger", vision.hidden_size)]
     for tap in range(len(vision.deepstack_layers)):
         places.append((f"vision.deepstack.{tap}", f"{VISUAL}.deepstack_merger_list.{tap}", merged))
     for native, hf, normalised in places:
-        _norm(table, f"{native}.norm", f"{hf}.{norm}", normalised, vision.norm == "layernorm")
-        _linear(table, f"{native}.linear_fc1", f"{hf}.{fc1}", merged, merged, True)
-        _linear(table, f"{native}.linear_fc2", f"{hf}.{fc2}", vision.out_hidden_size, merged, True)
+        _norm(table, f"{native}.norm", f"{hf}.{names.merger_norm}", normalised, vision.norm == "layernorm")
+        _linear(table, f"{native}.linear_fc1", f"{hf}.{names.merger_fc1}", merged, merged, True)
+        _linear(table, f"{native}.linear_fc2", f"{hf}.{names.merger_fc2}", vision.out_hidden_size, merged, True)
 
 
 def _add_decoder_layer(table: Table, shape: RoboBrainShape, native: str, hf: str) -> None:

@@ -10,15 +10,9 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel, Qwen2Tokenizer
+
+from megatron_rb.shapes.families import FAMILIES, NEWEST, ExampleSizes, Family
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -63,7 +57,7 @@ CHAT_TEMPLATE = """\
 """
 
 
-BRANCH_ENDS = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "linear_fc2.weight")
+BRANCH_ENDS = ("o_proj.weight", "down_proj.weight", "attn.proj.weight", "linear_fc2.weight", "mlp.fc2.weight")
 
 
 @dataclass(frozen=True)
@@ -96,21 +90,21 @@ class TinySize:
     """Written to the config for whoever draws weights anew; the folder's own weights come from `draw_weights`."""
 
 
-def write_tiny_model(texts: Iterable[str], out: Path, *, family: str = "qwen3_vl", size: TinySize, seed: int) -> int:
+def write_tiny_model(texts: Iterable[str], out: Path, *, family: str = NEWEST, size: TinySize, seed: int) -> int:
     """Write a complete Hugging Face folder whose vocabulary is learnt from `texts`; returns the number of weights.
 
     Raises:
         ValueError: the family is unknown, or `out` holds something already.
     """
-    if family not in _BUILDERS:
-        raise ValueError(f"unknown family {family!r}; choose from {', '.join(_BUILDERS)}")
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}; choose from {', '.join(FAMILIES)}")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; name a new folder or remove it first")
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(texts, size.vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _BUILDERS[family](tokenizer, size)
+        model = _build_model(FAMILIES[family], tokenizer, size)
         draw_weights(model)
     model.generation_config = GenerationConfig(
         do_sample=False,
@@ -119,7 +113,7 @@ def write_tiny_model(texts: Iterable[str], out: Path, *, family: str = "qwen3_vl
     )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    _write_processors(out, _PROCESSORS[family], size)
+    _write_processors(out, FAMILIES[family], model.config.vision_config.patch_size, size)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -197,116 +191,55 @@ def _token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
     }
 
 
-def _text_config(tokenizer: Qwen2Tokenizer, size: TinySize) -> dict[str, Any]:
-    return {
-        "vocab_size": -(-len(tokenizer) // 128) * 128,
-        "hidden_size": size.text_hidden,
-        "intermediate_size": size.text_ffn,
-        "num_hidden_layers": size.text_layers,
-        "num_attention_heads": size.text_heads,
-        "num_key_value_heads": size.text_kv_heads,
-        "max_position_embeddings": 32768,
-        "initializer_range": size.initializer_range,
-        "rms_norm_eps": 1e-6,
-        "bos_token_id": None,
-        "eos_token_id": _token(tokenizer, "<|im_end|>"),
-    }
+def _build_model(family: Family, tokenizer: Qwen2Tokenizer, size: TinySize) -> PreTrainedModel:
+    raw = family.example(_example_sizes(tokenizer, size)) | _token_ids(tokenizer)
+    raw["text_config"] |= {"bos_token_id": None, "eos_token_id": _token(tokenizer, "<|im_end|>")}
+    return AutoModelForImageTextToText.from_config(AutoConfig.for_model(raw.pop("model_type"), **raw))
 
 
-def _build_qwen3(tokenizer: Qwen2Tokenizer, size: TinySize) -> PreTrainedModel:
-    half = size.head_dim // 2
-    text = _text_config(tokenizer, size) | {
-        "head_dim": size.head_dim,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 5_000_000.0,
-            "mrope_section": [half - 2 * (half // 3), half // 3, half // 3],
-            "mrope_interleaved": True,
-        },
-    }
-    vision = {
-        "depth": size.vision_layers,
-        "hidden_size": size.vision_hidden,
-        "intermediate_size": size.vision_ffn,
-        "num_heads": size.vision_heads,
-        "patch_size": 16,
-        "out_hidden_size": size.text_hidden,
-        "num_position_embeddings": size.position_grid_side**2,
-        "deepstack_visual_indexes": list(size.deepstack_layers),
-        "initializer_range": size.initializer_range,
-    }
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **_token_ids(tokenizer))
-    return Qwen3VLForConditionalGeneration(config)
-
-
-def _build_qwen2_5(tokenizer: Qwen2Tokenizer, size: TinySize) -> PreTrainedModel:
-    half = size.text_hidden // size.text_heads // 2
-    text = _text_config(tokenizer, size) | {
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1_000_000.0,
-            "mrope_section": [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8],
-        },
-    }
-    vision = {
-        "depth": size.vision_layers,
-        "hidden_size": size.vision_hidden,
-        "intermediate_size": size.vision_ffn,
-        "num_heads": size.vision_heads,
-        "patch_size": 14,
-        "window_size": 112,
-        "fullatt_block_indexes": list(range(1, size.vision_layers, 2)),
-        "tokens_per_second": 2,
-        "out_hidden_size": size.text_hidden,
-        "initializer_range": size.initializer_range,
-    }
-    config = Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=False, **_token_ids(tokenizer)
+def _example_sizes(tokenizer: Qwen2Tokenizer, size: TinySize) -> ExampleSizes:
+    return ExampleSizes(
+        vision_layers=size.vision_layers,
+        vision_hidden=size.vision_hidden,
+        vision_heads=size.vision_heads,
+        vision_ffn=size.vision_ffn,
+        text_layers=size.text_layers,
+        text_hidden=size.text_hidden,
+        text_heads=size.text_heads,
+        text_kv_heads=size.text_kv_heads,
+        text_ffn=size.text_ffn,
+        vocab_size=-(-len(tokenizer) // 128) * 128,
+        head_dim=size.head_dim,
+        position_grid_side=size.position_grid_side,
+        deepstack_layers=size.deepstack_layers,
+        full_attention_layers=tuple(range(1, size.vision_layers, 2)),
+        initializer_range=size.initializer_range,
     )
-    return Qwen2_5_VLForConditionalGeneration(config)
 
 
-@dataclass(frozen=True)
-class _Processors:
-    processor: str
-    video: str
-    patch_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def _write_processors(out: Path, names: _Processors, size: TinySize) -> None:
+def _write_processors(out: Path, family: Family, patch_size: int, size: TinySize) -> None:
     """`preprocessor_config.json` and its video twin, written as files: the video class needs torchvision."""
     shared = {
         "do_convert_rgb": True,
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
-        "image_mean": names.mean,
-        "image_std": names.std,
+        "image_mean": family.videos.mean,
+        "image_std": family.videos.std,
         "merge_size": 2,
-        "patch_size": names.patch_size,
-        "processor_class": names.processor,
+        "patch_size": patch_size,
+        "processor_class": family.processor,
         "resample": 3,
         "rescale_factor": 1 / 255,
         "size": {"shortest_edge": size.min_pixels, "longest_edge": size.max_pixels},
         "temporal_patch_size": 2,
     }
     images = shared | {"image_processor_type": "Qwen2VLImageProcessor"}
-    videos = shared | {"video_processor_type": names.video, "do_sample_frames": True, "fps": 2, "max_frames": 64}
+    videos = shared | {
+        "video_processor_type": family.video_processor,
+        "do_sample_frames": True,
+        "fps": 2,
+        "max_frames": 64,
+    }
     (out / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
     (out / "video_preprocessor_config.json").write_text(json.dumps(videos, indent=2) + "\n")
-
-
-_BUILDERS = {"qwen3_vl": _build_qwen3, "qwen2_5_vl": _build_qwen2_5}
-FAMILIES = tuple(_BUILDERS)
-_PROCESSORS = {
-    "qwen3_vl": _Processors("Qwen3VLProcessor", "Qwen3VLVideoProcessor", 16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "qwen2_5_vl": _Processors(
-        "Qwen2_5_VLProcessor",
-        "Qwen2VLVideoProcessor",
-        14,
-        (0.48145466, 0.4578275, 0.40821073),
-        (0.26862954, 0.26130258, 0.27577711),
-    ),
-}

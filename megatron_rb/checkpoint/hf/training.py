@@ -2,78 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    PreTrainedModel,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from megatron_rb.checkpoint.hf.oracle import count_labels, load_transformers, model_inputs
 from megatron_rb.config.schema import OptimizerConfig
 from megatron_rb.data.sample import EncodedSample
-from megatron_rb.models.robobrain.config import RoboBrainShape
-from megatron_rb.models.robobrain.inputs import IGNORED
+from megatron_rb.models.inputs import IGNORED
 from megatron_rb.platform import Platform
+from megatron_rb.shapes.families import FAMILIES, ExampleSizes
+from megatron_rb.shapes.shape import RoboBrainShape
 
-_TEXT: dict[str, Any] = dict(
+BENCHMARK_SIZES = ExampleSizes(
+    vision_layers=6,
+    vision_hidden=256,
+    vision_heads=4,
+    vision_ffn=1024,
+    text_layers=6,
+    text_hidden=512,
+    text_heads=8,
+    text_kv_heads=4,
+    text_ffn=1536,
     vocab_size=8192,
-    hidden_size=512,
-    intermediate_size=1536,
-    num_hidden_layers=6,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    max_position_embeddings=4096,
-    bos_token_id=None,
-    eos_token_id=None,
+    position_grid_side=24,
+    deepstack_layers=(1, 3, 5),
+    full_attention_layers=(2, 5),
+    max_positions=4096,
 )
-_VISION: dict[str, Any] = dict(
-    depth=6,
-    hidden_size=256,
-    intermediate_size=1024,
-    num_heads=4,
-    spatial_merge_size=2,
-    temporal_patch_size=2,
-    out_hidden_size=512,
-)
-_TOKENS: dict[str, Any] = dict(
-    image_token_id=8191, video_token_id=8190, vision_start_token_id=8189, vision_end_token_id=8188
-)
-
-
-def _qwen3_vl() -> PreTrainedModel:
-    vision = dict(_VISION, patch_size=16, num_position_embeddings=576, deepstack_visual_indexes=[1, 3, 5])
-    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
-    text = dict(_TEXT, head_dim=64, rope_parameters=rope)
-    config = Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **_TOKENS)
-    return Qwen3VLForConditionalGeneration(config)
-
-
-def _qwen2_5_vl() -> PreTrainedModel:
-    vision = dict(_VISION, patch_size=14, window_size=112, fullatt_block_indexes=[2, 5], tokens_per_second=2)
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
-    text = dict(_TEXT, rope_parameters=rope, rms_norm_eps=1e-6)
-    config = Qwen2_5_VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **_TOKENS)
-    return Qwen2_5_VLForConditionalGeneration(config)
-
-
-BENCHMARK_MODELS = {"qwen3_vl": _qwen3_vl, "qwen2_5_vl": _qwen2_5_vl}
 """Small models with the proportions of the real ones, about 30 million weights."""
+_TOKENS = {"image_token_id": 8191, "video_token_id": 8190, "vision_start_token_id": 8189, "vision_end_token_id": 8188}
+
+
+def example_model(family: str, sizes: ExampleSizes, tokens: Mapping[str, int]) -> PreTrainedModel:
+    """transformers' model of a family at these sizes, with random weights.
+
+    Args:
+        tokens: `image_token_id` and the other special tokens of config.json.
+    """
+    raw = {**FAMILIES[family].example(sizes), **tokens}
+    raw["text_config"] |= {"bos_token_id": None, "eos_token_id": None}
+    return AutoModelForImageTextToText.from_config(AutoConfig.for_model(raw.pop("model_type"), **raw))
 
 
 def write_benchmark_model(folder: str | Path, family: str, seed: int = 0) -> None:
     """Save a randomly initialised benchmark model."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        BENCHMARK_MODELS[family]().float().save_pretrained(folder)
+        example_model(family, BENCHMARK_SIZES, _TOKENS).float().save_pretrained(folder)
 
 
 def write_random_weights(folder: str | Path, dtype: torch.dtype, seed: int = 0) -> None:

@@ -4,36 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
 
 from megatron_rb.checkpoint.hf.oracle import load_transformers
+from megatron_rb.checkpoint.hf.training import example_model
 from megatron_rb.data.sample import EncodedSample
+from megatron_rb.shapes.families import FAMILIES, ExampleSizes
 
-_TEXT: dict[str, Any] = dict(
-    vocab_size=128,
-    hidden_size=256,
-    intermediate_size=256,
-    num_hidden_layers=1,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=512,
-    bos_token_id=None,
-    eos_token_id=None,
-)
-_SHARED: dict[str, Any] = dict(depth=2, num_heads=16, spatial_merge_size=2, temporal_patch_size=2, out_hidden_size=256)
-_TOKENS: dict[str, Any] = dict(
-    image_token_id=127, video_token_id=126, vision_start_token_id=125, vision_end_token_id=124
-)
-WIDTHS = {"qwen2_5_vl": (1280, 3420), "qwen3_vl": (1152, 4304)}
-"""Hidden and ffn size of the published towers (RoboBrain 2.0, 2.5 8B)."""
+_TOKENS = {"image_token_id": 127, "video_token_id": 126, "vision_start_token_id": 125, "vision_end_token_id": 124}
 NARROWER = 4
 """What the sizes are divided by in the narrow model; heads too, so that their size stays."""
 
@@ -41,25 +20,30 @@ NARROWER = 4
 def write_tower_model(folder: str | Path, family: str, *, narrow: bool) -> None:
     """Save a randomly initialised model whose tower has the widths of the published one and two layers.
 
-    Of Qwen2.5-VL one layer has windows and one full attention; the language model is as small as can be.
+    One layer has full attention and the other windows, where the family has them; one has a DeepStack merger; the
+    language model is as small as can be.
     """
-    hidden, ffn = WIDTHS[family]
     cut = NARROWER if narrow else 1
-    vision = dict(_SHARED, hidden_size=hidden // cut, intermediate_size=ffn // cut, num_heads=16 // cut)
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e6}
+    hidden, ffn = FAMILIES[family].tower_widths
+    sizes = ExampleSizes(
+        vision_layers=2,
+        vision_hidden=hidden // cut,
+        vision_heads=16 // cut,
+        vision_ffn=ffn // cut,
+        text_layers=1,
+        text_hidden=256,
+        text_heads=4,
+        text_kv_heads=2,
+        text_ffn=256,
+        vocab_size=128,
+        position_grid_side=48,
+        deepstack_layers=(0,),
+        full_attention_layers=(1,),
+        max_positions=512,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if family == "qwen2_5_vl":
-            vision |= dict(patch_size=14, window_size=112, fullatt_block_indexes=[1], tokens_per_second=2)
-            text = dict(_TEXT, rope_parameters=rope | {"mrope_section": [8, 12, 12]})
-            config = Qwen2_5_VLConfig(vision_config=vision, text_config=text, **_TOKENS)
-            model: Any = Qwen2_5_VLForConditionalGeneration(config)
-        else:
-            vision |= dict(patch_size=16, num_position_embeddings=2304, deepstack_visual_indexes=[0])
-            rope |= {"mrope_section": [12, 10, 10], "mrope_interleaved": True}
-            text = dict(_TEXT, head_dim=64, rope_parameters=rope)
-            model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=vision, text_config=text, **_TOKENS))
-    model.float().save_pretrained(folder)
+        example_model(family, sizes, _TOKENS).float().save_pretrained(folder)
 
 
 class TransformersTower:

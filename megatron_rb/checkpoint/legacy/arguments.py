@@ -9,7 +9,8 @@ import torch
 
 from megatron_rb.checkpoint.legacy.tree import LegacyTree
 from megatron_rb.checkpoint.storage.restricted import Opaque
-from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.shapes.families import FAMILIES
+from megatron_rb.shapes.shape import RoboBrainShape
 
 
 def plain_value(value: Any) -> Any:
@@ -33,10 +34,11 @@ def check_arguments(tree: LegacyTree, shape: RoboBrainShape) -> list[str]:
         ValueError: they describe another model.
     """
     args, text = tree.first.args, shape.text
-    if shape.family != "qwen2_5_vl":
-        raise ValueError(
-            f"config.json describes a {shape.family} model; legacy checkpoints are read of qwen2_5_vl (RoboBrain 2.0)"
+    if not shape.traits.legacy_checkpoints:
+        known = ", ".join(
+            f"{family.name} ({family.models})" for family in FAMILIES.values() if family.legacy_checkpoints
         )
+        raise ValueError(f"config.json describes a {shape.family} model; legacy checkpoints are read of {known}")
     if text.num_query_groups % tree.tp_size or shape.vision.num_heads % tree.tp_size:
         raise ValueError(
             f"{tree.folder} is cut for {tree.tp_size} tensor-parallel ranks, which does not divide the "

@@ -16,7 +16,7 @@ from megatron_rb.checkpoint.legacy.reading import Reading
 from megatron_rb.checkpoint.legacy.tree import LegacyTree, read_tree
 from megatron_rb.checkpoint.legacy.weights import join_weights
 from megatron_rb.checkpoint.storage.tensors import StoredTensor, open_files
-from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.shapes.shape import RoboBrainShape
 
 _READ = {"args", "iteration", "opt_param_scheduler", "lr_scheduler", "optimizer"}
 _NEEDLESS = {

@@ -12,7 +12,7 @@ from typing import Any
 from megatron_rb.checkpoint.legacy.tree import TRACKER
 from megatron_rb.checkpoint.storage.restricted import Opaque, UnsafePickle, read_torch_file
 from megatron_rb.checkpoint.storage.torch_dist import BACKEND, COMMON, DistFolder, read_dist_folder
-from megatron_rb.models.robobrain.foreign import is_dist_iteration
+from megatron_rb.shapes.foreign import is_dist_iteration
 
 _ITERATION = re.compile(r"iter_(\d+)")
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")

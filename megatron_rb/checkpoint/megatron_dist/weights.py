@@ -15,7 +15,7 @@ from megatron_rb.checkpoint.megatron_dist.folders import MegatronDist
 from megatron_rb.checkpoint.megatron_dist.names import GATE, UP, hf_vision_name, is_adapter, native_name, stacked
 from megatron_rb.checkpoint.storage.mosaic import cropped, joined
 from megatron_rb.checkpoint.storage.tensors import FilePool, StoredChunk, StoredTensor, row_blocks
-from megatron_rb.models.robobrain.config import RoboBrainShape
+from megatron_rb.shapes.shape import RoboBrainShape
 
 
 @dataclass

@@ -13,6 +13,7 @@ from megatron_rb.kernels.dynamic_padding.op import merge_rows
 from megatron_rb.kernels.linear_cross_entropy.op import linear_cross_entropy
 from megatron_rb.kernels.linear_cross_entropy.shard import VocabularyShard
 from megatron_rb.kernels.mrope.op import apply_mrope, qk_norm_mrope
+from megatron_rb.models.inputs import TextInputs
 from megatron_rb.models.language.cache import LayerCache
 from megatron_rb.models.layers import (
     MLP,
@@ -24,10 +25,9 @@ from megatron_rb.models.layers import (
     mark_shard,
     row_linear,
 )
-from megatron_rb.models.robobrain.config import TextShape
-from megatron_rb.models.robobrain.inputs import TextInputs
 from megatron_rb.parallel import context
 from megatron_rb.parallel.sharding import ShardSpec
+from megatron_rb.shapes.towers import TextShape
 
 
 class Embedding(torch.nn.Module):

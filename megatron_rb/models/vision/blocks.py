@@ -9,11 +9,11 @@ from megatron.core import tensor_parallel
 from megatron_rb.kernels.mrope.op import apply_mrope
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.kernels.window_attention.op import chosen_kernel, window_attention
+from megatron_rb.models.inputs import VisionInputs
 from megatron_rb.models.layers import MLP, BuildContext, column_linear, row_linear
-from megatron_rb.models.robobrain.config import VisionShape
-from megatron_rb.models.robobrain.inputs import VisionInputs
 from megatron_rb.parallel import groups
 from megatron_rb.parallel.sharding import ShardSpec, set_shard
+from megatron_rb.shapes.towers import VisionShape
 
 
 class PatchEmbed(torch.nn.Module):

@@ -17,7 +17,7 @@ from megatron_rb.cli import main as rb
 from tests.distributed.world import run_world
 from tests.parity.tiny_models import write_model
 
-CASES = {"qwen3_vl": 2, "qwen3_vl_tied": 1, "qwen2_5_vl": 2, "qwen2_5_vl_tied": 3}
+CASES = {"qwen3_vl": 2, "qwen3_vl_tied": 1, "qwen2_5_vl": 2, "qwen2_5_vl_tied": 3, "qwen2_vl": 0, "qwen2_vl_tied": 1}
 """Seed of each tiny model; odd ones tie the embeddings."""
 
 

@@ -14,8 +14,8 @@ from megatron_rb.checkpoint.conversion.import_hf import import_folder
 from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
 from megatron_rb.checkpoint.conversion.verify import verify
 from megatron_rb.checkpoint.hf.reader import HFReader
-from megatron_rb.models.robobrain.config import load_shape, shape_from_dict
-from megatron_rb.models.robobrain.published import CONFIGS
+from megatron_rb.shapes.published import CONFIGS
+from megatron_rb.shapes.shape import load_shape, shape_from_dict
 from megatron_rb.tools.launch import check_form
 from megatron_rb.train.build import initialise
 from tests.parity.tiny_models import write_model

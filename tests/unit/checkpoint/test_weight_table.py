@@ -5,17 +5,19 @@ import math
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from megatron_rb.checkpoint.hf.names import canonical_name, exported_name
 from megatron_rb.checkpoint.hf.reader import HFReader
 from megatron_rb.checkpoint.hf.table import stored_rules, weight_table
-from megatron_rb.models.robobrain.config import load_shape, shape_from_dict
-from megatron_rb.models.robobrain.published import CONFIGS, PARAMETERS
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
+from megatron_rb.shapes.families import FAMILIES
+from megatron_rb.shapes.published import CONFIGS, PARAMETERS
+from megatron_rb.shapes.shape import load_shape, shape_from_dict
 from tests.parity.tiny_models import write_model
 
-TINY = [("qwen3_vl", 0), ("qwen3_vl", 1), ("qwen2_5_vl", 2), ("qwen2_5_vl", 3)]
+TINY = [("qwen3_vl", 0), ("qwen3_vl", 1), ("qwen2_5_vl", 2), ("qwen2_5_vl", 3), ("qwen2_vl", 0), ("qwen2_vl", 1)]
 """Odd seeds tie the embeddings."""
 
 
@@ -44,7 +46,7 @@ def test_splitting_undoes_joining(folder):
         assert torch.equal(rule.join(rule.split(full)), full), name
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", list(FAMILIES))
 def test_exported_names_lead_back(family):
     names = ("model.visual.blocks.0.norm1.weight", "model.language_model.layers.3.mlp.up_proj.weight", "lm_head.weight")
     assert [canonical_name(exported_name(name, family)) for name in names] == list(names)
@@ -62,17 +64,43 @@ def test_published_models_have_their_number_of_weights(model):
     assert sum(math.prod(rule.shape) for rule in stored_rules(shape).values()) == PARAMETERS[model]
 
 
-@pytest.mark.parametrize("model", PARAMETERS)
+QWEN2_VL = {
+    "Qwen2-VL-2B": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12)
+    | dict(num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True),
+    "Qwen2-VL-7B": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28)
+    | dict(num_key_value_heads=4, vocab_size=152064, tie_word_embeddings=False),
+}
+"""What the config.json files on the hub state beside defaults."""
+
+
+def qwen2_vl(name: str) -> dict:
+    text = QWEN2_VL[name] | {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+    vision = {"hidden_size": text["hidden_size"], "in_chans": 3, "spatial_patch_size": 14}
+    return {"model_type": "qwen2_vl", "vision_config": vision, **text}
+
+
+@pytest.mark.parametrize("name", QWEN2_VL)
+def test_qwen2_vl_has_the_weights_of_transformers_model(name):
+    raw = qwen2_vl(name)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**raw))
+    expected = {key: tuple(value.shape) for key, value in model.named_parameters()}
+    rules = stored_rules(shape_from_dict(raw))
+    ours = {hf: size for rule in rules.values() for hf, size in zip(rule.hf_names, rule.hf_shapes, strict=True)}
+    assert ours == expected
+
+
+@pytest.mark.parametrize("model", [*PARAMETERS, *QWEN2_VL])
 def test_the_table_has_the_shapes_of_the_model_itself(model):
     """The table is written without building a model; here one is built, on the meta device."""
     install_mcore_shims(get_platform("cpu"))
+    from megatron_rb.models.build import ModelOptions, build_stages, named_parameters
     from megatron_rb.models.layers import LocalLayers
-    from megatron_rb.models.robobrain.balance import default_layout
-    from megatron_rb.models.robobrain.build import ModelOptions, build_stages, named_parameters
     from megatron_rb.parallel.groups import Place, build_groups, destroy_groups
     from megatron_rb.parallel.sharding import shard_of, stored_shape
+    from megatron_rb.shapes.balance import default_layout
 
-    shape = shape_from_dict(CONFIGS[model])
+    shape = shape_from_dict(CONFIGS[model] if model in CONFIGS else qwen2_vl(model))
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         build_groups(1, 1, 1, timeout_minutes=1, seed=0)

@@ -10,17 +10,23 @@ import numpy as np
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import Qwen2_5_VLProcessor, Qwen2Tokenizer, Qwen2VLImageProcessorPil, Qwen3VLProcessor
+from transformers import (
+    Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
+    Qwen3VLProcessor,
+)
 from transformers.video_utils import VideoMetadata
 
 from megatron_rb.config.schema import DataConfig
 from megatron_rb.data.build import build_encoder
 from megatron_rb.data.encoder import SampleEncoder
 from megatron_rb.data.tokenizer import SPECIAL_TOKENS
-from megatron_rb.models.robobrain.config import RoboBrainShape, shape_from_dict
+from megatron_rb.shapes.families import FAMILIES
+from megatron_rb.shapes.shape import RoboBrainShape, shape_from_dict
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
-PATCH = {"qwen2_5_vl": 14, "qwen3_vl": 16}
+PATCH = {"qwen2_5_vl": 14, "qwen3_vl": 16, "qwen2_vl": 14}
 WORDS = [
     "system user assistant\nYou are a helpful assistant.\n",
     "Where is the red cube? Point to it. [(512, 340)] <0.5 seconds> The arm opens its gripper above the table.",
@@ -106,7 +112,7 @@ def _image_processor(family: str) -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil(patch_size=PATCH[family], size=size, **half)
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(scope="session", params=list(FAMILIES))
 def family(request) -> str:
     return request.param
 
@@ -121,7 +127,7 @@ def folder(family, hf_tokenizer, tmp_path_factory) -> Path:
     images = _image_processor(family)
     images.save_pretrained(path)
     videos = json.loads((path / "preprocessor_config.json").read_text())
-    area = 128 * 128 if family == "qwen2_5_vl" else 8 * 128 * 128
+    area = 8 * 128 * 128 if FAMILIES[family].videos.whole_clip else 128 * 128
     videos["size"] = {"shortest_edge": 32 * 32, "longest_edge": area}
     (path / "video_preprocessor_config.json").write_text(json.dumps(videos))
     return path
@@ -169,7 +175,7 @@ class _SizesOnly:
 @pytest.fixture(scope="session")
 def reference(family, hf_tokenizer):
     """transformers' processor; the part that looks at video pixels is replaced by given grids."""
-    base = {"qwen2_5_vl": Qwen2_5_VLProcessor, "qwen3_vl": Qwen3VLProcessor}[family]
+    base = {"qwen2_5_vl": Qwen2_5_VLProcessor, "qwen3_vl": Qwen3VLProcessor, "qwen2_vl": Qwen2VLProcessor}[family]
 
     class Reference(base):
         def check_argument_for_proper_class(self, argument_name, argument):

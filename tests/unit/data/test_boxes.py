@@ -29,14 +29,18 @@ def learn(encoder, draw_image, tmp_path):
 
 def _expected(encoder, box: list[float], width: int, height: int) -> str:
     grid, side = encoder.processor.image_grid(height, width), encoder.processor.patch_size
-    wide, high = (1000, 1000) if encoder.processor.family == "qwen3_vl" else (grid.w * side, grid.h * side)
+    wide, high = (1000, 1000) if encoder.processor.family.boxes_in_thousandths else (grid.w * side, grid.h * side)
     return str([round(value / (height if n % 2 else width) * (high if n % 2 else wide)) for n, value in enumerate(box)])
 
 
 def test_a_box_is_scaled_to_what_the_model_sees_or_to_thousandths(learn, encoder):
     said = learn({"bbox": [[30, 60, 150, 120]]})
     assert said == _expected(encoder, [30, 60, 150, 120], 300, 120)
-    assert said == "[100, 500, 500, 1000]" if encoder.processor.family == "qwen3_vl" else said != "[30, 60, 150, 120]"
+    assert (
+        said == "[100, 500, 500, 1000]"
+        if encoder.processor.family.boxes_in_thousandths
+        else said != "[30, 60, 150, 120]"
+    )
 
 
 def test_a_box_belongs_to_the_picture_that_is_named(learn, encoder):

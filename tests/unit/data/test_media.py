@@ -18,8 +18,8 @@ from megatron_rb.data.frames import FrameRule, group_seconds, sample_file, sampl
 from megatron_rb.data.media import MediaInfo, inspect_media, load_frames, load_image, load_picture, shown_size
 from megatron_rb.data.problems import BadSample
 
-QWEN3 = FrameRule("qwen3_vl", fps=2.0, min_frames=4, max_frames=16, temporal_patch_size=2)
-QWEN2 = FrameRule("qwen2_5_vl", fps=2.0, min_frames=4, max_frames=16, temporal_patch_size=2)
+QWEN3 = FrameRule(whole_patches=False, fps=2.0, min_frames=4, max_frames=16, temporal_patch_size=2)
+QWEN2 = FrameRule(whole_patches=True, fps=2.0, min_frames=4, max_frames=16, temporal_patch_size=2)
 
 
 def test_size_of_a_turned_photo_is_that_of_its_pixels(draw_image):

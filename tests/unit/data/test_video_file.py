@@ -16,8 +16,8 @@ from megatron_rb.data.video_file import _Reader
 av = pytest.importorskip("av")
 
 VIDEOS = Path(__file__).parent / "videos"
-QWEN3 = FrameRule("qwen3_vl", fps=2.0, min_frames=4, max_frames=64, temporal_patch_size=2)
-QWEN2 = FrameRule("qwen2_5_vl", fps=2.0, min_frames=4, max_frames=64, temporal_patch_size=2)
+QWEN3 = FrameRule(whole_patches=False, fps=2.0, min_frames=4, max_frames=64, temporal_patch_size=2)
+QWEN2 = FrameRule(whole_patches=True, fps=2.0, min_frames=4, max_frames=64, temporal_patch_size=2)
 FORTY = MediaInfo(64, 96, frames=40, fps=10.0)
 PAUSE = MediaInfo(64, 96, frames=6, fps=10.0, stamps=(0.0, 0.1, 0.2, 5.0, 5.1, 5.2))
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from megatron_rb.data.answer_file import read_answers
 from megatron_rb.evaluation.benchmark_files import as_row, write_predictions
-from megatron_rb.evaluation.value_scores import read_answers
 from megatron_rb.tools import eval as eval_tool
 
 FIELDS = {"question_id": str, "question": str, "answer": (str, dict), "reason": str, "usage": dict}

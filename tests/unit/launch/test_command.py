@@ -14,7 +14,7 @@ from megatron_rb.launch.command import build_commands, shell_line, threads_per_r
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.local import free_port
 from megatron_rb.launch.prepare import build_job
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.shapes.shape import load_shape
 
 JOB = JobSpec(module="worker", arguments=("a=1", "name=my run"), processes=3, run_dir=Path("runs/x"), master_port=1234)
 

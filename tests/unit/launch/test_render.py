@@ -12,7 +12,7 @@ from megatron_rb.launch.render import environment_script, host_script, node_scri
 
 ODD = "a 'b'  \"c\" $HOME\n`two` \\ lines é"
 JOB = JobSpec(
-    "megatron_rb.train.main",
+    "megatron_rb.app.main",
     ("--config", "/runs/a run/config.yaml"),
     8,
     Path("/runs/a run"),

@@ -6,12 +6,12 @@ import torch
 
 from megatron_rb.data.padding import Size
 from megatron_rb.data.sample import VisionGrid
-from megatron_rb.evaluation.parity_samples import draw_samples
 from megatron_rb.layout.token_axis import ranges_of_rank
-from megatron_rb.models.robobrain.config import load_shape
-from megatron_rb.models.robobrain.frames import FrameShares
-from megatron_rb.models.robobrain.inputs import build_micro_batch
-from megatron_rb.models.robobrain.work import Work, work_of
+from megatron_rb.models.frames import FrameShares
+from megatron_rb.models.inputs import build_micro_batch
+from megatron_rb.models.work import Work, work_of
+from megatron_rb.parity.samples import draw_samples
+from megatron_rb.shapes.shape import load_shape
 from tests.parity.tiny_models import write_model
 
 

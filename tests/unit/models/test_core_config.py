@@ -2,9 +2,9 @@
 
 import pytest
 
-from megatron_rb.models.robobrain.build import ModelOptions, core_config
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.models.build import ModelOptions, core_config
 from megatron_rb.parallel.groups import Place
+from megatron_rb.shapes.shape import load_shape
 from tests.parity.tiny_models import write_model
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from megatron_rb.data.padding import Size
-from megatron_rb.evaluation.parity_samples import draw_samples
-from megatron_rb.models.robobrain.config import load_shape
-from megatron_rb.models.robobrain.inputs import build_micro_batch, pinned, to_device
+from megatron_rb.models.inputs import build_micro_batch, pinned, to_device
+from megatron_rb.parity.samples import draw_samples
+from megatron_rb.shapes.shape import load_shape
 from tests.parity.tiny_models import write_model
 
 

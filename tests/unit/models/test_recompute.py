@@ -10,11 +10,11 @@ from tests.unit.planner.cases import tiny
 
 install_mcore_shims(get_platform("cpu"))
 
-from megatron_rb.evaluation.block_benchmark import draw_micro_batch  # noqa: E402
+from megatron_rb.bench.blocks import draw_micro_batch  # noqa: E402
+from megatron_rb.models.build import ModelOptions, build_stages, fill_weights, random_weights  # noqa: E402
+from megatron_rb.models.inputs import to_device  # noqa: E402
 from megatron_rb.models.layers import LocalLayers  # noqa: E402
-from megatron_rb.models.robobrain.build import ModelOptions, build_stages, fill_weights, random_weights  # noqa: E402
-from megatron_rb.models.robobrain.inputs import to_device  # noqa: E402
-from megatron_rb.models.robobrain.stage import Recompute  # noqa: E402
+from megatron_rb.models.stage import Recompute  # noqa: E402
 from megatron_rb.parallel.groups import Place, build_groups, destroy_groups  # noqa: E402
 
 

@@ -11,13 +11,13 @@ from transformers import AutoModelForImageTextToText
 from megatron_rb.checkpoint.hf.oracle import model_inputs
 from megatron_rb.config.schema import FreezeConfig
 from megatron_rb.data.padding import Size
-from megatron_rb.evaluation.parity_samples import draw_samples
-from megatron_rb.models.robobrain.config import load_shape, shape_from_dict
-from megatron_rb.models.robobrain.inputs import build_micro_batch
-from megatron_rb.models.robobrain.published import published_shape
-from megatron_rb.models.robobrain.work import Work, training_flops, work_of
+from megatron_rb.models.inputs import build_micro_batch
+from megatron_rb.models.work import Work, training_flops, work_of
+from megatron_rb.parity.samples import draw_samples
 from megatron_rb.planner.cost import Frozen, model_flops
 from megatron_rb.planner.workload import MicroBatches
+from megatron_rb.shapes.published import published_shape
+from megatron_rb.shapes.shape import load_shape, shape_from_dict
 from tests.parity.tiny_models import MODELS, write_model
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from megatron_rb.data.packing import Budget, plan_step
-from megatron_rb.models.robobrain.config import RoboBrainShape, shape_from_dict
-from megatron_rb.models.robobrain.published import CONFIGS
 from megatron_rb.planner.cost import Pricing
 from megatron_rb.planner.device import Device, load_device
 from megatron_rb.planner.histogram import Histogram, histogram_of
 from megatron_rb.planner.task import Task
 from megatron_rb.planner.workload import Sampler
+from megatron_rb.shapes.published import CONFIGS
+from megatron_rb.shapes.shape import RoboBrainShape, shape_from_dict
 
 
 def published(name: str) -> RoboBrainShape:

@@ -14,12 +14,12 @@ from tests.unit.planner.cases import tiny
 
 install_mcore_shims(get_platform("cpu"))
 
-from megatron_rb.evaluation.block_benchmark import build_blocks, calls_of, draw_micro_batch, sizes_of  # noqa: E402
-from megatron_rb.evaluation.step_benchmark import one_process  # noqa: E402
+from megatron_rb.bench.blocks import build_blocks, calls_of, draw_micro_batch, sizes_of  # noqa: E402
+from megatron_rb.bench.step import one_process  # noqa: E402
+from megatron_rb.models.build import DTYPES  # noqa: E402
+from megatron_rb.models.inputs import to_device  # noqa: E402
 from megatron_rb.models.layers import LocalAttention  # noqa: E402
-from megatron_rb.models.robobrain.build import DTYPES  # noqa: E402
-from megatron_rb.models.robobrain.inputs import to_device  # noqa: E402
-from megatron_rb.models.robobrain.work import training_flops, work_of  # noqa: E402
+from megatron_rb.models.work import training_flops, work_of  # noqa: E402
 from megatron_rb.parallel import context  # noqa: E402
 from megatron_rb.parallel.groups import destroy_groups  # noqa: E402
 from megatron_rb.planner.cost import Frozen, model_flops  # noqa: E402

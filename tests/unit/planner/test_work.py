@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from megatron_rb.layout import Kind, block_list
-from megatron_rb.models.robobrain.published import PARAMETERS
 from megatron_rb.planner.cost import Frozen, model_flops
 from megatron_rb.planner.work import PARTS, Part, Shards, forward_work, parameters, part_counts
 from megatron_rb.planner.workload import MicroBatches
+from megatron_rb.shapes.published import PARAMETERS
 from tests.unit.planner.cases import published
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megatron_rb.spatial.builders import SampleMix, build_rows, write_split
-from megatron_rb.spatial.episodes import read_episodes, read_mask, scan_episodes
+from megatron_rb.builders.build import SampleMix, build_rows, write_split
+from megatron_rb.builders.episodes import read_episodes, read_mask, scan_episodes
 from megatron_rb.tools import demo_data
 from megatron_rb.value.episodes import BadEpisode
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from megatron_rb.data.padding import PaddingPolicy, Size
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.shapes.shape import load_shape
 from megatron_rb.tasks import sft
 from tests.parity.tiny_models import write_model
 

@@ -3,7 +3,7 @@
 import json
 
 from megatron_rb.cli import main
-from megatron_rb.models.robobrain.published import CONFIGS
+from megatron_rb.shapes.published import CONFIGS
 from megatron_rb.tools import _compare_capture
 
 

@@ -8,7 +8,7 @@ from megatron_rb.platform.mcore_shims import install_mcore_shims
 
 install_mcore_shims(CpuPlatform())
 
-from megatron_rb.models.robobrain.build import part_of  # noqa: E402
+from megatron_rb.models.build import part_of  # noqa: E402
 from megatron_rb.train.schedule import LearningRateCurve, LearningRateSchedule  # noqa: E402
 
 

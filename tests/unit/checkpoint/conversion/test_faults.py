@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_rb.bench.convert import cut_depth, write_random_model
 from megatron_rb.checkpoint.conversion.export_hf import export_checkpoint
 from megatron_rb.checkpoint.conversion.import_hf import import_folder
 from megatron_rb.checkpoint.conversion.verify import verify
 from megatron_rb.checkpoint.storage.checksum import checksum
-from megatron_rb.evaluation.convert_benchmark import cut_depth, write_random_model
-from megatron_rb.models.robobrain.published import CONFIGS
+from megatron_rb.shapes.published import CONFIGS
 from tests.parity.tiny_models import write_model
 
 

@@ -18,7 +18,7 @@ from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.checkpoint.storage.restricted import read_torch_file
 from megatron_rb.checkpoint.storage.tensors import open_files
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.shapes.shape import load_shape
 from tests.unit.checkpoint.legacy import trees
 from tests.unit.checkpoint.legacy.test_optimizer import written
 from tests.unit.checkpoint.legacy.trees import UNEVEN, VIRTUAL, Tree

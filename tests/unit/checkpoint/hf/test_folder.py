@@ -13,7 +13,7 @@ from megatron_rb.checkpoint.conversion.export_hf import export_checkpoint
 from megatron_rb.checkpoint.conversion.import_hf import import_folder
 from megatron_rb.checkpoint.conversion.verify import verify
 from megatron_rb.checkpoint.hf.reader import HFReader
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.shapes.shape import load_shape
 from tests.parity.tiny_models import write_model
 
 EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"

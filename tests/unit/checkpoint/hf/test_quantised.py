@@ -14,7 +14,7 @@ from megatron_rb.checkpoint.conversion.export_hf import export_checkpoint
 from megatron_rb.checkpoint.conversion.import_hf import import_folder
 from megatron_rb.checkpoint.conversion.verify import verify
 from megatron_rb.checkpoint.hf.reader import HFReader
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.shapes.shape import load_shape
 from tests.parity.tiny_models import write_model
 
 Q_PROJ = "model.language_model.layers.0.self_attn.q_proj.weight"

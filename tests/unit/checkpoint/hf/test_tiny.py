@@ -5,8 +5,9 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-from megatron_rb.checkpoint.hf.tiny import FAMILIES, SPECIAL_TOKENS, TinySize, conversation_texts, write_tiny_model
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.checkpoint.hf.tiny import SPECIAL_TOKENS, TinySize, conversation_texts, write_tiny_model
+from megatron_rb.shapes.families import FAMILIES
+from megatron_rb.shapes.shape import load_shape
 
 TEXTS = ["Point to the red cube.", "[(12, 345)]", "<score>+12%</score>", "system user assistant"] * 50
 SMALL = replace(

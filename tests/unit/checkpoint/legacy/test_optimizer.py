@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rb.checkpoint.legacy.checkpoint import LegacyCheckpoint, read_legacy
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.shapes.shape import load_shape
 from tests.unit.checkpoint.legacy import trees
 from tests.unit.checkpoint.legacy.test_weights import TREES, assert_same_bytes, native, on_all, read, rewrite
 from tests.unit.checkpoint.legacy.trees import UNEVEN, VIRTUAL, Tensors, Tree

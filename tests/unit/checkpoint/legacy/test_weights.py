@@ -13,7 +13,7 @@ from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.checkpoint.legacy.checkpoint import LegacyCheckpoint, read_legacy
 from megatron_rb.checkpoint.legacy.tree import is_legacy_checkpoint
 from megatron_rb.checkpoint.storage.tensors import open_files
-from megatron_rb.models.robobrain.config import load_shape
+from megatron_rb.shapes.shape import load_shape
 from tests.unit.checkpoint.legacy import trees
 from tests.unit.checkpoint.legacy.trees import EVEN, UNEVEN, UNEVEN_VIRTUAL, VIRTUAL, Tensors, Tree
 
@@ -116,7 +116,7 @@ def test_reading_imports_no_megatron_and_no_vendor_package(tmp_path: Path):
     root, hf, _ = written(tmp_path, replace(UNEVEN, device_tag="musa:0"))
     code = (
         "import sys; from megatron_rb.checkpoint.legacy.checkpoint import read_legacy;"
-        "from megatron_rb.models.robobrain.config import load_shape;"
+        "from megatron_rb.shapes.shape import load_shape;"
         f"found = read_legacy({str(root)!r}, load_shape({str(hf)!r}));"
         "foreign = {name.split('.')[0] for name in sys.modules} & {'megatron', 'torch_musa', 'transformer_engine'};"
         "print(len(found.weights), foreign)"

@@ -1,0 +1,333 @@
+"""From a config to a planning task, and from a plan back to a config; imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from megatron_rb.config.compose import group_choices, load_config
+from megatron_rb.config.derive import Derived
+from megatron_rb.config.rules import either
+from megatron_rb.config.schema import Config, DataConfig, RecomputeConfig
+from megatron_rb.data.build import build_dataset, build_encoder
+from megatron_rb.data.ledger import Ledger
+from megatron_rb.data.packing import Budget, plan_step
+from megatron_rb.data.stats import sample_histogram
+from megatron_rb.planner.calibration import load_calibration
+from megatron_rb.planner.cost import Frozen, Pricing
+from megatron_rb.planner.device import Device, device_names, load_device, with_memory
+from megatron_rb.planner.histogram import Histogram, load_histogram
+from megatron_rb.planner.memory import SliceRecompute, memory_model, stage_memory, state_bytes
+from megatron_rb.planner.predict import Prediction
+from megatron_rb.planner.report import details, memory_lines, mode_line
+from megatron_rb.planner.report import settings as settings_of
+from megatron_rb.planner.search import plan
+from megatron_rb.planner.task import Task
+from megatron_rb.planner.work import Shards
+from megatron_rb.planner.workload import Budget as LargestBatch
+from megatron_rb.planner.workload import Sampler
+from megatron_rb.shapes.balance import default_layout
+from megatron_rb.shapes.published import CONFIGS
+from megatron_rb.shapes.shape import RoboBrainShape, load_shape, shape_from_dict
+
+SHORT = {
+    "seq_length": "data.seq_length",
+    "max_patches": "data.max_patches",
+    "global_batch_size": "data.global_batch_size",
+    "dtype": "model.dtype",
+}
+"""Words of `rb plan` that are settings of a run."""
+DEGREES = ("tp", "pp", "vpp", "cp", "micro_batch", "sequence_parallel")
+OWN = ("model", "cluster", "gpus", "data", "max_gpu_memory", "calibration", *DEGREES, *SHORT)
+UNITS = {"": 1.0, "GB": 1e9, "GiB": 2.0**30, "G": 1e9, "MB": 1e6, "MiB": 2.0**20}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `rb plan` was asked."""
+
+    device: Device
+    gpus: int
+    histogram: Histogram
+    shape: RoboBrainShape
+    config: Config
+    calibration: str = ""
+    asked: dict[str, int] = field(default_factory=dict)
+
+
+def read_request(words: Sequence[str]) -> Request:
+    """Read `key=value` words; what is no word of `rb plan` is a setting of the run, e.g. `model.freeze.vision=true`.
+
+    Raises:
+        ValueError: a word is unknown, missing or has a value that cannot be meant.
+    """
+    given: dict[str, str] = {}
+    settings: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"'{word}' is no key=value; e.g. rb plan model=robobrain20_32b cluster=h200 gpus=512")
+        if key in OWN:
+            given[key] = value
+        elif "." in key or key in ("experiment", "settings"):
+            settings.append(word)
+        else:
+            close = difflib.get_close_matches(key, [*OWN, "experiment"], n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(OWN)} and experiment"
+            raise ValueError(f"rb plan knows no '{key}'{hint}")
+    _check_complete(given, settings)
+    settings += [f"{SHORT[key]}={given[key]}" for key in SHORT if key in given]
+    shape, model_settings = _model(given.get("model", ""))
+    config = load_config([*model_settings, *settings])
+    shape = shape or shape_of(config.model.hf_path)
+    device = load_device(given["cluster"])
+    if "max_gpu_memory" in given:
+        device = with_memory(device, read_bytes(given["max_gpu_memory"]))
+    asked = {name: _whole(name, given[name]) for name in DEGREES if name in given}
+    return Request(
+        device,
+        _whole("gpus", given["gpus"]),
+        load_histogram(given["data"]),
+        shape,
+        config,
+        given.get("calibration", ""),
+        asked,
+    )
+
+
+def _check_complete(given: dict[str, str], settings: Sequence[str]) -> None:
+    examples = {
+        "cluster": "cluster=h200 (a device) or a yaml file",
+        "gpus": "gpus=512",
+        "data": "data=stats.json (`rb data stats` writes it)",
+    }
+    for name, example in examples.items():
+        if name not in given:
+            raise ValueError(f"rb plan needs {name}; write {example}")
+    if "model" not in given and not any(word.startswith("experiment=") for word in settings):
+        raise ValueError(
+            "rb plan needs a model; write model=robobrain20_32b, a folder with config.json, or experiment="
+        )
+
+
+def _model(name: str) -> tuple[RoboBrainShape | None, list[str]]:
+    """The shape of a folder, or the setting that names a model of conf/."""
+    if not name:
+        return None, []
+    if name in group_choices("model"):
+        return shape_of(load_config([f"model={name}"]).model.hf_path), [f"model={name}"]
+    if name in CONFIGS or Path(name).exists():
+        return shape_of(name), [f"model.hf_path={name}"]
+    raise ValueError(
+        f"model '{name}' is neither in conf/model ({', '.join(group_choices('model'))}) nor a folder with config.json"
+    )
+
+
+def shape_of(hf_path: str) -> RoboBrainShape:
+    """Sizes of a model by its folder; those of a published model also without it."""
+    name = Path(hf_path).name
+    if not Path(hf_path).exists() and name in CONFIGS:
+        return shape_from_dict(CONFIGS[name], f"the published {name}")
+    return load_shape(hf_path)
+
+
+def read_bytes(text: str) -> float:
+    """`80e9`, `80GB` or `74.5GiB`.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    number = text.rstrip("GMiB")
+    try:
+        return float(number) * UNITS[text[len(number) :]]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"max_gpu_memory '{text}' is no size; write 80e9, 80GB or 74.5GiB") from error
+
+
+def _whole(name: str, text: str) -> int:
+    words = {"true": 1, "false": 0} if name == "sequence_parallel" else {}
+    try:
+        value = words.get(text.lower(), None)
+        value = int(text) if value is None else value
+    except ValueError as error:
+        raise ValueError(f"{name} must be a whole number, got '{text}'") from error
+    if value < (0 if name == "sequence_parallel" else 1):
+        raise ValueError(f"{name} is {value}; it must be at least 1")
+    return value
+
+
+def read_histogram(config: Config, ledger: Path, *, progress: bool) -> Histogram:
+    """Look at every row of `data.train`; rows that training would refuse are lines of the ledger.
+
+    Raises:
+        ValueError: there is no usable row, or no tokenizer.
+    """
+    if not config.data.train:
+        raise ValueError("data.train is empty; name at least one jsonl file of conversations")
+    encoder = build_encoder(config.data, config.model.hf_path, load_shape(config.model.hf_path))
+    ledger.unlink(missing_ok=True)  # of an earlier look at the rows
+    with Ledger(ledger) as book:
+        dataset = build_dataset(config.data, encoder, config.data.train, book, progress=progress)
+    if not ledger.stat().st_size:
+        ledger.unlink()
+    histogram = sample_histogram(dataset)
+    dataset.close()
+    return histogram
+
+
+def describe_histogram(histogram: Histogram) -> str:
+    """A line on what the samples are like."""
+    count, text, patches = histogram.num_samples, histogram.text_tokens, histogram.patches
+    with_images = histogram.counts[patches > 0].sum() / count
+    return (
+        f"{count} samples, text tokens mean {text @ histogram.counts / count:.0f} max {text.max()}, "
+        f"patches mean {patches @ histogram.counts / count:.0f} max {patches.max()}, {with_images:.0%} with images"
+    )
+
+
+def maybe_plan(config: Config) -> Config:
+    """With `parallel=auto`, the same run with the fastest layout that is found; else the run as it is.
+
+    Raises:
+        ValueError: what has to be known for a plan is not, or nothing fits.
+    """
+    if not config.parallel.auto:
+        return config
+    gpus = config.world_size or config.cluster.nodes * config.cluster.processes_per_node
+    if not gpus:
+        raise ValueError(
+            "parallel=auto needs to know how many processes there are; give world_size=..., or cluster.nodes and "
+            "cluster.processes_per_node"
+        )
+    request = Request(
+        _device_of(config),
+        gpus,
+        _histogram_of(config),
+        load_shape(config.model.hf_path),
+        config,
+        config.planner.calibration,
+        {"cp": 1} if config.metrics.capture.every else {},
+    )
+    task = build_task(request)
+    best = plan(task)[0]
+    print(f"parallel=auto: {mode_line(task)}: {best.degrees}, {best.step_seconds:.3f} s a step, MFU {best.mfu:.1%}")
+    print("\n".join(details(best)), flush=True)
+    return with_plan(config, task, best)
+
+
+def _histogram_of(config: Config) -> Histogram:
+    if config.planner.histogram:
+        return load_histogram(config.planner.histogram)
+    with tempfile.TemporaryDirectory(prefix="planning-") as folder:
+        return read_histogram(config, Path(folder) / "ledger.jsonl", progress=sys.stderr.isatty())
+
+
+def _device_of(config: Config) -> Device:
+    name = config.planner.device or ("cpu" if config.platform.name == "cpu" else "")
+    if not name:
+        raise ValueError(
+            f"parallel=auto needs to know the devices; give planner.device={either(device_names())}, or a yaml file"
+        )
+    device = load_device(name)
+    return with_memory(device, config.planner.max_memory) if config.planner.max_memory else device
+
+
+def with_plan(config: Config, task: Task, item: Prediction) -> Config:
+    """A config with the settings of a planned choice."""
+    tree = settings_of(task, item)
+    recompute = dataclasses.replace(config.model.recompute, **tree["model"]["recompute"])
+    return dataclasses.replace(
+        config,
+        world_size=tree["world_size"],
+        model=dataclasses.replace(config.model, recompute=recompute),
+        parallel=dataclasses.replace(config.parallel, auto=False, **tree["parallel"]),
+        data=dataclasses.replace(config.data, **tree["data"]),
+    )
+
+
+def memory_forecast(config: Config, derived: Derived, shape: RoboBrainShape) -> list[str]:
+    """Predicted peak memory of every pipeline rank, in lines.
+
+    Memory follows from sizes alone; only the share of context and libraries is the device's, when it is known.
+    """
+    known = config.planner.device or config.platform.name == "cpu"
+    reserved = _device_of(config).reserved_memory if known else 0.0
+    cp = derived.cp_size
+    shards = Shards(derived.tp_size, derived.sequence_parallel, 2 if config.model.dtype == "bf16" else 4, cp)
+    state = state_bytes(config.model.dtype, config.parallel.distributed_optimizer, cp * derived.dp_size)
+    largest = LargestBatch(-(-config.data.seq_length // cp), -(-config.data.max_patches // cp))
+    frozen = Frozen(**dataclasses.asdict(config.model.freeze))
+    layout = derived.layout or default_layout(shape, derived.pp_size)
+    stages = stage_memory(
+        memory_model(shape, shards, largest, state, frozen, reserved),
+        layout,
+        recompute_of(config.model.recompute, layout.num_slices),
+        layout.pp_size * 4,
+    )
+    without = "" if known else ", without what context and libraries take (give planner.device)"
+    return [f"predicted peak memory of a rank by pipeline stage, not a measurement{without}", *memory_lines(stages)]
+
+
+def recompute_of(settings: RecomputeConfig, num_slices: int) -> tuple[SliceRecompute, ...]:
+    """What every slice recomputes, by the settings."""
+    vision = settings.vision_per_slice or [settings.vision] * num_slices
+    language = settings.language_per_slice or [settings.language] * num_slices
+    every = 10**6  # -1 means all layers
+    return tuple(
+        SliceRecompute(every if v < 0 else v, every if t < 0 else t) for v, t in zip(vision, language, strict=True)
+    )
+
+
+def build_task(request: Request) -> Task:
+    """The planning task of a request."""
+    config = request.config
+    parallel, freeze = config.parallel, config.model.freeze
+    calibration = load_calibration(request.calibration) if request.calibration else None
+    if calibration is not None:
+        calibration.check(request.device.name, config.model.dtype)
+    merge_unit = request.shape.vision.merge_unit
+    batch = samples_of_a_step(config.data, request.histogram, merge_unit)
+    sampler = Sampler(request.histogram, merge_unit, batch, pack, seed=config.seed)
+    return Task(
+        model=request.shape,
+        pricing=Pricing(request.device, config.model.dtype, calibration),
+        gpus=request.gpus,
+        sampler=sampler,
+        seq_length=config.data.seq_length,
+        max_patches=config.data.max_patches,
+        frozen=Frozen(**dataclasses.asdict(freeze)),
+        distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        asked=request.asked,
+        padding_buckets=_padding_buckets(config, request.device),
+        global_micro_batches=config.data.global_micro_batches,
+    )
+
+
+def samples_of_a_step(data: DataConfig, histogram: Histogram, merge_unit: int) -> int:
+    """Samples of a step; when it is counted in micro-batches, as many as fill them on average."""
+    if not data.global_micro_batches:
+        return data.global_batch_size
+    share = histogram.counts / histogram.num_samples
+    fill = max(share @ histogram.tokens(merge_unit) / data.seq_length, share @ histogram.patches / data.max_patches)
+    return max(1, int(data.global_micro_batches / fill))
+
+
+def _padding_buckets(config: Config, device: Device) -> int:
+    """As training decides it, for the device that is planned for."""
+    on_cpu = device.name == load_device("cpu").name or config.platform.name == "cpu"
+    padded = config.data.padding == "buckets" or (config.data.padding == "auto" and not on_cpu)
+    return config.data.padding_buckets if padded else 0
+
+
+def pack(sizes: np.ndarray, tokens: int, patches: int, ranks: int, multiple: int) -> list[list[list[int]]]:
+    """The packing of training."""
+    return plan_step(sizes, Budget(tokens, patches), ranks, multiple)

@@ -1,0 +1,339 @@
+"""One process of a benchmark: warm-up, timed steps, traced steps, and what all ranks found, put together on rank 0."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform as host
+import statistics
+import time
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_rb.bench.step import OURS, REFERENCES, beside_transformers
+from megatron_rb.bench.timing import median_ratio
+from megatron_rb.bench.train.mock_data import MockSamples
+from megatron_rb.bench.train.peak import peak_of
+from megatron_rb.bench.train.result import Baseline, RankFigures, Result, StepFigures
+from megatron_rb.bench.train.spec import BenchSpec
+from megatron_rb.checkpoint.hf.training import padded_batches
+from megatron_rb.config.derive import Derived, derive
+from megatron_rb.config.schema import Config
+from megatron_rb.data.build import build_dataset, build_encoder
+from megatron_rb.data.ledger import Ledger
+from megatron_rb.data.loader import SampleSource
+from megatron_rb.layout import PipelineLayout
+from megatron_rb.metrics.balance import balance_of
+from megatron_rb.metrics.timeline import StageTimeline, bubble_ratios
+from megatron_rb.models.work import Work, training_flops, work_of
+from megatron_rb.parallel.groups import (
+    Place,
+    build_groups,
+    cpu_threads_of_rank,
+    rank_zero_first,
+    start_process_group,
+    world_from_environment,
+)
+from megatron_rb.platform import Platform
+from megatron_rb.shapes.balance import default_layout
+from megatron_rb.shapes.shape import load_shape, model_fingerprint
+from megatron_rb.tasks.build import build_loader, build_task
+from megatron_rb.train.build import build_trainable
+from megatron_rb.train.run import seed_everything
+from megatron_rb.train.sections import SectionTimer
+from megatron_rb.train.step import Runner, update
+from megatron_rb.train.totals import sum_over_world
+from megatron_rb.train.trace import PassTracer
+
+PACKAGES = ("megatron-rb", "torch", "megatron-core", "transformers", "numpy", "triton", "flash-attn")
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    """One step of this rank."""
+
+    seconds: float
+    wait_seconds: float
+    works: list[Work]
+    """Of its micro-batches."""
+
+
+class Bench:
+    """The parts of a training process that a step needs, and the samples they run on."""
+
+    def __init__(self, config: Config, spec: BenchSpec, platform: Platform) -> None:
+        self.config, self.spec, self.platform = config, spec, platform
+        self.shape = load_shape(config.model.hf_path)
+        self.derived: Derived = derive(config, self.shape, world_from_environment()[2])
+        self.layout: PipelineLayout = self.derived.layout or default_layout(self.shape, self.derived.pp_size)
+        torch.set_num_threads(cpu_threads_of_rank(config.platform.threads_per_rank))
+        timeout = config.parallel.timeout_minutes
+        start_process_group(platform, timeout)
+        self.place: Place = build_groups(
+            self.derived.tp_size,
+            self.derived.pp_size,
+            self.layout.vpp_size,
+            timeout,
+            config.seed,
+            self.derived.cp_size,
+        )
+        self.ledger = Ledger(self.derived.run_dir / "ledger.jsonl", self.place.rank)
+        self.samples = self._samples()
+        seed_everything(config.seed, platform)
+        trainable = build_trainable(config, self.shape, self.layout, self.place, platform, self.derived.init)
+        self.chunks, self.optimizer = trainable.chunks, trainable.optimizer
+        self.runner = Runner(self.chunks, self.shape, self.place, platform.current_device())
+        self.task = build_task(config, self.derived, self.runner, self.samples, None, self.ledger, platform)
+        self.sections = SectionTimer([chunk.module for chunk in self.chunks], platform, every=1)
+        self.tracer = PassTracer(self.chunks, platform, self.place, self.sections)
+
+    def _samples(self) -> SampleSource:
+        config = self.config
+        if self.spec.mix is not None:
+            return MockSamples(self.spec.mix, self.shape)
+        encoder = build_encoder(config.data, config.model.hf_path, self.shape)
+        return rank_zero_first(
+            lambda: build_dataset(
+                config.data,
+                encoder,
+                config.data.train,
+                self.ledger,
+                cache_dir=self.derived.run_dir / "index",
+                refused="leave" if self.place.rank else "again",
+            )
+        )
+
+    def step(self) -> TimedStep:
+        """One step as `rb train` takes it, until all ranks are done."""
+        self.platform.synchronize()
+        start = time.perf_counter()
+        data = self.task.next_step()
+        results, _ = update(self.chunks, self.optimizer, lambda: self.task.run(data.micro_batches))
+        sum_over_world(results, data.micro_batches, self.place, stop_requested=False)
+        self.platform.synchronize()
+        seconds = time.perf_counter() - start
+        return TimedStep(seconds, data.wait_seconds, [work_of(batch) for batch in data.micro_batches])
+
+    def traced_step(self) -> tuple[dict[str, float], StageTimeline]:
+        """One step in sections, which wait for the device at every border; and when its passes ran."""
+        self.platform.synchronize()
+        start = time.perf_counter()
+        data = self.task.next_step()
+        passes = 0.0
+
+        def run() -> list[dict[str, torch.Tensor]]:
+            nonlocal passes
+            with self.tracer.tracing():
+                results = self.task.run(data.micro_batches)
+                passes = self.tracer.now()
+            return results
+
+        before = time.perf_counter()
+        results, _ = update(self.chunks, self.optimizer, run)
+        self.platform.synchronize()
+        updated = time.perf_counter() - before
+        sum_over_world(results, data.micro_batches, self.place, stop_requested=False)
+        total = time.perf_counter() - start
+        timeline = self.tracer.timeline()
+        forward, backward = timeline.busy("forward"), timeline.busy("backward")
+        vision, language = (self.sections.seconds[name] for name in ("vision", "language"))
+        sections = {
+            "data": data.wait_seconds,
+            "vision forward": vision,
+            "language forward": language,
+            "other forward": forward - vision - language,
+            "backward": backward,
+            "waiting": passes - forward - backward,
+            "optimizer": updated - passes,
+        }
+        return sections | {"other": total - sum(sections.values())}, timeline
+
+    def close(self) -> None:
+        self.task.close()
+
+
+def measure(config: Config, spec: BenchSpec, platform: Platform) -> Result | None:
+    """Run the benchmark; the result on rank 0, None elsewhere."""
+    bench = Bench(config, spec, platform)
+    place = bench.place
+    _say(place, f"{spec.warmup} steps to warm up, {spec.steps} timed, {spec.traced} traced; layout {bench.layout}")
+    for _ in range(spec.warmup):
+        bench.step()
+    platform.reset_peak_memory()
+    timed = [bench.step() for _ in range(spec.steps)]
+    memory = platform.memory()
+    traced = [bench.traced_step() for _ in range(spec.traced)]
+    bench.close()
+    steps, loads = _gather_steps(bench, timed)
+    ranks, timelines = _gather_ranks(bench, traced, memory.peak_allocated or memory.allocated)
+    peak = peak_of(platform, config.model.dtype, spec.peak_tflops)
+    baseline = _baseline(bench) if spec.baseline else None
+    if place.rank:
+        return None
+    return Result(
+        date=time.strftime("%Y-%m-%d"),
+        versions=versions(),
+        device=platform.info(),
+        devices=place.world_size,
+        model={"name": spec.model, "family": bench.shape.family, **model_fingerprint(bench.shape)},
+        mix=asdict(spec.mix) if spec.mix is not None else _of_files(config, bench.samples),
+        settings=_settings(bench),
+        warmup=spec.warmup,
+        steps=steps,
+        ranks=ranks,
+        timeline=timelines,
+        loads=loads[0].tolist(),
+        balance=balance_of(loads, config.data.seq_length),
+        peak=peak,
+        baseline=baseline,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that a step runs on."""
+    found = {"python": host.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _gather_steps(bench: Bench, timed: list[TimedStep]) -> tuple[tuple[StepFigures, ...], list[np.ndarray]]:
+    """Figures of every step over all ranks, and its `[dp ranks, micro-batches, 2]` tokens and patches."""
+    place = bench.place
+    # One tensor-parallel rank of the first stage speaks for all: they have the same rows.
+    speaks_for = place.dp_rank if place.tp_rank == place.pp_rank == 0 else -1
+    own = [(speaks_for, step.seconds, step.wait_seconds, [astuple(work) for work in step.works]) for step in timed]
+    everyone = _gather(own, place)
+    steps, loads = [], []
+    for number in range(len(timed)):
+        entries = [ranks[number] for ranks in everyone]
+        batches = works_of_replicas(entries, place.dp_size)
+        total = sum((work for rank in batches for work in rank), Work())
+        flops = training_flops(bench.shape, total, bench.config.model.freeze).total
+        steps.append(
+            StepFigures(
+                seconds=max(entry[1] for entry in entries),
+                data_wait_seconds=max(entry[2] for entry in entries),
+                samples=total.samples,
+                tokens=total.tokens,
+                labels=total.labels,
+                patches=total.patches,
+                flops=flops,
+            )
+        )
+        loads.append(np.array([[(work.tokens, work.patches) for work in rank] for rank in batches]))
+    return tuple(steps), loads
+
+
+def works_of_replicas(entries: list[tuple[int, float, float, list[tuple]]], dp_size: int) -> list[list[Work]]:
+    """Work of every replica's micro-batches, each put together from its context-parallel ranks."""
+    replicas: list[list[Work]] = [[] for _ in range(dp_size)]
+    for dp_rank, _, _, works in entries:
+        if dp_rank < 0:
+            continue
+        parts = [Work(*values) for values in works]
+        before = replicas[dp_rank]
+        # The samples are the same on all of these ranks.
+        replicas[dp_rank] = [a + replace(b, samples=0) for a, b in zip(before, parts, strict=True)] if before else parts
+    return replicas
+
+
+def _gather_ranks(
+    bench: Bench, traced: list[tuple[dict[str, float], StageTimeline]], peak: int | None
+) -> tuple[tuple[RankFigures, ...], tuple[StageTimeline, ...]]:
+    place = bench.place
+    medians = {name: statistics.median(sections[name] for sections, _ in traced) for name in traced[0][0]}
+    blocks = " + ".join(
+        str(bench.layout).split(" | ")[part.index] for part in bench.layout.slices_of_rank(place.pp_rank)
+    )
+    everyone = _gather((place.pp_rank, blocks, medians, peak, [timeline for _, timeline in traced]), place)
+    ratios = [bubble_ratios([entry[4][number] for entry in everyone]) for number in range(len(traced))]
+    ranks = tuple(
+        RankFigures(rank, pp_rank, text, sections, statistics.median(found[rank] for found in ratios), memory)
+        for rank, (pp_rank, text, sections, memory, _) in enumerate(everyone)
+    )
+    return ranks, tuple(entry[4][-1] for entry in everyone)
+
+
+def _gather(value: Any, place: Place) -> list[Any]:
+    everyone: list[Any] = [None] * place.world_size
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
+def _baseline(bench: Bench) -> Baseline:
+    """The first step of the mix on both sides, in this process."""
+    config, spec = bench.config, bench.spec
+    loader = build_loader(config, bench.derived, bench.place, bench.samples, bench.ledger, needs_pixels=True)
+    packs = loader.next_step().micro_batches
+    loader.close()
+    samples = [sample for pack in packs for sample in pack]
+    padded = padded_batches(samples, config.data.seq_length)
+    bench.chunks.clear()
+    _say(bench.place, f"transformers: {len(samples)} samples, in {len(padded)} padded batches and one by one")
+    del bench.optimizer, bench.task, bench.runner, bench.tracer, bench.sections
+    bench.platform.empty_cache()
+    of_folder = replace(config, checkpoint=replace(config.checkpoint, init=config.model.hf_path))
+    found = beside_transformers(
+        of_folder, bench.shape, {OURS[0]: packs}, padded, bench.place, bench.platform, min(spec.steps, 10)
+    )
+    side = found.faster(REFERENCES)
+    ours, theirs = found.times[OURS[0]], found.times[side]
+    return Baseline(
+        side=side,
+        seconds=theirs.median,
+        our_seconds=ours.median,
+        speedup=median_ratio(theirs.wall, ours.wall),
+        losses=found.losses,
+        tokens=found.tokens,
+        patches=found.patches,
+    )
+
+
+def _settings(bench: Bench) -> dict[str, Any]:
+    config, place = bench.config, bench.place
+    return {
+        "dtype": config.model.dtype,
+        "tp_size": place.tp_size,
+        "pp_size": place.pp_size,
+        "cp_size": place.cp_size,
+        "dp_size": place.dp_size,
+        "layout": str(bench.layout),
+        "threads": torch.get_num_threads(),
+        "recompute": asdict(config.model.recompute),
+        "freeze": asdict(config.model.freeze),
+        "layers": config.model.layers,
+        "kernels": asdict(config.kernels),
+        "padding": config.data.padding,
+        "sequence_parallel": bench.derived.sequence_parallel,
+        "distributed_optimizer": config.parallel.distributed_optimizer,
+        "seed": config.seed,
+    }
+
+
+def _of_files(config: Config, samples: SampleSource) -> dict[str, Any]:
+    """Real data in place of a mix: which files, and their mean sample."""
+    tokens, patches = samples.sizes.mean(axis=0).tolist()
+    return {
+        "name": "files",
+        "files": [Path(name).name for name in config.data.train],
+        "samples": len(samples),
+        "mean_tokens": tokens,
+        "mean_patches": patches,
+        "seq_length": config.data.seq_length,
+        "max_patches": config.data.max_patches,
+        "global_batch_size": config.data.global_batch_size,
+        "global_micro_batches": config.data.global_micro_batches,
+    }
+
+
+def _say(place: Place, text: str) -> None:
+    if place.rank == 0:
+        print(text, flush=True)

@@ -1,0 +1,172 @@
+"""Answers of a checkpoint by this stack, in processes of its own on any layout; a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megatron_rb.checkpoint.manifest import find_checkpoint, find_side_files
+from megatron_rb.config.compose import config_from_file
+from megatron_rb.config.derive import check_tp_size
+from megatron_rb.config.schema import Config
+from megatron_rb.data.answer_file import check_same_source, rows_in, write_whole
+from megatron_rb.generation.answering import without_limits, write_questions_left
+from megatron_rb.generation.spec import (
+    BatchLimits,
+    GenerationSpec,
+    Parallelism,
+    Sampling,
+    parts_of,
+    scratch_folder,
+)
+from megatron_rb.layout import parse_layout
+from megatron_rb.platform import get_platform
+from megatron_rb.shapes.balance import default_layout
+from megatron_rb.shapes.shape import RoboBrainShape, load_shape
+
+Start = Callable[[Path, int], int]
+"""Starts so many generation workers on a folder, waits, and returns their exit code."""
+
+
+@dataclass(frozen=True)
+class StackRequest:
+    """What a user asks for; what is left empty follows from the checkpoint."""
+
+    checkpoint: str
+    """A checkpoint, a folder with checkpoints, a run folder, or a Hugging Face folder."""
+    hf: str = ""
+    """Config and tokenizer; empty = those of the checkpoint."""
+    tp_size: int = 1
+    pp_size: int = 0
+    """0 = one rank per slice of the layout."""
+    processes: int = 0
+    """0 = one copy of the model; more copies are data parallel."""
+    layout: str = ""
+    """Empty = balanced by parameters."""
+    sequence_parallel: bool = False
+    dtype: str = ""
+    """`bf16` or `fp32`; empty = as trained, else bf16 on accelerators."""
+    sequences: int = BatchLimits.sequences
+    max_new_tokens: int = 256
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; an answer needs at least 1")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a model comes from."""
+
+    folder: Path
+    hf: Path
+    config: Config | None
+    """Of the run that trained it, where that lies beside it: its prompt form and picture sizes are asked in."""
+
+
+def answer_with_stack(
+    questions: Sequence[dict], media_root: Path, out: Path, request: StackRequest, start: Start
+) -> dict[str, str]:
+    """Answers by question id; those that `out` holds already are not asked again.
+
+    A question whose pictures cannot be read gets no answer and a line in `<out>.ledger.jsonl`.
+
+    Args:
+        questions: rows with `id`, `image` and one human turn.
+        media_root: where relative paths of pictures start.
+        out: jsonl of `question_id` and `answer`; while the run lasts every copy of the model has a part beside it.
+
+    Raises:
+        ValueError: the checkpoint, the layout or the answers in `out` do not fit the request, or a process failed;
+            what was answered so far is kept.
+    """
+    weights = find_weights(request)
+    shape = load_shape(weights.hf)
+    parallel = _parallelism(request, shape)
+    source = {
+        "weights": str(weights.folder.absolute()),
+        "max_new_tokens": request.max_new_tokens,
+        "sampling": asdict(request.sampling),
+    }
+    check_same_source(out, source)
+    done = collect_parts(out, questions)
+    asked = write_questions_left(questions, done, out)
+    if asked is None:
+        return done
+    data = weights.config.data if weights.config is not None else Config().data
+    spec = GenerationSpec(
+        str(weights.folder),
+        str(weights.hf),
+        parallel,
+        str(asked),
+        str(out),
+        request.max_new_tokens,
+        _dtype(request, weights),
+        request.sampling,
+        BatchLimits(request.sequences),
+        without_limits(data, media_root),
+    )
+    folder = scratch_folder(out)
+    folder.mkdir(exist_ok=True)
+    spec.write(folder)
+    code = start(folder, parallel.processes)
+    done = collect_parts(out, questions)
+    if code:
+        raise ValueError(
+            f"a process of the generation ended with exit code {code}; its output stands above and in {folder}/logs. "
+            f"{len(done)} of {len(questions)} answers are kept in {out}, and the same command goes on from there"
+        )
+    return done
+
+
+def find_weights(request: StackRequest) -> Weights:
+    """The checkpoint that is meant, its config and tokenizer, and the settings it was trained with."""
+    path = Path(request.checkpoint)
+    if (path / "config.json").is_file():
+        return Weights(path, Path(request.hf or path), None)
+    checkpoint = find_checkpoint(path)
+    settings = checkpoint.parent.parent / "config.yaml"
+    config = config_from_file(settings) if settings.is_file() else None
+    return Weights(checkpoint, find_side_files(checkpoint, request.hf), config)
+
+
+def collect_parts(out: Path, questions: Sequence[Mapping]) -> dict[str, str]:
+    """Put the parts of all copies of the model into `out`, in the order of the questions, and remove them."""
+    done = rows_in(out)
+    parts = parts_of(out)
+    for part in parts:
+        done |= rows_in(part)
+    if parts:
+        order = {str(row["id"]): number for number, row in enumerate(questions)}
+        keys = sorted(done, key=lambda key: order.get(key, len(order)))
+        write_whole(out, "".join(json.dumps(done[key]) + "\n" for key in keys))
+    for part in parts:
+        part.unlink()
+    return {key: row["answer"] for key, row in done.items()}
+
+
+def _parallelism(request: StackRequest, shape: RoboBrainShape) -> Parallelism:
+    check_tp_size(request.tp_size, shape)
+    pp_size = request.pp_size or request.layout.count("|") + 1
+    if request.layout:
+        layout = parse_layout(request.layout, shape.vision.num_layers, shape.text.num_layers, pp_size)
+    else:
+        layout = default_layout(shape, pp_size)
+    cell = request.tp_size * pp_size
+    processes = request.processes or cell
+    if processes % cell:
+        raise ValueError(
+            f"{processes} processes cannot be split into tp {request.tp_size} x pp {pp_size}; use a multiple of {cell}"
+        )
+    return Parallelism(str(layout), request.tp_size, pp_size, processes // cell, request.sequence_parallel)
+
+
+def _dtype(request: StackRequest, weights: Weights) -> str:
+    if request.dtype:
+        return request.dtype
+    if weights.config is not None:
+        return weights.config.model.dtype
+    return "fp32" if get_platform("auto").name == "cpu" else "bf16"

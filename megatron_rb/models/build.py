@@ -1,0 +1,143 @@
+"""From sizes and a layout to the model chunks of one rank."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_rb.config.derive import check_tp_size
+from megatron_rb.kernels.dispatch import KernelRequests
+from megatron_rb.layout import PipelineLayout
+from megatron_rb.models.layers import BuildContext, LayerProvider
+from megatron_rb.models.stage import EMBEDDING_WEIGHT, HEAD_WEIGHT, Recompute, RoboBrainStage
+from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.sharding import full_to_local, shard_of
+from megatron_rb.shapes.shape import RoboBrainShape
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is built, beside its sizes and its layout."""
+
+    dtype: str = "fp32"
+    sequence_parallel: bool = False
+    recompute: Recompute = Recompute()
+    kernels: KernelRequests = KernelRequests()
+
+
+def core_config(shape: RoboBrainShape, place: Place, options: ModelOptions) -> TransformerConfig:
+    """megatron-core's configuration: read by its linears, its schedules and its data parallelism."""
+    if options.dtype not in DTYPES:
+        raise ValueError(f"model.dtype is '{options.dtype}'; use bf16 or fp32")
+    text = shape.text
+    return TransformerConfig(
+        num_layers=text.num_layers,
+        hidden_size=text.hidden_size,
+        ffn_hidden_size=text.ffn_hidden_size,
+        num_attention_heads=text.num_heads,
+        num_query_groups=text.num_query_groups,
+        kv_channels=text.head_dim,
+        qk_layernorm=text.qk_norm,
+        normalization="RMSNorm",
+        layernorm_epsilon=text.norm_eps,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=place.tp_size,
+        pipeline_model_parallel_size=place.pp_size,
+        virtual_pipeline_model_parallel_size=place.vpp_size if place.vpp_size > 1 else None,
+        sequence_parallel=options.sequence_parallel and place.tp_size > 1,
+        params_dtype=DTYPES[options.dtype],
+        pipeline_dtype=DTYPES[options.dtype],
+        bf16=options.dtype == "bf16",
+        # Weights are drawn or loaded by name afterwards; "cpu" means: plain torch.empty on the device of the context.
+        use_cpu_initialization=True,
+        perform_initialization=False,
+        gradient_accumulation_fusion=False,
+        # Nothing is said of context parallelism: Transformer Engine's attention would exchange keys a second time.
+        # Every micro-batch has its own number of tokens and patches; megatron-core asks for this dispatcher with it.
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
+        # Batched P2P without overlap mixes up gradients and activations when two ranks hold several chunks each.
+        batch_p2p_comm=place.vpp_size == 1,
+        overlap_p2p_comm=place.vpp_size > 1,
+        # Overlapped sends still read the tensor when the schedule would free it, and gloo sends what it then holds.
+        deallocate_pipeline_outputs=place.vpp_size == 1,
+        calculate_per_token_loss=True,
+    )
+
+
+def build_stages(
+    shape: RoboBrainShape, layout: PipelineLayout, place: Place, options: ModelOptions, layers: LayerProvider, device
+) -> list[RoboBrainStage]:
+    """The chunks of this rank, one per virtual stage, with uninitialised weights on a device (`meta` works too)."""
+    check_tp_size(place.tp_size, shape)
+    config = core_config(shape, place, options)
+    ctx = BuildContext(config, layers, place.tp_rank, place.tp_size, options.kernels)
+    stages = []
+    for part in layout.slices_of_rank(place.pp_rank):
+        with torch.device(device):
+            stages.append(RoboBrainStage(ctx, shape, layout, part.index, options.recompute))
+    return stages
+
+
+def named_parameters(stages: list[RoboBrainStage]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Global names and parameters of all chunks of this rank."""
+    for stage in stages:
+        yield from stage.named_parameters()
+
+
+ModelPart = Literal["vision", "merger", "language"]
+"""The unit of freezing and of learning-rate ratios."""
+MODEL_PARTS: tuple[ModelPart, ...] = ("vision", "merger", "language")
+
+
+def part_of(name: str) -> ModelPart:
+    """The part of the model a parameter belongs to, from its global name, with or without wrappers around the model."""
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    if name.startswith(("vision.merger.", "vision.deepstack.")):
+        return "merger"
+    return "vision" if name.startswith("vision.") else "language"
+
+
+def weight_key(name: str, shape: RoboBrainShape) -> str:
+    """The name a parameter is stored under: the head of tied embeddings is the embedding."""
+    tied_head = shape.text.tied_embeddings and name == HEAD_WEIGHT
+    return EMBEDDING_WEIGHT if tied_head else name
+
+
+def fill_weights(stages: list[RoboBrainStage], place: Place, read_full: Callable[[str], torch.Tensor]) -> None:
+    """Set every parameter from its full (global) value, asked for by the name it is stored under."""
+    with torch.no_grad():
+        for name, parameter in named_parameters(stages):
+            full = read_full(weight_key(name, stages[0].shape))
+            parameter.copy_(full_to_local(full, shard_of(parameter), place.tp_rank, place.tp_size))
+
+
+def full_shapes(stages: list[RoboBrainStage]) -> dict[str, tuple[int, ...]]:
+    """Global shapes of the parameters of this rank by the name they are stored under."""
+    return {weight_key(name, stages[0].shape): shard_of(p).full_shape for name, p in named_parameters(stages)}
+
+
+def random_weights(stages: list[RoboBrainStage], seed: int) -> Callable[[str], torch.Tensor]:
+    """Fresh full weights by name: the same numbers for every layout and tensor-parallel degree."""
+    shapes = full_shapes(stages)
+    initializer_range = stages[0].shape.initializer_range
+
+    def read(name: str) -> torch.Tensor:
+        size = shapes[name]
+        if name.endswith("bias"):
+            return torch.zeros(size)
+        if len(size) == 1:
+            return torch.ones(size)
+        generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+        return torch.randn(size, generator=generator) * initializer_range
+
+    return read

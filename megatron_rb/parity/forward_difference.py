@@ -1,0 +1,49 @@
+"""Whether two folders compute the same: logits of drawn samples, in fp32, each side by its own program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from megatron_rb.checkpoint.conversion.verify import Side
+from megatron_rb.checkpoint.hf.oracle import run_transformers
+from megatron_rb.checkpoint.manifest import find_side_files
+from megatron_rb.parity.report import read_layout, run_workers
+from megatron_rb.parity.samples import draw_samples
+from megatron_rb.parity.worker import ParitySpec
+from megatron_rb.shapes.shape import load_shape
+
+
+def forward_difference(
+    sides: tuple[Side, Side], hf: str, folder: Path, start: Callable[[Path, int], int], seed: int = 7
+) -> float:
+    """Largest absolute difference of a logit between two sides.
+
+    A Hugging Face folder is run by transformers, a checkpoint by this stack in one process; both need memory for the
+    whole model in fp32.
+
+    Args:
+        hf: config of checkpoints that come without one.
+        folder: scratch space.
+        start: starts parity workers on a folder and returns their exit code.
+    """
+    logits = []
+    for number, side in enumerate(sides):
+        config = side.path if side.checkpoint is None else find_side_files(side.checkpoint, hf)
+        shape = load_shape(config)
+        samples = draw_samples(shape, seed)
+        if side.checkpoint is None:
+            trace = run_transformers(side.path, shape, samples, grads=False)
+        else:
+            layout = read_layout("", shape, 1)
+            spec = ParitySpec(str(config), str(side.checkpoint), str(layout), 1, 1, False, False)
+            scratch = folder / str(number)
+            scratch.mkdir()
+            trace = run_workers(spec, scratch, samples, layout, start)
+        assert trace.logits is not None
+        logits.append(trace.logits)
+    if logits[0].shape != logits[1].shape:
+        raise ValueError(f"the two models give logits of the shapes {logits[0].shape} and {logits[1].shape}")
+    return float(torch.nan_to_num((logits[0] - logits[1]).abs(), nan=float("inf")).max())

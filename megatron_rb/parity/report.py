@@ -1,0 +1,133 @@
+"""Runs both sides of a parity check and prints where they part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_rb.checkpoint.hf.oracle import Trace, run_transformers
+from megatron_rb.config.derive import check_tp_size
+from megatron_rb.config.schema import DataConfig
+from megatron_rb.data.build import build_dataset, build_encoder
+from megatron_rb.data.ledger import Ledger, read_ledger
+from megatron_rb.data.sample import EncodedSample
+from megatron_rb.layout import PipelineLayout, parse_layout
+from megatron_rb.parity.samples import draw_samples
+from megatron_rb.parity.stack import (
+    GRADIENT_TOLERANCE,
+    LOGITS_TOLERANCE,
+    Difference,
+    compare,
+    first_parting,
+    load_rank_traces,
+    merge_traces,
+)
+from megatron_rb.parity.worker import ParitySpec
+from megatron_rb.shapes.shape import RoboBrainShape, load_shape
+
+MAX_SAMPLE_TOKENS = 1 << 20
+"""Samples of a parity run are never refused for their length."""
+
+
+def run_parity(
+    folder: Path,
+    hf_path: str,
+    *,
+    weights: str,
+    layout_text: str,
+    tp_size: int,
+    pp_size: int,
+    sequence_parallel: bool,
+    cp_size: int,
+    samples_file: str,
+    grads: bool,
+    seed: int,
+    start: Callable[[Path, int], int],
+) -> tuple[Trace, list[Difference]]:
+    """Start the processes of the stack, run transformers in this one, compare.
+
+    Args:
+        weights: checkpoint the stack reads instead of the Hugging Face folder; empty = the folder.
+        start: starts that many parity workers on the folder, waits, and returns their exit code.
+
+    Raises:
+        ValueError: the layout, the degree or the samples do not fit the model.
+        RuntimeError: a process of the stack failed; its message has been printed.
+    """
+    shape = load_shape(hf_path)
+    check_tp_size(tp_size, shape)
+    layout = read_layout(layout_text, shape, pp_size)
+    samples = read_samples(samples_file, hf_path, shape, folder) if samples_file else draw_samples(shape, seed)
+    spec = ParitySpec(
+        hf_path, weights or hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads, cp_size
+    )
+    ours = run_workers(spec, folder, samples, layout, start)
+    reference = run_transformers(hf_path, shape, samples, grads)
+    return ours, compare(ours, reference)
+
+
+def run_workers(
+    spec: ParitySpec,
+    folder: Path,
+    samples: Sequence[EncodedSample],
+    layout: PipelineLayout,
+    start: Callable[[Path, int], int],
+) -> Trace:
+    """What the stack does with samples, in as many processes as the spec says."""
+    spec.write(folder, list(samples))
+    processes = layout.pp_size * spec.tp_size * spec.cp_size
+    code = start(folder, processes)
+    if code:
+        raise RuntimeError(f"a process of the parity run failed with exit code {code}; its output stands above")
+    return merge_traces(load_rank_traces(folder, processes), layout)
+
+
+def read_layout(text: str, shape: RoboBrainShape, pp_size: int) -> PipelineLayout:
+    """The layout of a parity run; no text = everything in one stage."""
+    vision, decoder = shape.vision.num_layers, shape.text.num_layers
+    text = text or f"P v*{vision} M E t*{decoder} L"
+    return parse_layout(text, vision, decoder, pp_size or text.count("|") + 1)
+
+
+def read_samples(path: str, hf_path: str, shape: RoboBrainShape, folder: Path) -> list[EncodedSample]:
+    """All conversations of a jsonl file, images included.
+
+    Raises:
+        ValueError: a conversation or an image cannot be used; a comparison leaves nothing out.
+    """
+    limits = DataConfig(seq_length=MAX_SAMPLE_TOKENS, max_patches=MAX_SAMPLE_TOKENS, verify="decode")
+    ledger = Ledger(folder / "ledger.jsonl")
+    dataset = build_dataset(limits, build_encoder(limits, hf_path, shape), [path], ledger)
+    refused = read_ledger(ledger.path)
+    if refused:
+        first = refused[0]
+        raise ValueError(f"{len(refused)} rows of {path} cannot be used; line {first['line']}: {first['reason']}")
+    return [dataset[number] for number in range(len(dataset))]
+
+
+def print_report(rows: Sequence[Difference]) -> None:
+    """Blocks in order, then logits and loss, then the gradients that matter; a verdict at the end."""
+    console = Console()
+    table = Table("compared", "max difference", "relative", "verdict")
+    gradients = [row for row in rows if row.name.startswith("gradient ")]
+    shown = [row for row in rows if row not in gradients]
+    shown += sorted(gradients, key=lambda row: -row.relative)[:5]
+    for row in shown:
+        verdict = {True: "[green]ok", False: "[red]too far", None: ""}[row.passed]
+        table.add_row(row.name, f"{row.max_abs:.2e}", f"{row.relative:.2e}", verdict)
+    console.print(table)
+    if gradients:
+        within = sum(row.passed is True for row in gradients)
+        console.print(f"{within} of {len(gradients)} gradients within {GRADIENT_TOLERANCE:g} relative; the worst above")
+    parting = first_parting(rows)
+    if parting is not None:
+        console.print(f"first block that parts: {parting.name} (relative {parting.relative:.2e})")
+    failed = [row.name for row in rows if row.passed is False]
+    console.print(
+        f"[red]different: {', '.join(failed[:5])}"
+        if failed
+        else f"[green]equal within {LOGITS_TOLERANCE:g} (logits, absolute)"
+    )

@@ -1,0 +1,121 @@
+"""The sizes that the config.json files of the published RoboBrain models state, and how many weights they make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_rb.shapes.shape import RoboBrainShape, shape_from_dict
+
+
+def _robobrain20(ffn: int, vision_ffn: int, tied: bool, **text: int) -> dict[str, Any]:
+    hidden = text["hidden_size"]
+    rope = {"type": "mrope", "mrope_section": [16, 24, 24]}
+    return {
+        "model_type": "qwen2_5_vl",
+        "tie_word_embeddings": tied,
+        "intermediate_size": ffn,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_scaling": rope,
+        "max_position_embeddings": 128000,
+        **text,
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "num_heads": 16,
+            "intermediate_size": vision_ffn,
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "in_chans": 3,
+            "spatial_merge_size": 2,
+            "out_hidden_size": hidden,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+        },
+    }
+
+
+def _robobrain25(ffn: int, tied: bool, vision: dict[str, Any], **text: int) -> dict[str, Any]:
+    rope = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+    return {
+        "model_type": "qwen3_vl",
+        "tie_word_embeddings": tied,
+        "text_config": {
+            "intermediate_size": ffn,
+            "head_dim": 128,
+            "vocab_size": 151936,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 5e6,
+            "rope_scaling": rope,
+            "max_position_embeddings": 262144,
+            **text,
+        },
+        "vision_config": {
+            "num_heads": 16,
+            "patch_size": 16,
+            "temporal_patch_size": 2,
+            "in_channels": 3,
+            "spatial_merge_size": 2,
+            "out_hidden_size": text["hidden_size"],
+            "num_position_embeddings": 2304,
+            **vision,
+        },
+    }
+
+
+_VISION_4B = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
+_VISION_8B = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
+
+CONFIGS = {
+    "RoboBrain2.0-3B": _robobrain20(
+        11008,
+        3420,
+        True,
+        vocab_size=151936,
+        hidden_size=2048,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+    ),
+    "RoboBrain2.0-7B": _robobrain20(
+        18944,
+        3420,
+        False,
+        vocab_size=152064,
+        hidden_size=3584,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+    ),
+    "RoboBrain2.0-32B": _robobrain20(
+        27648,
+        3456,
+        False,
+        vocab_size=152064,
+        hidden_size=5120,
+        num_hidden_layers=64,
+        num_attention_heads=40,
+        num_key_value_heads=8,
+    ),
+    "RoboBrain2.5-4B": _robobrain25(
+        9728, True, _VISION_4B, hidden_size=2560, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8
+    ),
+    "RoboBrain2.5-8B": _robobrain25(
+        12288, False, _VISION_8B, hidden_size=4096, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8
+    ),
+}
+
+PARAMETERS = {
+    "RoboBrain2.0-3B": 3_754_622_976,
+    "RoboBrain2.0-7B": 8_292_166_656,
+    "RoboBrain2.0-32B": 33_452_718_336,
+    "RoboBrain2.5-4B": 4_437_815_808,
+    "RoboBrain2.5-8B": 8_767_123_696,
+}
+"""Weights in all, tied ones counted once."""
+
+
+def published_shape(name: str) -> RoboBrainShape:
+    """The sizes of a published model, without its folder."""
+    return shape_from_dict(CONFIGS[name], name)

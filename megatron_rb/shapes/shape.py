@@ -1,0 +1,134 @@
+"""The sizes of a RoboBrain model, read from a Hugging Face `config.json` and written nowhere else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_rb.shapes.families import FAMILIES, MAY_BE_NULL, Family, family_of
+from megatron_rb.shapes.foreign import foreign_kind
+from megatron_rb.shapes.towers import TextShape, VisionShape
+
+
+@dataclass(frozen=True)
+class RoboBrainShape:
+    """One RoboBrain model: family, sizes, special tokens, initial weight scale."""
+
+    family: str
+    vision: VisionShape
+    text: TextShape
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    initializer_range: float
+
+    @property
+    def traits(self) -> Family:
+        """All that differs between families and follows from no size."""
+        return FAMILIES[self.family]
+
+
+def load_shape(hf_path: str | Path) -> RoboBrainShape:
+    """Read `config.json` of a Hugging Face folder (or the file itself).
+
+    Raises:
+        ValueError: the file is missing, is not JSON, or describes another model family.
+    """
+    path = Path(hf_path)
+    path = path / "config.json" if path.suffix != ".json" else path
+    if not path.is_file():
+        kind = foreign_kind(path.parent)
+        if kind:
+            raise ValueError(f"{path.parent} {kind}")
+        raise ValueError(f"no config.json at {path}; model.hf_path must be a Hugging Face folder of a RoboBrain model")
+    try:
+        raw = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    return shape_from_dict(raw, str(path))
+
+
+def shape_from_dict(raw: dict[str, Any], origin: str = "config") -> RoboBrainShape:
+    """Turn the content of a `config.json` into a `RoboBrainShape`; flat (old) and nested text configs are read.
+
+    Raises:
+        ValueError: another family, a value that is missing or is not supported, sizes that do not fit each other.
+    """
+    family = family_of(raw.get("model_type"), origin)
+    text = {**family.text_defaults, **_text_section(family, raw)}
+    vision = {**family.vision_defaults, **(raw.get("vision_config") or {})}
+    for fields, known in ((text, family.text_defaults), (vision, family.vision_defaults)):
+        empty = [name for name in known if fields[name] is None and name not in MAY_BE_NULL]
+        if empty:
+            raise ValueError(f"{origin} gives the field '{empty[0]}' of a {family.name} model no value")
+    shape = RoboBrainShape(
+        family=family.name,
+        vision=family.read_vision(vision),
+        text=family.read_text(text, _tied(family, raw)),
+        image_token_id=raw.get("image_token_id", 151655),
+        video_token_id=raw.get("video_token_id", 151656),
+        vision_start_token_id=raw.get("vision_start_token_id", 151652),
+        vision_end_token_id=raw.get("vision_end_token_id", 151653),
+        initializer_range=text["initializer_range"],
+    )
+    _check(shape, origin)
+    return shape
+
+
+def _text_section(family: Family, raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the language model."""
+    if raw.get("text_config") is not None:
+        return raw["text_config"]
+    return raw if family.flat_text else {}
+
+
+def _tied(family: Family, raw: dict[str, Any]) -> bool:
+    # transformers 4 wrote the switch into the text config, transformers 5 at the top level. The families whose text
+    # config was flat once forward the nested one, the others read the top level alone.
+    nested = (raw.get("text_config") or {}).get("tie_word_embeddings", False) if family.flat_text else False
+    return bool(raw.get("tie_word_embeddings", False) or nested)
+
+
+def _check(shape: RoboBrainShape, origin: str) -> None:
+    vision, text = shape.vision, shape.text
+    taps = vision.deepstack_layers
+    rules = [
+        (
+            vision.hidden_size % vision.num_heads == 0,
+            f"vision hidden_size {vision.hidden_size} is not a multiple of num_heads {vision.num_heads}",
+        ),
+        (vision.head_dim % 4 == 0, f"vision head size {vision.head_dim} is not a multiple of 4, as 2-D rope needs"),
+        (
+            vision.out_hidden_size == text.hidden_size,
+            f"vision out_hidden_size {vision.out_hidden_size} differs from the text hidden_size {text.hidden_size}",
+        ),
+        (
+            text.num_heads % text.num_query_groups == 0,
+            f"num_attention_heads {text.num_heads} is not a multiple of num_key_value_heads {text.num_query_groups}",
+        ),
+        (
+            sum(text.mrope_section) * 2 == text.head_dim,
+            f"mrope_section {list(text.mrope_section)} must sum to half the head size {text.head_dim}",
+        ),
+        (
+            len(taps) <= text.num_layers,
+            f"{len(taps)} DeepStack taps need as many decoder layers, there are {text.num_layers}",
+        ),
+        (
+            all(0 <= layer < vision.num_layers for layer in taps),
+            f"deepstack_visual_indexes {list(taps)} must lie in 0..{vision.num_layers - 1}",
+        ),
+    ]
+    for holds, message in rules:
+        if not holds:
+            raise ValueError(f"{origin}: {message}")
+
+
+def model_fingerprint(shape: RoboBrainShape) -> dict[str, Any]:
+    """What identifies a model in a checkpoint's manifest, JSON-able; the initial weight scale is no part of it."""
+    fields = asdict(shape)
+    del fields["initializer_range"]
+    return json.loads(json.dumps(fields))

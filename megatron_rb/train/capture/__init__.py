@@ -1,1 +1,0 @@
-"""Takes the tensors inside a step down in files: which ones, of which rows, in which form."""

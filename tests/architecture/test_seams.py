@@ -1,0 +1,35 @@
+"""Who may ask what: each kind of knowledge has one place in the code."""
+
+import ast
+
+from megatron_rb.shapes.families import FAMILIES
+from tests.architecture.source_tree import sources
+
+WEIGHT_TABLES = ("checkpoint.hf.table", "checkpoint.legacy", "checkpoint.megatron_dist")
+
+
+def test_families_are_named_in_their_records_and_the_weight_tables_only():
+    named = [
+        f"{source.room}:{node.lineno}"
+        for source in sources()
+        if not source.is_in("shapes", *WEIGHT_TABLES)
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Constant) and node.value in FAMILIES
+    ]
+    assert named == []
+
+
+def test_nobody_compares_families():
+    def is_family(node: ast.AST) -> bool:
+        return ast.unparse(node).rpartition(".")[2] in ("family", "traits", "model_type")
+
+    compared = [
+        f"{source.room}:{node.lineno}"
+        for source in sources()
+        if not source.is_in("shapes", *WEIGHT_TABLES)
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Compare)
+        and any(is_family(side) for side in (node.left, *node.comparators))
+        and ast.unparse(node.comparators[0]) != "FAMILIES"
+    ]
+    assert compared == []
