@@ -86,6 +86,10 @@ def test_library_stays_in_its_rooms(names: tuple[str, ...], rooms: tuple[str, ..
     assert [source.room for source in sources() if source.uses(*names) and not source.is_in(*rooms)] == []
 
 
+def test_product_does_not_import_its_tests():
+    assert [source.room for source in sources() if source.uses("tests")] == []
+
+
 def calls_at_import(tree: ast.AST) -> set[str]:
     """Names of the functions that are called when a module is imported, in class bodies and default values too."""
     names = set()
