@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -128,24 +128,6 @@ TABLE: Mapping[str, tuple[Implementation, ...]] = {
 
 
 @dataclass(frozen=True)
-class KernelRequests:
-    """For every operator `auto`, or the implementation that is asked for by name."""
-
-    mrope: str = "auto"
-    """Rotary embedding, with QK-norm and without."""
-    window_attention: str = "auto"
-    varlen_attention: str = "auto"
-    dynamic_padding: str = "auto"
-    linear_cross_entropy: str = "auto"
-    rms_norm: str = "auto"
-    swiglu: str = "auto"
-
-    def __post_init__(self) -> None:
-        for entry in fields(self):
-            check_request(entry.name, getattr(self, entry.name))
-
-
-@dataclass(frozen=True)
 class Choice:
     """The implementation that is taken, and why those before it are not."""
 
@@ -205,12 +187,6 @@ def check_dtype(name: str, x: torch.Tensor) -> None:
     if x.dtype not in known:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in known)
         raise ValueError(f"{name} is {x.dtype}; it must be one of {names}")
-
-
-def check_request(operator: str, request: str) -> None:
-    """Raises ValueError unless `request` is `auto` or an implementation of the operator."""
-    if request != "auto":
-        _named(operator, _rows(operator), request)
 
 
 def why_not(row: Implementation, platform: Platform, call: Call, *, requested: bool) -> str | None:

@@ -11,7 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from megatron_rb.config.compose import config_from_file, save_config
+from megatron_rb.config.compose import CONFIG_FILE, config_from_file, save_config
 from megatron_rb.config.locks import lock_exclusively
 from megatron_rb.config.schema import Config
 from megatron_rb.launch.job import JobSpec, write_whole
@@ -19,7 +19,6 @@ from megatron_rb.launch.record import newest_checkpoint
 from megatron_rb.launch.render import environment_script, host_script, node_script, rank_script, sbatch_script
 from megatron_rb.launch.topology import rank_table, table_text
 
-CONFIG_FILE = "config.yaml"
 FIXED = (
     "model.hf_path",
     "model.dtype",

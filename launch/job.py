@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+WORKER = "megatron_rb.app.worker"
+"""The module of every worker process; its arguments are `module:function` and a folder."""
+
 
 @dataclass(frozen=True)
 class Host:

@@ -16,11 +16,11 @@ from megatron_rb.config.schema import Config, SlurmConfig
 from megatron_rb.launch.command import check_environment, threads_per_rank
 from megatron_rb.launch.handed_on import check_secrets
 from megatron_rb.launch.hostfile import check_hosts, read_hosts
-from megatron_rb.launch.job import Host, JobSpec, Patience, SshSpec
+from megatron_rb.launch.job import WORKER, Host, JobSpec, Patience, SshSpec
 from megatron_rb.launch.record import load_record
 from megatron_rb.launch.time_limit import asked_limit, check_warning
 
-WORKER = "megatron_rb.app.main"
+TRAINING = "megatron_rb.app.main:train_folder"
 LAUNCHERS = {
     "local": ("direct",),
     "ssh": ("torchrun", "direct", "ft_launcher"),
@@ -42,7 +42,7 @@ def build_job(config: Config, derived: Derived) -> JobSpec:
     python = cluster.python or sys.executable
     job = JobSpec(
         module=WORKER,
-        arguments=("--config", str(run_dir / "config.yaml")),
+        arguments=(TRAINING, str(run_dir)),
         processes=derived.processes_per_node,
         run_dir=run_dir,
         master_addr=cluster.master_addr,
@@ -107,7 +107,7 @@ def job_for_machines(config: Config) -> JobSpec:
 
 def in_folder(job: JobSpec, run_dir: Path, name: str) -> JobSpec:
     """The same job as one run of a sweep, in a folder of its own."""
-    arguments = ("--config", str(run_dir / "config.yaml"))
+    arguments = (*job.arguments[:-1], str(run_dir))
     checkpoints = run_dir / job.checkpoint_dir.relative_to(job.run_dir)
     return replace(job, run_dir=run_dir, checkpoint_dir=checkpoints, arguments=arguments, run_id=name)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_rb.launch.job import JobSpec
+from megatron_rb.layout.mesh import RankGrid
 
 
 @dataclass(frozen=True)
@@ -47,22 +48,14 @@ def choose_nodes(nodes: Sequence[str], count: int, leaves: Mapping[str, str]) ->
 
 
 def rank_table(job: JobSpec, nodes: Sequence[str]) -> tuple[RankPlace, ...]:
-    """One row per rank; ranks are numbered tensor first, then context, data and pipeline parallel, as megatron-core
-    does."""
-    cell = job.tp_size * job.cp_size
-    dp_size = job.world_size // (cell * job.pp_size)
-    return tuple(
-        RankPlace(
-            rank=rank,
-            node=nodes[rank // job.processes],
-            local_rank=rank % job.processes,
-            tp_rank=rank % job.tp_size,
-            cp_rank=rank // job.tp_size % job.cp_size,
-            dp_rank=rank // cell % dp_size,
-            pp_rank=rank // (cell * dp_size),
-        )
-        for rank in range(job.world_size)
-    )
+    """One row per rank, on the machines in their order."""
+    grid = RankGrid.of_world(job.world_size, job.tp_size, job.pp_size, job.cp_size)
+    return tuple(_row(rank, nodes[rank // job.processes], job, grid) for rank in range(job.world_size))
+
+
+def _row(rank: int, node: str, job: JobSpec, grid: RankGrid) -> RankPlace:
+    at = grid.coordinates(rank)
+    return RankPlace(rank, node, rank % job.processes, tp_rank=at.tp, cp_rank=at.cp, dp_rank=at.dp, pp_rank=at.pp)
 
 
 def table_text(places: Sequence[RankPlace]) -> str:

@@ -13,7 +13,7 @@ STRIKES = 3
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RetryDecision:
     """Whether to try again, why not, and without which machine."""
 
     retry: bool
@@ -21,7 +21,7 @@ class Verdict:
     exclude: str = ""
 
 
-def judge(attempts: Sequence[AttemptNote], max_retries: int) -> Verdict:
+def judge(attempts: Sequence[AttemptNote], max_retries: int) -> RetryDecision:
     """Judge the last attempt, which has failed.
 
     Args:
@@ -29,19 +29,21 @@ def judge(attempts: Sequence[AttemptNote], max_retries: int) -> Verdict:
     """
     last = attempts[-1]
     if last.kind == FailureKind.CONFIGURATION:
-        return Verdict(False, f"{last.cause}; the settings are wrong, so another attempt would fail as well")
+        return RetryDecision(False, f"{last.cause}; the settings are wrong, so another attempt would fail as well")
     if last.kind == FailureKind.NUMBERS:
-        return Verdict(False, f"{last.cause}; numbers that are not finite would come again, so look at them first")
+        return RetryDecision(
+            False, f"{last.cause}; numbers that are not finite would come again, so look at them first"
+        )
     exclude = last.node if last.kind == FailureKind.NODE or _strikes(attempts) >= STRIKES else ""
     before = attempts[-2] if len(attempts) > 1 else None
     if before is not None and _same_place(before, last):
         place = f"step {last.last_step + 1}" if last.phase != "init" else "the start"
-        return Verdict(False, f"{place} failed twice: {last.cause}; look at the data and code of that step")
+        return RetryDecision(False, f"{place} failed twice: {last.cause}; look at the data and code of that step")
     fruitless = _without_progress(attempts)
     if fruitless > max_retries:
         why = "cluster.max_retries is 0" if not max_retries else f"{fruitless} attempts in a row made no checkpoint"
-        return Verdict(False, f"{last.cause}; {why}", exclude)
-    return Verdict(True, last.cause, exclude)
+        return RetryDecision(False, f"{last.cause}; {why}", exclude)
+    return RetryDecision(True, last.cause, exclude)
 
 
 def _same_place(before: AttemptNote, last: AttemptNote) -> bool:

@@ -6,16 +6,18 @@ import os
 from pathlib import Path
 
 from megatron_rb.launch.command import threads_per_rank
-from megatron_rb.launch.job import JobSpec
+from megatron_rb.launch.job import WORKER, JobSpec
 from megatron_rb.launch.local import free_port
 from megatron_rb.launch.main import run_job
 
 
-def start_workers(module: str, folder: Path, processes: int) -> int:
-    """Run `python -m module folder` in so many processes and wait; 0, or the exit code of the first that failed.
+def start_workers(function: str, folder: Path, processes: int) -> int:
+    """Run a `module:function` on a folder in so many processes and wait; 0, or the exit code of the first that failed.
 
     The folder gets a log per rank; rank 0 writes to the console.
     """
     threads = threads_per_rank(0, len(os.sched_getaffinity(0)), processes)
     port = free_port("127.0.0.1")
-    return run_job(JobSpec(module, (str(folder),), processes, folder, master_port=port, threads_per_rank=threads))
+    return run_job(
+        JobSpec(WORKER, (function, str(folder)), processes, folder, master_port=port, threads_per_rank=threads)
+    )

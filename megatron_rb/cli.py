@@ -5,12 +5,9 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from megatron_rb.config.commands import Command, listing
-from megatron_rb.config.failures import WRONG_INPUT, NotFinite
-
-PACKAGE = Path(__file__).parent
+from megatron_rb.config.failures import complain, exit_code_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,16 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _run(arguments[0], arguments[1:])
-    except (ValueError, FileNotFoundError) as error:
-        if debug or not _is_ours(error):
+    except Exception as error:
+        code = exit_code_of(error)
+        if debug or code is None:
             raise
-        _complain(error)
-        return WRONG_INPUT
-    except NotFinite as error:
-        if debug:
-            raise
-        _complain(error)
-        return error.exit_code
+        complain(error)
+        return code
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -46,26 +39,9 @@ def _run(name: str, arguments: list[str]) -> int:
     return COMMANDS[name].run(arguments)
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether the error was raised by this package, or says that a file is missing."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    raised_in = trace.tb_frame.f_code.co_filename if trace is not None else ""
-    return isinstance(error, FileNotFoundError) or Path(raised_in).is_relative_to(PACKAGE)
-
-
 def _overview() -> str:
     usage, more = "usage: rb [--debug] <command> [arguments]", "`rb <command> --help` tells more about one."
     return "\n".join([usage, "", *listing(COMMANDS), "", more])
-
-
-def _complain(error: Exception) -> None:
-    from rich.console import Console  # only wrong input needs it
-
-    console = Console(stderr=True, soft_wrap=True)
-    console.print(f"rb: {error}", style="bold red", markup=False, highlight=False)
-    console.print("(rb --debug shows where this came from)", style="dim", highlight=False)
 
 
 def _bench(argv: list[str]) -> int:

@@ -27,8 +27,6 @@ from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
 from megatron_rb.checkpoint.conversion.outcome import Summary
 from megatron_rb.checkpoint.conversion.verify import FolderComparison, find_side, verify
 from megatron_rb.launch.workers import start_workers
-from megatron_rb.platform import get_platform
-from megatron_rb.platform.mcore_shims import install_mcore_shims
 
 
 def main(argv: list[str]) -> int:
@@ -73,9 +71,8 @@ def _verdict(o: Namespace, comparison: FolderComparison, console: Console) -> in
 
 def _forward(o: Namespace) -> float:
     """Needs torch.distributed and transformers; the rest does not."""
-    install_mcore_shims(get_platform("cpu"))
     from megatron_rb.parity.forward_difference import forward_difference
-    from megatron_rb.tools.parity import WORKER
+    from megatron_rb.tools.parity import TRACE
 
     with tempfile.TemporaryDirectory(prefix="forward-") as folder:
-        return forward_difference((find_side(o.a), find_side(o.b)), o.hf, Path(folder), partial(start_workers, WORKER))
+        return forward_difference((find_side(o.a), find_side(o.b)), o.hf, Path(folder), partial(start_workers, TRACE))

@@ -37,16 +37,13 @@ def main(argv: list[str]) -> int:
 
 
 def _kernels(config: Config, as_json: bool) -> int:
+    # These import torch.
+    from megatron_rb.models.kernel_report import kernel_report, report_text
     from megatron_rb.platform import get_platform
-    from megatron_rb.platform.mcore_shims import install_mcore_shims
+    from megatron_rb.platform.dtypes import DTYPES
 
     platform = get_platform(config.platform.name)
     platform.set_device(0)
-    install_mcore_shims(platform)  # before anything imports megatron-core
-
-    from megatron_rb.models.build import DTYPES
-    from megatron_rb.models.kernel_report import kernel_report, report_text
-
     dtype = DTYPES[config.model.dtype]
     rows = kernel_report(platform, dtype, config.model.layers, vars(config.kernels))
     print(json.dumps([asdict(row) for row in rows]) if as_json else report_text(platform, dtype, rows))

@@ -9,35 +9,27 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from megatron_rb.config.derive import check_tp_size
+from megatron_rb.config.schema import Config, ParallelConfig
 from megatron_rb.launch.workers import start_workers
-from megatron_rb.platform import get_platform
-from megatron_rb.platform.mcore_shims import install_mcore_shims
+from megatron_rb.parity.report import print_report, read_layout, read_samples, run_parity
+from megatron_rb.parity.samples import draw_samples
+from megatron_rb.parity.spec import ParitySpec, parity_config
+from megatron_rb.shapes.shape import load_shape
 
-WORKER = "megatron_rb.parity.worker"
+TRACE = "megatron_rb.parity.stack:write_trace"
 
 
 def main(argv: list[str]) -> int:
     """0 when every logit and gradient is within its tolerance, 1 when not."""
     options = _parser().parse_args(argv)
-    install_mcore_shims(get_platform("auto"))
-
-    from megatron_rb.parity.report import print_report, run_parity
-
+    config = _config(options)
+    spec = ParitySpec(options.weights or options.hf, options.grads)
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        ours, rows = run_parity(
-            Path(folder),
-            options.hf,
-            weights=options.weights,
-            layout_text=options.layout,
-            tp_size=options.tp,
-            pp_size=options.pp,
-            sequence_parallel=options.sequence_parallel,
-            cp_size=options.cp,
-            samples_file=options.samples,
-            grads=options.grads,
-            seed=options.seed,
-            start=partial(start_workers, WORKER),
-        )
+        shape = load_shape(options.hf)
+        file = options.samples
+        samples = read_samples(file, options.hf, shape, Path(folder)) if file else draw_samples(shape, options.seed)
+        ours, rows = run_parity(Path(folder), config, spec, samples, partial(start_workers, TRACE))
     print_report(rows)
     if options.json:
         Path(options.json).write_text(json.dumps([asdict(row) for row in rows], indent=2))
@@ -46,6 +38,16 @@ def main(argv: list[str]) -> int:
 
         save_file({"logits": ours.logits.contiguous()}, options.dump)
     return 0 if all(row.passed is not False for row in rows) else 1
+
+
+def _config(options: argparse.Namespace) -> Config:
+    shape = load_shape(options.hf)
+    check_tp_size(options.tp, shape)
+    layout = read_layout(options.layout, shape, options.pp)
+    parallel = ParallelConfig(
+        options.tp, layout.pp_size, options.cp, str(layout), sequence_parallel=options.sequence_parallel
+    )
+    return parity_config(options.hf, parallel)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,190 +5,142 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import torch
-
+from megatron_rb.app.session import open_session
 from megatron_rb.capture.step_capture import StepCapture
 from megatron_rb.checkpoint.fence import Fence
 from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.checkpoint.sharded import TrainingState
 from megatron_rb.config.derive import Derived, derive, derive_steps
+from megatron_rb.config.optimizers import OPTIMIZERS
 from megatron_rb.config.schema import Config
 from megatron_rb.data.build import RefusedRows, build_dataset, build_encoder
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.layout import PipelineLayout
 from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.jsonl import skipped_updates
 from megatron_rb.metrics.writers import METRICS_FILE, build_writers
-from megatron_rb.models.build import DTYPES
-from megatron_rb.models.kernel_report import kernel_report, taken_line
+from megatron_rb.models.kernel_report import report_of_run, taken_line
 from megatron_rb.parallel.attempt import Attempt
-from megatron_rb.parallel.groups import (
-    Place,
-    build_groups,
-    cpu_threads_of_rank,
-    rank_zero_first,
-    start_process_group,
-    world_from_environment,
-)
-from megatron_rb.platform import Platform
-from megatron_rb.shapes.balance import default_layout
-from megatron_rb.shapes.shape import RoboBrainShape, load_shape, model_fingerprint
-from megatron_rb.tasks.build import build_task
+from megatron_rb.parallel.collectives import rank_zero_first
+from megatron_rb.parallel.session import Session
+from megatron_rb.parallel.world import world_from_environment
+from megatron_rb.planner.device import Peak
+from megatron_rb.shapes.shape import load_shape, model_fingerprint
+from megatron_rb.tasks.build import TaskData, build_task
 from megatron_rb.train.build import Trainable, build_trainable
 from megatron_rb.train.guard import UpdateGuard, not_finite_parameters
+from megatron_rb.train.peak import known_peak
+from megatron_rb.train.profiler import StepProfiler
 from megatron_rb.train.run import Run, layout_state, seed_everything
 from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import Runner
-from megatron_rb.train.task import Task
 
 
-def assemble(config: Config, platform: Platform, heartbeat: Heartbeat, attempt: Attempt) -> Run:
+def assemble(config: Config, heartbeat: Heartbeat, attempt: Attempt) -> Run:
     """Check everything that can be checked, then build the run and restore its newest checkpoint, if there is one.
 
     Raises:
         ValueError: settings, data, weights or checkpoint do not fit.
     """
-    shape = load_shape(config.model.hf_path)
-    derived = derive(config, shape, world_from_environment()[2])
-    layout = derived.layout or default_layout(shape, derived.pp_size)
-    torch.set_num_threads(cpu_threads_of_rank(config.platform.threads_per_rank))
-    platform.set_device(world_from_environment()[1])
-    platform.require(DTYPES[config.model.dtype], "compute", "collective")
-    platform.allow_tf32(config.platform.tf32)
-    start_process_group(platform, config.parallel.timeout_minutes)
-    timeout = config.parallel.timeout_minutes
-    place = build_groups(derived.tp_size, derived.pp_size, layout.vpp_size, timeout, config.seed, derived.cp_size)
-    rows = kernel_report(
-        platform,
-        DTYPES[config.model.dtype],
-        config.model.layers,
-        vars(config.kernels),
-        shape.text.head_dim,
-        (shape.vision.head_dim, 0),
+    derived = derive(config, load_shape(config.model.hf_path), world_from_environment()[2])
+    session = open_session(config)
+    profiler = _profiler(config, derived, session)  # first, so that a history of memory is whole
+    peak = known_peak(session.platform, config.model.dtype, config.metrics.peak_tflops)
+    _log_start(config, derived, session, peak)
+    checkpoints = _checkpoints(config, derived, attempt)
+    samples = _samples(config, derived, session, checkpoints)
+    train_steps = derive_steps(
+        config.schedule, config.data, len(samples.training), int(samples.training.sizes[:, 0].sum())
     )
-    _log_start(config, derived, layout, place, platform, taken_line(rows))
-    ledger = Ledger(derived.run_dir / "ledger.jsonl", place.rank)
-    checkpoints = CheckpointManager(
-        derived.checkpoint_dir,
-        config.checkpoint.keep_last,
-        config.checkpoint.asynchronous,
-        fence=Fence(attempt.id, attempt.fence) if attempt.fence is not None else None,
-    )
-    training, evaluation = _datasets(config, derived, shape, ledger, place, checkpoints)
-    train_steps = derive_steps(config.schedule, config.data, len(training), int(training.sizes[:, 0].sum()))
-    seed_everything(config.seed, platform)
-    trainable = build_trainable(config, shape, layout, place, platform, derived.init)
+    seed_everything(config.seed, session.platform)
+    trainable = build_trainable(session, config, derived.init)
     schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, train_steps)
-    runner = Runner(trainable.chunks, shape, place, platform.current_device())
-    task = build_task(config, derived, runner, training, evaluation, ledger, platform)
-    state = _training_state(config, shape, layout, place, platform, trainable, schedule, task)
+    task = build_task(config, derived, Runner(trainable.chunks, session), samples)
+    state = TrainingState(
+        chunks=trainable.chunks,
+        optimizer=trainable.optimizer,
+        parts={"schedule": schedule, "data": task},
+        model=model_fingerprint(session.shape),
+        layout=layout_state(session, config.parallel.sequence_parallel),
+        platform=session.platform,
+        reseed=lambda step: seed_everything(config.seed + step, session.platform),
+    )
     first_step = _resume(config, checkpoints, state)
     _check_weights(trainable, derived.init if not first_step else str(derived.checkpoint_dir))
-    if place.rank == 0:
+    first = session.mesh.rank == 0
+    if first:
         copy_side_files(config.model.hf_path, derived.checkpoint_dir / "hf")
-    writer = build_writers(config.metrics, derived.run_dir, train_steps, first_step, place.rank == 0)
-    skipped = skipped_updates(derived.run_dir / METRICS_FILE) if place.rank == 0 else 0
-    sections = SectionTimer([chunk.module for chunk in trainable.chunks], platform, config.metrics.compare_ranks_every)
+    modules = [chunk.module for chunk in trainable.chunks]
     return Run(
         config,
-        place,
-        platform,
+        session,
         trainable.chunks,
         trainable.optimizer,
         schedule,
         task,
         checkpoints,
-        writer,
+        build_writers(config.metrics, derived.run_dir, train_steps, first_step, first),
         train_steps,
         state,
         heartbeat,
-        sections,
-        _capture(config, derived, shape, layout, place, platform, trainable),
-        UpdateGuard(config.optimizer.max_bad_steps, skipped),
+        SectionTimer(modules, session.platform, config.metrics.compare_ranks_every),
+        _capture(config, derived, session, trainable),
+        UpdateGuard(config.optimizer.max_bad_steps, skipped_updates(derived.run_dir / METRICS_FILE) if first else 0),
+        profiler,
+        peak,
         step=first_step,
         saved_step=first_step if first_step else -1,
     )
 
 
-def _capture(
-    config: Config,
-    derived: Derived,
-    shape: RoboBrainShape,
-    layout: PipelineLayout,
-    place: Place,
-    platform: Platform,
-    trainable: Trainable,
-) -> StepCapture:
+def _checkpoints(config: Config, derived: Derived, attempt: Attempt) -> CheckpointManager:
+    settings = config.checkpoint
+    fence = Fence(attempt.id, attempt.fence) if attempt.fence is not None else None
+    return CheckpointManager(derived.checkpoint_dir, settings.keep_last, settings.asynchronous, fence=fence)
+
+
+def _capture(config: Config, derived: Derived, session: Session, trainable: Trainable) -> StepCapture:
     settings = config.metrics.capture
     folder = Path(settings.dir) if settings.dir else derived.run_dir / "captures"
     description = {
-        "model": model_fingerprint(shape),
+        "model": model_fingerprint(session.shape),
         "dtype": config.model.dtype,
-        "platform": platform.info(),
+        "platform": session.platform.info(),
         "kernels": vars(config.kernels),
         "layers": config.model.layers,
-        "layout": layout_state(place, str(layout), config.parallel.sequence_parallel),
+        "layout": layout_state(session, config.parallel.sequence_parallel),
     }
-    return StepCapture(settings, folder, [chunk.module for chunk in trainable.chunks], place, description)
+    return StepCapture(settings, folder, [chunk.module for chunk in trainable.chunks], session.mesh, description)
 
 
-def _datasets(
-    config: Config,
-    derived: Derived,
-    shape: RoboBrainShape,
-    ledger: Ledger,
-    place: Place,
-    checkpoints: CheckpointManager,
-) -> tuple[ConversationDataset, ConversationDataset | None]:
+def _samples(config: Config, derived: Derived, session: Session, checkpoints: CheckpointManager) -> TaskData:
     """Training and held-out samples; rank 0 looks at every row, the others read its index."""
     if not config.data.train:
         raise ValueError("data.train is empty; name at least one jsonl file of conversations")
-    encoder = build_encoder(config.data, config.model.hf_path, shape)
+    ledger = Ledger(derived.run_dir / "ledger.jsonl", session.mesh.rank)
     build = partial(
         build_dataset,
         config.data,
-        encoder,
+        build_encoder(config.data, config.model.hf_path, session.shape),
         ledger=ledger,
         cache_dir=derived.run_dir / "index",
-        progress=place.rank == 0 and config.metrics.progress,
-        refused=_refused_rows(config, checkpoints.latest(), place),
+        progress=session.mesh.rank == 0 and config.metrics.progress,
+        refused=_refused_rows(config, checkpoints.latest(), session.mesh.rank),
     )
 
     def build_all() -> tuple[ConversationDataset, ConversationDataset | None]:
         return build(config.data.train), build(config.data.evaluation) if config.data.evaluation else None
 
-    return rank_zero_first(build_all)
+    return TaskData(*rank_zero_first(build_all), ledger)
 
 
-def _refused_rows(config: Config, newest: int | None, place: Place) -> RefusedRows:
+def _refused_rows(config: Config, newest: int | None, rank: int) -> RefusedRows:
     """Rows refused for their media are looked at again on one rank, and taken in where no checkpoint counts on them."""
-    if place.rank:
+    if rank:
         return "leave"
     return "tell" if newest is not None and not config.data.allow_changed else "again"
-
-
-def _training_state(
-    config: Config,
-    shape: RoboBrainShape,
-    layout: PipelineLayout,
-    place: Place,
-    platform: Platform,
-    trainable: Trainable,
-    schedule: LearningRateSchedule,
-    task: Task,
-) -> TrainingState:
-    return TrainingState(
-        chunks=trainable.chunks,
-        optimizer=trainable.optimizer,
-        parts={"schedule": schedule, "data": task},
-        model=model_fingerprint(shape),
-        layout=layout_state(place, str(layout), config.parallel.sequence_parallel),
-        platform=platform,
-        reseed=lambda step: seed_everything(config.seed + step, platform),
-    )
 
 
 def _resume(config: Config, checkpoints: CheckpointManager, state: TrainingState) -> int:
@@ -214,14 +166,33 @@ def _check_weights(trainable: Trainable, origin: str) -> None:
         )
 
 
-def _log_start(
-    config: Config, derived: Derived, layout: PipelineLayout, place: Place, platform: Platform, kernels: str
-) -> None:
-    if place.rank:
+def _log_start(config: Config, derived: Derived, session: Session, peak: Peak | None) -> None:
+    """Say what runs where; settings whose kernels cannot run here are refused on every rank."""
+    kernels = taken_line(report_of_run(config, session.platform, session.shape))
+    mesh, platform = session.mesh, session.platform
+    if mesh.rank:
         return
     print(
-        f"{config.name}: {platform.name}, {place.world_size} processes = tp {place.tp_size} x pp {place.pp_size} x "
-        f"{f'cp {place.cp_size} x ' if place.cp_size > 1 else ''}dp {place.dp_size}, layout {layout}, run folder "
-        f"{Path(derived.run_dir)}\n{kernels}",
+        f"{config.name}: {platform.name}, {mesh.world_size} processes = tp {mesh.tp_size} x pp {mesh.pp_size} x "
+        f"{f'cp {mesh.cp_size} x ' if mesh.cp_size > 1 else ''}dp {mesh.dp_size}, layout {session.layout}, run folder "
+        f"{Path(derived.run_dir)}\n{kernels}\n{_optimizer_words(config)}; MFU is a share of {_peak_words(peak)}",
         flush=True,
     )
+
+
+def _profiler(config: Config, derived: Derived, session: Session) -> StepProfiler:
+    settings = config.metrics.profile
+    folder = Path(settings.dir) if settings.dir else derived.run_dir / "profile"
+    return StepProfiler(settings, folder, session.mesh.rank, session.platform)
+
+
+def _optimizer_words(config: Config) -> str:
+    traits = OPTIMIZERS[config.optimizer.name]
+    shared = ", shared out among data-parallel ranks" if config.parallel.distributed_optimizer else ""
+    return f"optimizer {config.optimizer.name}: {traits.state_bytes} bytes of state per trained parameter{shared}"
+
+
+def _peak_words(peak: Peak | None) -> str:
+    if peak is None:
+        return "nothing, the peak of this device is not known (metrics.peak_tflops states it)"
+    return f"{peak.flops / 1e12:.4g} TFLOP/s ({peak.source})"

@@ -1,19 +1,17 @@
-"""A training process, from `key=value` settings to a finished run; started by `rb launch`, srun or torchrun."""
+"""A training process, from its settings to a finished run; started by `rb launch`, srun or torchrun."""
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-import torch
-
-from megatron_rb.config.compose import config_from_file, load_config
+from megatron_rb.app.log_lines import show_log_lines
+from megatron_rb.app.session import adapt_megatron
+from megatron_rb.config.compose import CONFIG_FILE, config_from_file, load_config
 from megatron_rb.config.schema import Config
 from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.parallel.attempt import attempt_from_environment
-from megatron_rb.platform import get_platform
-from megatron_rb.platform.mcore_shims import install_mcore_shims
+from megatron_rb.parallel.world import leave_world, world_from_environment
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,39 +25,33 @@ def main(argv: Sequence[str]) -> int:
     """
     config = config_from_file(argv[1]) if argv[:1] == ["--config"] else load_config(list(argv))
     show_log_lines()
-    platform = get_platform(config.platform.name)
-    install_mcore_shims(platform)  # before anything imports megatron-core
+    train_as(config)
+    leave_world()
+    return 0
 
+
+def train_folder(folder: Path) -> None:
+    """Train as the `config.yaml` of a run folder says."""
+    train_as(config_from_file(folder / CONFIG_FILE))
+
+
+def train_as(config: Config) -> None:
+    """Train until the run has finished or is stopped; it is saved either way."""
+    adapt_megatron(config.platform.name)
+    # These import megatron-core.
     from megatron_rb.app.assemble import assemble
-    from megatron_rb.parallel.groups import world_from_environment
     from megatron_rb.train.loop import train
 
     attempt = attempt_from_environment()
     heartbeat = Heartbeat(attempt.beats, attempt.stacks, world_from_environment()[0])
-    run = assemble(config, platform, heartbeat, attempt)
+    run = assemble(config, heartbeat, attempt)
     try:
         finished = train(run)
     finally:
         run.close()
     heartbeat.leave(finished)
-    if run.place.rank == 0:
+    if run.mesh.rank == 0:
         _say_goodbye(config, run.step, finished)
-    torch.distributed.destroy_process_group()
-    return 0
-
-
-def show_log_lines() -> None:
-    """Print what the run logs, such as complete checkpoints, to stderr, once per process."""
-    ours = logging.getLogger("megatron_rb")
-    if ours.handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
-    # The choice of kernels is one line at the start of the run.
-    logging.getLogger("megatron_rb.kernels").setLevel(logging.WARNING)
 
 
 def _say_goodbye(config: Config, step: int, finished: bool) -> None:
@@ -67,9 +59,3 @@ def _say_goodbye(config: Config, step: int, finished: bool) -> None:
         print(f"{config.name}: finished {step} steps", flush=True)
     else:
         print(f"{config.name}: stopped after step {step}; the same command continues it", flush=True)
-
-
-if __name__ == "__main__":
-    from megatron_rb.cli import main as rb
-
-    sys.exit(rb(["train", *sys.argv[1:]]))

@@ -13,17 +13,17 @@ import torch
 
 from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig
 from megatron_rb.data.sample import EncodedSample, VisionGrid
-from megatron_rb.models.build import DTYPES
 from megatron_rb.models.inputs import IGNORED, MicroBatch, build_micro_batch, to_device
 from megatron_rb.models.language.blocks import HeadOutput
 from megatron_rb.models.stage import RoboBrainStage
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.session import Session
 from megatron_rb.planner.calibration import Calibration, Curve
 from megatron_rb.planner.cost import Frozen, Pricing, compute_seconds, optimizer_seconds
 from megatron_rb.planner.device import Device
 from megatron_rb.planner.work import Part, Shards, forward_work, parameters
 from megatron_rb.planner.workload import MicroBatches
 from megatron_rb.platform import Platform
+from megatron_rb.platform.dtypes import DTYPES
 from megatron_rb.shapes.balance import default_layout
 from megatron_rb.shapes.shape import RoboBrainShape
 from megatron_rb.train.build import Trainable, build_trainable
@@ -58,11 +58,11 @@ def few_layers(shape: RoboBrainShape) -> RoboBrainShape:
     return replace(shape, vision=vision, text=replace(shape.text, num_layers=1))
 
 
-def build_blocks(shape: RoboBrainShape, dtype: str, place: Place, platform: Platform) -> Trainable:
+def build_blocks(session: Session, dtype: str) -> Trainable:
     """One layer of every kind as training builds it, with gradient buffers and optimizer."""
-    small = few_layers(shape)
+    small = few_layers(session.shape)
     config = Config(model=ModelConfig(dtype=dtype), parallel=ALONE)
-    return build_trainable(config, small, default_layout(small, 1), place, platform, init="random")
+    return build_trainable(session.with_model(small, default_layout(small, 1)), config, init="random")
 
 
 def draw_micro_batch(
@@ -147,17 +147,16 @@ def _with(layer: torch.nn.Module, inputs: object, x: torch.Tensor) -> torch.Tens
 
 
 def time_blocks(
-    shape: RoboBrainShape,
+    session: Session,
     pricing: Pricing,
-    place: Place,
-    platform: Platform,
     sizes: Sequence[tuple[int, int]],
     rounds: int,
     told: Callable[[BlockTime], None] = lambda _: None,
 ) -> list[BlockTime]:
     """Forward and backward time of every kind of block at every size `(tokens, patches)`."""
-    trainable = build_blocks(shape, pricing.dtype, place, platform)
-    chunk, device = trainable.chunks[0], platform.current_device()
+    trainable = build_blocks(session, pricing.dtype)
+    shape, platform, device = session.shape, session.platform, session.device
+    chunk = trainable.chunks[0]
     times: list[BlockTime] = []
     for tokens, patches in sizes:
         batch = to_device(draw_micro_batch(shape, tokens, patches), shape, device)

@@ -18,18 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_rb.bench.step import ONE_PROCESS, OurStep, draw_batch
+from megatron_rb.app.session import session_of
+from megatron_rb.bench.step import OurStep, draw_batch, one_process
 from megatron_rb.bench.timing import Times, median_ratio, time_in_turn
 from megatron_rb.capture.files import DESCRIPTION, VERSION, RankFile, write_json
 from megatron_rb.capture.points import Point, Rows, block_names, points_of
 from megatron_rb.capture.step_capture import StepCapture, kept_parts
 from megatron_rb.capture.weights import feature_ids
 from megatron_rb.checkpoint.hf.training import write_benchmark_model
-from megatron_rb.config.schema import CaptureConfig, Config, ModelConfig
+from megatron_rb.config.schema import CaptureConfig
 from megatron_rb.models.inputs import MicroBatch
-from megatron_rb.parallel.groups import Place
-from megatron_rb.platform import Platform
-from megatron_rb.shapes.shape import RoboBrainShape, load_shape, model_fingerprint, shape_from_dict
+from megatron_rb.shapes.shape import RoboBrainShape, model_fingerprint, shape_from_dict
 
 POOL = 1 << 24
 """Random values that all tensors of a made-up capture are cut from."""
@@ -55,26 +54,30 @@ class CaptureCost:
         return waiting + (captured - waiting) / every
 
 
-def capture_cost(folder: Path, family: str, place: Place, platform: Platform, rounds: int) -> CaptureCost:
+def capture_cost(folder: Path, family: str, rounds: int) -> CaptureCost:
     """Time steps of `rb bench step`'s small model (fp32, one process)."""
     write_benchmark_model(folder / "hf", family)
-    shape = load_shape(folder / "hf")
-    samples = draw_batch(shape, seed=0)
-    config = Config(model=ModelConfig(hf_path=str(folder / "hf"), dtype="fp32"), parallel=ONE_PROCESS)
-    step = OurStep(config, shape, [samples], place, platform)
-    stages = [chunk.module for chunk in step.runner.chunks]
-    description = {"model": model_fingerprint(shape), "dtype": "fp32", "layout": {"tp_size": 1}}
-    captures = {
-        "not due": StepCapture(CaptureConfig(every=100), folder / "not_due", stages, place, description),
-        "captured": StepCapture(CaptureConfig(every=1, limit=10**6), folder / "due", stages, place, description),
-    }
-    sides = {"plain": partial(_run_with, step, nullcontext)}
-    sides |= {name: partial(_run_with, step, partial(capture.of_step, 2)) for name, capture in captures.items()}
-    for side in sides.values():
-        side()  # the warm-up
-    times = time_in_turn(sides, rounds)
+    config = one_process(folder / "hf", threads=1)
+    with session_of(config) as session:
+        step = OurStep(session, config, [draw_batch(session.shape, seed=0)])
+        sides = {"plain": partial(_run_with, step, nullcontext)}
+        for name, capture in _captures(folder, step).items():
+            sides[name] = partial(_run_with, step, partial(capture.of_step, 2))
+        for side in sides.values():
+            side()  # the warm-up
+        times = time_in_turn(sides, rounds)
     num_bytes = sum(path.stat().st_size for path in (folder / "due").rglob("*") if path.is_file())
     return CaptureCost(family, times, num_bytes)
+
+
+def _captures(folder: Path, step: OurStep) -> dict[str, StepCapture]:
+    """One that waits in the step that is timed, and one that is due."""
+    session = step.runner.session
+    stages = [chunk.module for chunk in step.runner.chunks]
+    description = {"model": model_fingerprint(session.shape), "dtype": "fp32", "layout": {"tp_size": 1}}
+    settings = {"not due": CaptureConfig(every=100), "captured": CaptureConfig(every=1, limit=10**6)}
+    folders = {"not due": folder / "not_due", "captured": folder / "due"}
+    return {name: StepCapture(settings[name], folders[name], stages, session.mesh, description) for name in settings}
 
 
 def _run_with(step: OurStep, around: Callable[[Sequence[MicroBatch]], AbstractContextManager]) -> float:

@@ -11,16 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from megatron_rb.app.session import session_of
 from megatron_rb.bench.timing import Times, median_ratio, time_in_turn, time_one_by_one
 from megatron_rb.bench.train.mock_data import draw_sample
 from megatron_rb.checkpoint.hf.training import TransformersStep, write_benchmark_model
-from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig
+from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig, PlatformConfig
 from megatron_rb.data.sample import EncodedSample, VisionGrid
 from megatron_rb.models.inputs import MicroBatch, build_micro_batch
-from megatron_rb.parallel.groups import Place, build_groups, start_process_group
-from megatron_rb.platform import Platform
-from megatron_rb.shapes.balance import default_layout
-from megatron_rb.shapes.shape import RoboBrainShape, load_shape
+from megatron_rb.parallel.session import Session
+from megatron_rb.shapes.shape import RoboBrainShape
 from megatron_rb.train.build import build_trainable
 from megatron_rb.train.step import Runner, train_pass, update
 
@@ -62,27 +61,30 @@ class StepComparison:
         return median_ratio(self.times[self.faster(OURS)].cpu, self.times[self.faster(REFERENCES)].cpu)
 
 
-def compare_steps(folder: str | Path, family: str, place: Place, platform: Platform, steps: int) -> StepComparison:
+def compare_steps(folder: str | Path, family: str, steps: int, threads: int) -> StepComparison:
     """Time `steps` rounds on a new model in an empty folder.
 
     Raises:
         RuntimeError: the sides disagree on the first loss.
     """
     write_benchmark_model(folder, family)
-    shape = load_shape(folder)
-    samples = draw_batch(shape, seed=0)
-    config = Config(model=ModelConfig(hf_path=str(folder), dtype="fp32"), parallel=ONE_PROCESS)
-    packs = {OURS[0]: [samples], OURS[1]: [[sample] for sample in samples]}
-    return beside_transformers(config, shape, packs, [samples], place, platform, steps)
+    with session_of(one_process(folder, threads)) as session:
+        samples = draw_batch(session.shape, seed=0)
+        packs = {OURS[0]: [samples], OURS[1]: [[sample] for sample in samples]}
+        return beside_transformers(session, one_process(folder, threads), packs, [samples], steps)
+
+
+def one_process(folder: str | Path, threads: int) -> Config:
+    """Settings of one CPU process alone in fp32, whose operators use so many threads."""
+    platform = PlatformConfig("cpu", threads_per_rank=threads)
+    return Config(model=ModelConfig(hf_path=str(folder), dtype="fp32"), parallel=ONE_PROCESS, platform=platform)
 
 
 def beside_transformers(
+    session: Session,
     config: Config,
-    shape: RoboBrainShape,
     packs: Mapping[str, Sequence[Sequence[EncodedSample]]],
     padded: Sequence[Sequence[EncodedSample]],
-    place: Place,
-    platform: Platform,
     rounds: int,
 ) -> StepComparison:
     """Time steps of this stack and of transformers on the same samples, in turn where both fit the device's memory.
@@ -95,10 +97,11 @@ def beside_transformers(
     Raises:
         RuntimeError: the sides disagree on the first loss.
     """
+    shape, platform = session.shape, session.platform
     folder, settings, dtype = config.model.hf_path, config.optimizer, config.model.dtype
     samples = [sample for batch in padded for sample in batch]
     builders: dict[str, Callable[[], Callable[[], float]]] = {
-        name: partial(OurStep, config, shape, batches, place, platform) for name, batches in packs.items()
+        name: partial(OurStep, session, config, batches) for name, batches in packs.items()
     }
     for name, batches in zip(REFERENCES, (padded, [[sample] for sample in samples]), strict=True):
         builders[name] = partial(TransformersStep, folder, shape, batches, settings, platform, dtype)
@@ -115,13 +118,6 @@ def beside_transformers(
     return StepComparison(shape.family, tokens, patches, times, losses)
 
 
-def one_process(platform: Platform, threads: int) -> Place:
-    """A world of this process alone, whose operators use so many threads; made once."""
-    torch.set_num_threads(threads)
-    start_process_group(platform, 2.0)
-    return build_groups(1, 1, 1, 2.0, seed=0)
-
-
 class OurStep:
     """One training step of this stack in one process.
 
@@ -134,16 +130,13 @@ class OurStep:
 
     def __init__(
         self,
+        session: Session,
         config: Config,
-        shape: RoboBrainShape,
         packs: Sequence[Sequence[EncodedSample]],
-        place: Place,
-        platform: Platform,
     ) -> None:
-        init = config.model.hf_path
-        trainable = build_trainable(config, shape, default_layout(shape, 1), place, platform, init)
-        self.packs, self.optimizer, self.platform = packs, trainable.optimizer, platform
-        self.runner = Runner(trainable.chunks, shape, place, platform.current_device())
+        trainable = build_trainable(session, config, config.model.hf_path)
+        self.packs, self.optimizer, self.platform = packs, trainable.optimizer, session.platform
+        self.runner = Runner(trainable.chunks, session)
 
     def __call__(self) -> float:
         """Take one step; returns the loss per label before it."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_rb.capture.files import Columns
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.sharding import ShardSpec
 
 
@@ -22,12 +22,12 @@ class LocalColumns:
     heads: bool = False
 
     @classmethod
-    def of_spec(cls, spec: ShardSpec, place: Place) -> LocalColumns:
+    def of_spec(cls, spec: ShardSpec, mesh: Mesh) -> LocalColumns:
         """The part of a sharded dimension on a rank."""
-        if spec.dim is None or place.tp_size == 1:
+        if spec.dim is None or mesh.tp_size == 1:
             return cls()
-        start, stop = spec.rank_range(place.tp_rank, place.tp_size)
-        width = spec.rank_size(place.tp_size)
+        start, stop = spec.rank_range(mesh.tp_rank, mesh.tp_size)
+        width = spec.rank_size(mesh.tp_size)
         ranges = [(part * spec.part_size() + start, stop - start) for part in range(spec.stride)]
         return cls(ranges, tuple((part * width, stop - start) for part in range(spec.stride)))
 

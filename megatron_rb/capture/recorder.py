@@ -16,7 +16,7 @@ from megatron_rb.capture.points import Columns, Point, Rows, points_of
 from megatron_rb.capture.samples import Pick
 from megatron_rb.models.inputs import MicroBatch
 from megatron_rb.models.stage import RoboBrainStage
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.sharding import shard_of
 
 
@@ -43,9 +43,9 @@ class Recorder:
         batches: Sequence[MicroBatch],
         picks: Mapping[int, list[Pick]],
         file: RankFile,
-        place: Place,
+        mesh: Mesh,
     ) -> None:
-        self.batches, self.picks, self.file, self.place = batches, picks, file, place
+        self.batches, self.picks, self.file, self.mesh = batches, picks, file, mesh
         self._handles: list[Any] = []
         self._index: dict[tuple, tuple[np.ndarray, torch.Tensor]] = {}
         for stage in stages:
@@ -74,7 +74,7 @@ class Recorder:
             grads = name != "language.head" or stage.rows_split_over == 1
             for point in points_of(name):
                 module = block.get_submodule(point.module)
-                columns = _columns_of(point, module, self.place)
+                columns = _columns_of(point, module, self.mesh)
                 keep = partial(self._keep, progress, name, point, columns, unit, grads)
                 self._handles.append(_hook(module, point, keep))
 
@@ -109,11 +109,11 @@ class Recorder:
         self, what: str, block: str, point: Point, columns: LocalColumns, total: int, pick: Pick, tensor: torch.Tensor
     ) -> None:
         chosen = self._rows(point, total, pick, tensor)
-        if chosen is None or (tensor.shape[0] == total and columns.same_everywhere and self.place.tp_rank):
+        if chosen is None or (tensor.shape[0] == total and columns.same_everywhere and self.mesh.tp_rank):
             return
         offsets, index = chosen
         piece = columns.cut(tensor.index_select(0, index).reshape(len(offsets), -1)).to("cpu")
-        ranges = columns.ranges_of(piece.shape[1], self.place.tp_rank)
+        ranges = columns.ranges_of(piece.shape[1], self.mesh.tp_rank)
         self.file.add(f"{what}/{pick.number}/{block}/{point.name}", piece, offsets, ranges)
 
     def _rows(
@@ -123,7 +123,7 @@ class Recorder:
         key = (pick.number, point.rows, point.context, tensor.shape[0] == total, tensor.device)
         if key not in self._index:
             offsets, rows = pick.rows_of(point)
-            first = 0 if tensor.shape[0] == total else self.place.tp_rank * tensor.shape[0]
+            first = 0 if tensor.shape[0] == total else self.mesh.tp_rank * tensor.shape[0]
             here = (rows >= first) & (rows < first + tensor.shape[0])
             self._index[key] = offsets[here], torch.from_numpy(rows[here] - first).to(tensor.device)
         offsets, index = self._index[key]
@@ -140,7 +140,7 @@ class Recorder:
 
     def _keep_angles(self, stage: RoboBrainStage, batch: MicroBatch, number: int) -> None:
         """cos and sin of the kept rows: the definition of the rotation is applied to the same angles."""
-        if self.place.tp_rank:
+        if self.mesh.tp_rank:
             return
         for pick in self.picks.get(number, ()):
             for layers, rows, inputs in (
@@ -184,10 +184,10 @@ def _keep_argument(args: tuple[Any, ...], number: int, keep: Callable[[torch.Ten
     return *args[:number], alias, *args[number + 1 :]
 
 
-def _columns_of(point: Point, module: torch.nn.Module, place: Place) -> LocalColumns:
-    if place.tp_size == 1 or point.columns is Columns.ALL:
+def _columns_of(point: Point, module: torch.nn.Module, mesh: Mesh) -> LocalColumns:
+    if mesh.tp_size == 1 or point.columns is Columns.ALL:
         return LocalColumns()
     if point.columns is Columns.HEADS:
         return LocalColumns(heads=True)
     weight: Any = module.weight
-    return LocalColumns.of_spec(shard_of(weight), place)
+    return LocalColumns.of_spec(shard_of(weight), mesh)

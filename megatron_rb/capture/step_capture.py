@@ -24,7 +24,8 @@ from megatron_rb.capture.weights import keep_weights
 from megatron_rb.config.schema import CaptureConfig
 from megatron_rb.models.inputs import MicroBatch
 from megatron_rb.models.stage import RoboBrainStage
-from megatron_rb.parallel.groups import Place, gather_from_all, wait_for_all
+from megatron_rb.parallel.collectives import gather_from_all, wait_for_all
+from megatron_rb.parallel.mesh import Mesh
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +54,13 @@ class StepCapture:
         settings: CaptureConfig,
         folder: Path,
         stages: Sequence[RoboBrainStage],
-        place: Place,
+        mesh: Mesh,
         description: Mapping[str, Any],
     ) -> None:
         self.settings = settings
         self.folder = folder
         self.stages = list(stages)
-        self.place = place
+        self.mesh = mesh
         self.description = dict(description)
         self.done = 0
         """Steps captured by this process."""
@@ -77,12 +78,12 @@ class StepCapture:
             return
         self.done += 1
         folder = step_folder(self.folder, step)
-        if self.place.rank == 0:
+        if self.mesh.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)  # of an attempt that did this step before
         wait_for_all()
-        file = RankFile(folder, self.place.rank)
+        file = RankFile(folder, self.mesh.rank)
         picks, names = self._picks(batches, file)
-        recorder = Recorder(self.stages, batches, picks, file, self.place)
+        recorder = Recorder(self.stages, batches, picks, file, self.mesh)
         try:
             yield
         except BaseException:
@@ -90,17 +91,17 @@ class StepCapture:
             raise
         finally:
             recorder.stop()
-        keep_weights(self.stages, file, self.place, self.settings.features)
+        keep_weights(self.stages, file, self.mesh, self.settings.features)
         file.finish()
         problems = [problem for problem in gather_from_all(file.problem) if problem]
-        if problems and self.place.rank == 0:
+        if problems and self.mesh.rank == 0:
             logger.warning("step %d could not be captured: %s", step, problems[0])
-        elif self.place.rank == 0:
+        elif self.mesh.rank == 0:
             content = {
                 "version": VERSION,
                 "step": step,
                 "samples": names,
-                "world_size": self.place.world_size,
+                "world_size": self.mesh.world_size,
                 "settings": kept_parts(self.settings),
             }
             write_json(folder / DESCRIPTION, {**self.description, **content})

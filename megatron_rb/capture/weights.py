@@ -10,25 +10,25 @@ from megatron_rb.capture.files import RankFile
 from megatron_rb.checkpoint.storage.checksum import checksum
 from megatron_rb.models.build import named_parameters, weight_key
 from megatron_rb.models.stage import RoboBrainStage
-from megatron_rb.parallel import groups
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.collectives import gather_over
+from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.sharding import ShardSpec, local_to_full, shard_of
 
 NOT_SLICED = ("language.embedding.", "language.head.output.", "vision.patch_embed.")
 
 
-def keep_weights(stages: list[RoboBrainStage], file: RankFile, place: Place, features: int) -> None:
+def keep_weights(stages: list[RoboBrainStage], file: RankFile, mesh: Mesh, features: int) -> None:
     """Hash every parameter and keep some features; called by every rank, between the passes and the optimizer step."""
-    if place.dp_rank:
+    if mesh.dp_rank:
         return
     for name, parameter in named_parameters(stages):
         local, spec = parameter.detach(), shard_of(parameter)
-        shards = groups.gather_over(local, groups.tp_group()) if place.tp_size > 1 and spec.dim is not None else [local]
-        if place.tp_rank == 0:
+        shards = gather_over(local, mesh.tp_group) if mesh.tp_size > 1 and spec.dim is not None else [local]
+        if mesh.tp_rank == 0:
             full = local_to_full([shard.cpu() for shard in shards], spec)
             file.weights[weight_key(name, stages[0].shape)] = {"dtype": str(full.dtype), **_hashes(full)}
         if not name.startswith(NOT_SLICED):
-            _keep_slice(name, local, spec, file, place, features, _is_of_norm(name))
+            _keep_slice(name, local, spec, file, mesh, features, _is_of_norm(name))
 
 
 def _hashes(full: torch.Tensor) -> dict[str, str]:
@@ -53,26 +53,26 @@ def feature_ids(count: int, features: int) -> np.ndarray:
 
 
 def _keep_slice(
-    name: str, local: torch.Tensor, spec: ShardSpec, file: RankFile, place: Place, features: int, whole: bool
+    name: str, local: torch.Tensor, spec: ShardSpec, file: RankFile, mesh: Mesh, features: int, whole: bool
 ) -> None:
     if whole:  # norms: all of it, as one row
-        if place.tp_rank == 0:
+        if mesh.tp_rank == 0:
             file.add(f"weight/{name}", local.reshape(1, -1).cpu(), np.zeros(1, dtype=np.int64), None)
         return
     table = local.reshape(local.shape[0], -1)
     ids = feature_ids(spec.full_shape[0], features)
     if spec.dim == 0:
-        columns = LocalColumns.of_spec(spec, place)
+        columns = LocalColumns.of_spec(spec, mesh)
         held = _held_rows(columns, spec.full_shape[0])
         here = np.isin(ids, held[held >= 0])
         places = np.array([int(np.flatnonzero(held == feature)[0]) for feature in ids[here]], dtype=np.int64)
         piece = table.index_select(0, torch.from_numpy(places).to(table.device))
         file.add(f"weight/{name}", piece.cpu(), ids[here], None)
         return
-    if spec.dim is None and place.tp_rank:
+    if spec.dim is None and mesh.tp_rank:
         return
     piece = table.index_select(0, torch.from_numpy(ids).to(table.device))
-    columns = LocalColumns.of_spec(spec, place)
+    columns = LocalColumns.of_spec(spec, mesh)
     file.add(f"weight/{name}", columns.cut(piece).cpu(), ids, columns.ranges)
 
 

@@ -27,6 +27,9 @@ from megatron_rb.config.written import NO_TEXT, load_yaml, value_of
 
 CONF_MODULE = "megatron_rb.conf"
 
+CONFIG_FILE = "config.yaml"
+"""Name of the file in a folder that says all settings of what is done there."""
+
 SETTINGS_FILE = "settings"
 """The word that names a file of settings."""
 
@@ -57,6 +60,23 @@ def load_config(overrides: Sequence[str]) -> Config:
         if not item.picks_file:
             _apply(config, item)
     return _finish(config)
+
+
+def with_settings(config: Config, overrides: Sequence[str]) -> Config:
+    """The same config with `key=value` settings in place of its own; files of `conf/` cannot be chosen any more.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
+    changed = OmegaConf.merge(OmegaConf.structured(Config), _escape(dataclasses.asdict(config)))
+    assert isinstance(changed, DictConfig)
+    for item in (item for text in overrides for item in _read(text)):
+        if item.picks_file:
+            raise ValueError(
+                f"{item.key}={item.value} chooses a file of conf/; give single settings here, as a.b=value"
+            )
+        _apply(changed, item)
+    return _finish(changed)
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:

@@ -1,13 +1,45 @@
-"""Ends of a training process that its launcher must tell apart, as exit codes (`EX_` as in sysexits.h)."""
+"""Ends of a process that its user or its launcher must tell apart, as exit codes (`EX_` as in sysexits.h)."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 WRONG_INPUT = 2
 """Settings, data or checkpoint do not fit, as `rb` says it."""
 EX_DATAERR, EX_TEMPFAIL, EX_CONFIG = 65, 75, 78
+PACKAGE = Path(__file__).parents[1]
 
 
 class NotFinite(Exception):
     """Losses, gradients or weights that are not finite; another attempt from the same weights would fail as well."""
 
     exit_code = EX_DATAERR
+
+
+def exit_code_of(error: Exception) -> int | None:
+    """The exit code of an error that is told in one sentence; None = it was not foreseen and keeps its traceback.
+
+    A ValueError of another package is no wrong input that was foreseen.
+    """
+    if isinstance(error, NotFinite):
+        return error.exit_code
+    if isinstance(error, FileNotFoundError) or isinstance(error, ValueError) and _raised_here(error):
+        return WRONG_INPUT
+    return None
+
+
+def complain(error: Exception) -> None:
+    """Tell an error to people, on stderr."""
+    from rich.console import Console  # only wrong input needs it
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(f"rb: {error}", style="bold red", markup=False, highlight=False)
+    console.print("(rb --debug shows where this came from)", style="dim", highlight=False)
+
+
+def _raised_here(error: Exception) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = trace.tb_frame.f_code.co_filename if trace is not None else ""
+    return Path(raised_in).is_relative_to(PACKAGE)

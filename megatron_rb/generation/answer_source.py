@@ -8,10 +8,8 @@ from pathlib import Path
 
 from megatron_rb.data.answer_file import read_answers
 from megatron_rb.generation.spec import BatchLimits, Sampling
-from megatron_rb.platform import get_platform
-from megatron_rb.platform.mcore_shims import install_mcore_shims
 
-WORKER = "megatron_rb.generation.worker"
+ANSWER = "megatron_rb.generation.run:answer"
 
 
 def add_arguments(parser: argparse.ArgumentParser, max_new_tokens: int, answers_help: str) -> None:
@@ -31,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser, max_new_tokens: int, answers_
     stack.add_argument("--processes", type=int, default=0, metavar="N", help="a multiple of tp x pp is data parallel")
     stack.add_argument("--sequence-parallel", action="store_true")
     stack.add_argument("--dtype", default="", choices=("", "bf16", "fp32"), help="default as trained")
+    stack.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="in place of the run's own kernels.*, model.layers or platform; e.g. kernels.mrope=auto; may be repeated",
+    )
     stack.add_argument("--batch", type=int, default=BatchLimits.sequences, help="answers side by side per copy")
     stack.add_argument("--temperature", type=float, default=0.0, help="0 = greedy; the GRM's own scripts use 0.1")
     stack.add_argument("--top-p", type=float, default=1.0)
@@ -42,7 +47,6 @@ def shown_size(options: argparse.Namespace) -> Callable[[int, int], tuple[int, i
     """(width, height) of a picture -> that of what the model's processor makes of it; None for recorded answers."""
     if options.answers:
         return None
-    install_mcore_shims(get_platform("auto"))
     from megatron_rb.config.schema import DataConfig
     from megatron_rb.data.build import build_encoder
     from megatron_rb.generation.stack_answers import StackRequest, find_weights
@@ -72,7 +76,7 @@ def answers_of(
 
     Args:
         out: jsonl that generated answers are written to; an earlier run in it is continued.
-        start_workers: starts so many processes of a module on a folder and returns their exit code.
+        start_workers: starts so many processes of a `module:function` on a folder and returns their exit code.
 
     Raises:
         ValueError: not one of the questions could be asked.
@@ -103,7 +107,6 @@ def _generated(
         from megatron_rb.generation.answering import answer_with_transformers
 
         return answer_with_transformers(questions, media_root, options.hf, out, options.max_new_tokens)
-    install_mcore_shims(get_platform("auto"))
     from megatron_rb.generation.stack_answers import StackRequest, answer_with_stack
 
     request = StackRequest(
@@ -118,7 +121,8 @@ def _generated(
         options.batch,
         options.max_new_tokens,
         sampling,
+        tuple(options.set),
     )
     return answer_with_stack(
-        questions, media_root, out, request, lambda folder, count: start_workers(WORKER, folder, count)
+        questions, media_root, out, request, lambda folder, count: start_workers(ANSWER, folder, count)
     )

@@ -18,9 +18,9 @@ from megatron_rb.models.inputs import MicroBatch, text_to_device, to_device
 from megatron_rb.models.language.blocks import HeadOutput
 from megatron_rb.models.language.cache import DecoderCache
 from megatron_rb.models.stage import RoboBrainStage
-from megatron_rb.parallel import groups
-from megatron_rb.parallel.groups import Place
-from megatron_rb.shapes.shape import RoboBrainShape
+from megatron_rb.parallel.collectives import gather_over
+from megatron_rb.parallel.groups import replica_group_gloo
+from megatron_rb.parallel.session import Session
 from megatron_rb.train.step import run_schedule
 
 
@@ -70,32 +70,25 @@ class Generator:
     """Generates with the chunks of this rank; all ranks of one copy of the model call it with the same prompts.
 
     Args:
-        sequence_parallel: as the chunks were built.
         watch: called with the logits `[sequences, vocab]` of every pass on the ranks with the head.
     """
 
     def __init__(
         self,
         stages: Sequence[RoboBrainStage],
-        shape: RoboBrainShape,
-        place: Place,
-        device: torch.device,
+        session: Session,
         limits: AnswerLimits,
         sampling: Sampling,
-        *,
-        sequence_parallel: bool,
         watch: Callable[[torch.Tensor], None] = lambda logits: None,
     ) -> None:
         self.stages = list(stages)
-        self.shape = shape
-        self.place = place
-        self.device = device
+        self.shape, self.mesh, self.device = session.shape, session.mesh, session.device
         self.limits = limits
         self.sampling = sampling
-        self.sequence_parallel = sequence_parallel and place.tp_size > 1
+        self.sequence_parallel = self.stages[0].config.sequence_parallel
         self.watch = watch
-        self.source = groups.answering_rank(place)
-        self.group = groups.replica_group_gloo()
+        self.source = self.mesh.answering_rank
+        self.group = replica_group_gloo(self.mesh)
 
     def answer(self, batches: Sequence[Sequence[EncodedSample]]) -> list[list[list[int]]]:
         """New tokens of every prompt of every batch, without the end token, on every rank.
@@ -109,9 +102,9 @@ class Generator:
             return []
         running = [self._start(prompts) for prompts in batches]
         everything = list(running)
-        interleaved = self.place.vpp_size > 1
+        interleaved = self.mesh.vpp_size > 1
         if interleaved:  # whose schedule takes multiples of the stages only
-            running += [self._start([]) for _ in range(-len(running) % self.place.pp_size)]
+            running += [self._start([]) for _ in range(-len(running) % self.mesh.pp_size)]
         with torch.no_grad():
             logits = run_schedule(self.stages, running, self._read_prompts, True, collect_non_loss_data=True)
             while True:
@@ -127,12 +120,12 @@ class Generator:
                     batch.positions = batch.positions + 1
 
     def _start(self, prompts: Sequence[EncodedSample]) -> _Batch:
-        place, count = self.place, len(prompts)
+        mesh, count = self.mesh, len(prompts)
         packed = prompt_batch(
             prompts,
             self.shape,
-            tp_rank=place.tp_rank,
-            tp_size=place.tp_size,
+            tp_rank=mesh.tp_rank,
+            tp_size=mesh.tp_size,
             sequence_parallel=self.sequence_parallel,
         )
         lengths = [len(prompt.input_ids) for prompt in prompts]
@@ -152,7 +145,7 @@ class Generator:
 
     def _read_tokens(self, batches: Iterator[_Batch], chunk: RoboBrainStage) -> tuple[torch.Tensor, Callable]:
         batch = next(batches)
-        multiple = self.place.tp_size if self.sequence_parallel else 1
+        multiple = self.mesh.tp_size if self.sequence_parallel else 1
         text = next_tokens(batch.last_tokens, batch.positions, multiple)
         return chunk.decode(text_to_device(text, self.shape, self.device), batch.cache), _as_fp32
 
@@ -169,7 +162,7 @@ class Generator:
             batch.take(tokens.tolist(), self.limits)
 
     def _tokens(self, batch: _Batch, local: torch.Tensor) -> torch.Tensor:
-        shards = groups.gather_over(local, groups.tp_group())
+        shards = gather_over(local, self.mesh.tp_group)
         logits = torch.cat(shards, dim=-1)[: len(batch.running), : self.shape.text.vocab_size]
         self.watch(logits)
         return choose_tokens(logits, self.sampling, batch.draw())

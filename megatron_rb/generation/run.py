@@ -17,6 +17,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from megatron_rb.config.schema import Config
 from megatron_rb.data.build import RefusedRows, build_dataset, build_encoder
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
@@ -24,55 +25,32 @@ from megatron_rb.data.problems import BadSample, NoUsableSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.generation.generator import AnswerLimits, Generator
 from megatron_rb.generation.spec import GenerationSpec, part_file, plan_batches, scratch_folder
-from megatron_rb.layout import parse_layout
-from megatron_rb.models.build import ModelOptions, build_stages
-from megatron_rb.models.layer_choice import select_layers
-from megatron_rb.parallel.groups import (
-    Place,
-    build_groups,
-    cpu_threads_of_rank,
-    rank_zero_first,
-    start_process_group,
-)
-from megatron_rb.platform import Platform
-from megatron_rb.shapes.shape import load_shape
-from megatron_rb.train.build import initialise
-
-TIMEOUT_MINUTES = 24 * 60.0
-"""Copies of the model may end long after each other; what fails ends the others through the launcher."""
+from megatron_rb.models.build import ModelOptions
+from megatron_rb.parallel.collectives import rank_zero_first
+from megatron_rb.parallel.mesh import Mesh
+from megatron_rb.parallel.session import Session
+from megatron_rb.train.build import build_model
 
 
-def run(spec: GenerationSpec, platform: Platform) -> None:
-    """Join the world, answer, leave."""
-    torch.set_num_threads(cpu_threads_of_rank(0))
-    start_process_group(platform, TIMEOUT_MINUTES)
-    shape, parallel = load_shape(spec.hf_path), spec.parallel
-    layout = parse_layout(parallel.layout, shape.vision.num_layers, shape.text.num_layers, parallel.pp_size)
-    place = build_groups(parallel.tp_size, parallel.pp_size, layout.vpp_size, TIMEOUT_MINUTES, seed=0)
-    encoder = build_encoder(spec.data, spec.hf_path, shape)
-    options = ModelOptions(dtype=spec.dtype, sequence_parallel=parallel.sequence_parallel)
-    layers = select_layers("auto", spec.dtype, platform.offers("te"))
-    device = platform.current_device()
-    stages = build_stages(shape, layout, place, options, layers, device)
-    initialise(stages, shape, place, spec.weights, seed=0)
+def answer(session: Session, config: Config, folder: Path) -> None:
+    """Answer the questions of the spec in a folder; every data-parallel rank appends to its part of the answers."""
+    spec, mesh = GenerationSpec.read(folder), session.mesh
+    encoder = build_encoder(config.data, config.model.hf_path, session.shape)
+    stages = build_model(session, ModelOptions.of(config), spec.weights)
     limits = AnswerLimits(tuple(encoder.tokenizer.eos_ids), spec.max_new_tokens)
-    generator = Generator(
-        stages, shape, place, device, limits, spec.sampling, sequence_parallel=parallel.sequence_parallel
-    )
-    with Ledger(Path(spec.out).with_suffix(".ledger.jsonl"), place.rank) as ledger:
+    generator = Generator(stages, session, limits, spec.sampling)
+    with Ledger(Path(spec.out).with_suffix(".ledger.jsonl"), mesh.rank) as ledger:
         index = scratch_folder(Path(spec.out)) / "index"
-        refused: RefusedRows = "leave" if place.rank else "again"
-        build = partial(build_dataset, spec.data, encoder, [spec.questions], ledger, cache_dir=index, refused=refused)
+        refused: RefusedRows = "leave" if mesh.rank else "again"
+        build = partial(build_dataset, config.data, encoder, [spec.questions], ledger, cache_dir=index, refused=refused)
         with_pixels = any(stage.part.needs_pixels for stage in stages)
         try:
-            source = Source(rank_zero_first(build), with_pixels, ledger if place.tp_rank == 0 else None)
+            source = Source(rank_zero_first(build), with_pixels, ledger if mesh.tp_rank == 0 else None)
         except NoUsableSample as nothing:  # what is left cannot be asked, now or later; the ledger says why
-            if place.rank == 0:
+            if mesh.rank == 0:
                 print(nothing, flush=True)
         else:
             _answer(spec, source, generator, encoder.tokenizer.decode)
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -126,13 +104,13 @@ class Source:
 
 def _answer(spec: GenerationSpec, source: Source, generator: Generator, decode) -> None:  # type: ignore[no-untyped-def]
     """Answer the share of this copy of the model and write as answers come."""
-    place, dataset = generator.place, source.dataset
-    share = range(place.dp_rank, len(dataset), place.dp_size)
+    mesh, dataset = generator.mesh, source.dataset
+    share = range(mesh.dp_rank, len(dataset), mesh.dp_size)
     batches = plan_batches(dataset.sizes, share, spec.limits)
     start, tokens = time.perf_counter(), 0
-    with _progress(place) as bar, _part(spec, place) as lines:
+    with _progress(mesh) as bar, _part(spec, mesh) as lines:
         task = bar.add_task("answers", total=len(share))
-        for turn in source.rounds(batches, place.pp_size):
+        for turn in source.rounds(batches, mesh.pp_size):
             said = [answer for batch in generator.answer(turn.prompts) for answer in batch]
             unreadable = _told_by_all(turn, generator.group)
             tokens += sum(map(len, said))
@@ -146,15 +124,15 @@ def _answer(spec: GenerationSpec, source: Source, generator: Generator, decode) 
                 lines.flush()
             bar.advance(task, len(said))
     seconds = time.perf_counter() - start
-    if place.rank == 0:
-        share_text = f"{len(share)} of {len(dataset)} questions" if place.dp_size > 1 else f"{len(share)} questions"
+    if mesh.rank == 0:
+        share_text = f"{len(share)} of {len(dataset)} questions" if mesh.dp_size > 1 else f"{len(share)} questions"
         print(f"{share_text} in {seconds:.1f} s, {tokens / seconds:.1f} new tokens/s per copy of the model", flush=True)
 
 
-def _part(spec: GenerationSpec, place: Place):  # type: ignore[no-untyped-def]
+def _part(spec: GenerationSpec, mesh: Mesh):  # type: ignore[no-untyped-def]
     """The answers file of this copy of the model, on one of its ranks."""
-    first = place.pp_rank == 0 and place.tp_rank == 0
-    return open(part_file(Path(spec.out), place.dp_rank), "a", encoding="utf-8") if first else nullcontext()
+    first = mesh.pp_rank == 0 and mesh.tp_rank == 0
+    return open(part_file(Path(spec.out), mesh.dp_rank), "a", encoding="utf-8") if first else nullcontext()
 
 
 def _told_by_all(turn: Round, group: dist.ProcessGroup) -> set[int]:
@@ -164,8 +142,8 @@ def _told_by_all(turn: Round, group: dist.ProcessGroup) -> set[int]:
     return {number for number, flag in zip(turn.flat, mask.tolist(), strict=True) if flag}
 
 
-def _progress(place: Place) -> Progress:
+def _progress(mesh: Mesh) -> Progress:
     """A bar over the share of the first copy of the model."""
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    shown = place.rank == 0 and sys.stdout.isatty()
+    shown = mesh.rank == 0 and sys.stdout.isatty()
     return Progress(*columns, console=Console(), disable=not shown, transient=True)

@@ -1,17 +1,15 @@
-"""What the processes that generate answers agree on: weights, layout, sampling, questions."""
+"""What the processes that generate answers agree on beside the settings: weights, sampling, questions."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from megatron_rb.config.schema import DataConfig
 
 SPEC = "spec.json"
 
@@ -57,38 +55,18 @@ class BatchLimits:
 
 
 @dataclass(frozen=True)
-class Parallelism:
-    """How the model is spread for generation; it need not be as it was trained."""
-
-    layout: str
-    tp_size: int = 1
-    pp_size: int = 1
-    dp_size: int = 1
-    sequence_parallel: bool = False
-
-    @property
-    def processes(self) -> int:
-        return self.tp_size * self.pp_size * self.dp_size
-
-
-@dataclass(frozen=True)
 class GenerationSpec:
-    """One run of `evaluation.generation_worker`."""
+    """What is asked in a generation run; its model, layout and kernels are the settings beside it."""
 
     weights: str
     """A checkpoint, or a Hugging Face folder."""
-    hf_path: str
-    """Config, tokenizer and processor."""
-    parallel: Parallelism
     questions: str
     """jsonl of rows whose last turn is an empty answer."""
     out: str
     """Answers file; each data-parallel rank appends to its own part beside it."""
     max_new_tokens: int
-    dtype: str = "fp32"
     sampling: Sampling = Sampling()
     limits: BatchLimits = BatchLimits()
-    data: DataConfig = field(default_factory=DataConfig)
 
     def write(self, folder: Path) -> None:
         (folder / SPEC).write_text(json.dumps(asdict(self), indent=1))
@@ -96,7 +74,7 @@ class GenerationSpec:
     @classmethod
     def read(cls, folder: Path) -> GenerationSpec:
         raw: dict[str, Any] = json.loads((folder / SPEC).read_text())
-        kinds = {"parallel": Parallelism, "sampling": Sampling, "limits": BatchLimits, "data": DataConfig}
+        kinds = {"sampling": Sampling, "limits": BatchLimits}
         return cls(**{name: kinds[name](**value) if name in kinds else value for name, value in raw.items()})
 
 

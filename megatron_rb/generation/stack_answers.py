@@ -8,24 +8,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_rb.checkpoint.manifest import find_checkpoint, find_side_files
-from megatron_rb.config.compose import config_from_file
+from megatron_rb.config.compose import CONFIG_FILE, config_from_file, save_config, with_settings
 from megatron_rb.config.derive import check_tp_size
-from megatron_rb.config.schema import Config
+from megatron_rb.config.rules import either
+from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig, PlatformConfig
 from megatron_rb.data.answer_file import check_same_source, rows_in, write_whole
 from megatron_rb.generation.answering import without_limits, write_questions_left
 from megatron_rb.generation.spec import (
     BatchLimits,
     GenerationSpec,
-    Parallelism,
     Sampling,
     parts_of,
     scratch_folder,
 )
 from megatron_rb.layout import parse_layout
+from megatron_rb.models.kernel_report import refused_settings
 from megatron_rb.platform import get_platform
 from megatron_rb.shapes.balance import default_layout
 from megatron_rb.shapes.shape import RoboBrainShape, load_shape
 
+OVERRIDABLE = ("kernels.", "model.layers", "platform.name", "platform.tf32")
+"""Settings of the run that answers need not follow."""
+TIMEOUT_MINUTES = 24 * 60.0
+"""Copies of the model may end long after each other; what fails ends the others through the launcher."""
 Start = Callable[[Path, int], int]
 """Starts so many generation workers on a folder, waits, and returns their exit code."""
 
@@ -51,6 +56,8 @@ class StackRequest:
     sequences: int = BatchLimits.sequences
     max_new_tokens: int = 256
     sampling: Sampling = Sampling()
+    settings: tuple[str, ...] = ()
+    """`key=value` in place of what the run was trained with, of `OVERRIDABLE`."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -85,7 +92,7 @@ def answer_with_stack(
     """
     weights = find_weights(request)
     shape = load_shape(weights.hf)
-    parallel = _parallelism(request, shape)
+    config = generation_config(request, weights, shape, media_root)
     source = {
         "weights": str(weights.folder.absolute()),
         "max_new_tokens": request.max_new_tokens,
@@ -96,23 +103,13 @@ def answer_with_stack(
     asked = write_questions_left(questions, done, out)
     if asked is None:
         return done
-    data = weights.config.data if weights.config is not None else Config().data
-    spec = GenerationSpec(
-        str(weights.folder),
-        str(weights.hf),
-        parallel,
-        str(asked),
-        str(out),
-        request.max_new_tokens,
-        _dtype(request, weights),
-        request.sampling,
-        BatchLimits(request.sequences),
-        without_limits(data, media_root),
-    )
     folder = scratch_folder(out)
     folder.mkdir(exist_ok=True)
+    limits = BatchLimits(request.sequences)
+    spec = GenerationSpec(str(weights.folder), str(asked), str(out), request.max_new_tokens, request.sampling, limits)
     spec.write(folder)
-    code = start(folder, parallel.processes)
+    save_config(config, folder / CONFIG_FILE)
+    code = start(folder, config.world_size)
     done = collect_parts(out, questions)
     if code:
         raise ValueError(
@@ -128,7 +125,7 @@ def find_weights(request: StackRequest) -> Weights:
     if (path / "config.json").is_file():
         return Weights(path, Path(request.hf or path), None)
     checkpoint = find_checkpoint(path)
-    settings = checkpoint.parent.parent / "config.yaml"
+    settings = checkpoint.parent.parent / CONFIG_FILE
     config = config_from_file(settings) if settings.is_file() else None
     return Weights(checkpoint, find_side_files(checkpoint, request.hf), config)
 
@@ -148,7 +145,49 @@ def collect_parts(out: Path, questions: Sequence[Mapping]) -> dict[str, str]:
     return {key: row["answer"] for key, row in done.items()}
 
 
-def _parallelism(request: StackRequest, shape: RoboBrainShape) -> Parallelism:
+def generation_config(request: StackRequest, weights: Weights, shape: RoboBrainShape, media_root: Path) -> Config:
+    """The settings of the processes: kernels, layers and prompt form as trained, the layout as asked for.
+
+    Raises:
+        ValueError: degrees and processes do not fit, or a kernel that is asked for cannot run here.
+    """
+    strange = [text for text in request.settings if not text.startswith(OVERRIDABLE)]
+    if strange:
+        raise ValueError(
+            f"--set {strange[0]}: only {either(OVERRIDABLE)} may be set here; the other options say how is answered"
+        )
+    trained = with_settings(weights.config or Config(), request.settings)
+    parallel, processes = _parallelism(request, shape)
+    config = Config(
+        world_size=processes,
+        model=ModelConfig(str(weights.hf), _dtype(request, weights), trained.model.layers),
+        parallel=parallel,
+        platform=_platform(request, trained),
+        kernels=trained.kernels,
+        data=without_limits(trained.data, media_root),
+    )
+    _check_kernels(config, shape, request.checkpoint)
+    return config
+
+
+def _platform(request: StackRequest, trained: Config) -> PlatformConfig:
+    """Chosen anew: a model is often answered elsewhere than where it was trained."""
+    asked = any(text.startswith("platform.name") for text in request.settings)
+    return PlatformConfig(trained.platform.name if asked else "auto", tf32=trained.platform.tf32)
+
+
+def _check_kernels(config: Config, shape: RoboBrainShape, checkpoint: str) -> None:
+    refused = refused_settings(config, get_platform(config.platform.name), shape)
+    if refused:
+        way_out = " ".join(f"--set {setting}=auto" for setting in refused)
+        raise ValueError(
+            f"{checkpoint} cannot be answered as it was trained or as --set says: {'; '.join(refused.values())}; "
+            f"add {way_out}"
+        )
+
+
+def _parallelism(request: StackRequest, shape: RoboBrainShape) -> tuple[ParallelConfig, int]:
+    """How the model is spread, which need not be as it was trained, and over how many processes."""
     check_tp_size(request.tp_size, shape)
     pp_size = request.pp_size or request.layout.count("|") + 1
     if request.layout:
@@ -161,7 +200,14 @@ def _parallelism(request: StackRequest, shape: RoboBrainShape) -> Parallelism:
         raise ValueError(
             f"{processes} processes cannot be split into tp {request.tp_size} x pp {pp_size}; use a multiple of {cell}"
         )
-    return Parallelism(str(layout), request.tp_size, pp_size, processes // cell, request.sequence_parallel)
+    parallel = ParallelConfig(
+        request.tp_size,
+        pp_size,
+        layout=str(layout),
+        sequence_parallel=request.sequence_parallel,
+        timeout_minutes=TIMEOUT_MINUTES,
+    )
+    return parallel, processes
 
 
 def _dtype(request: StackRequest, weights: Weights) -> str:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rb.config.derive import check_tp_size
-from megatron_rb.kernels.dispatch import KernelRequests
-from megatron_rb.layout import PipelineLayout
+from megatron_rb.config.schema import Config, KernelsConfig, RecomputeConfig
+from megatron_rb.models.layer_choice import select_layers
 from megatron_rb.models.layers import BuildContext, LayerProvider
 from megatron_rb.models.stage import EMBEDDING_WEIGHT, HEAD_WEIGHT, Recompute, RoboBrainStage
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.mesh import Mesh
+from megatron_rb.parallel.session import Session
 from megatron_rb.parallel.sharding import full_to_local, shard_of
+from megatron_rb.platform.dtypes import DTYPES
 from megatron_rb.shapes.shape import RoboBrainShape
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,26 @@ class ModelOptions:
     """How a model is built, beside its sizes and its layout."""
 
     dtype: str = "fp32"
+    layers: str = "local"
+    """As `model.layers`."""
     sequence_parallel: bool = False
     recompute: Recompute = Recompute()
-    kernels: KernelRequests = KernelRequests()
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+
+    @classmethod
+    def of(cls, config: Config) -> ModelOptions:
+        """As the settings of a run say."""
+        model, parallel = config.model, config.parallel
+        return cls(model.dtype, model.layers, parallel.sequence_parallel, _recompute(model.recompute), config.kernels)
 
 
-def core_config(shape: RoboBrainShape, place: Place, options: ModelOptions) -> TransformerConfig:
+def _recompute(settings: RecomputeConfig) -> Recompute:
+    return Recompute(
+        settings.vision, settings.language, tuple(settings.vision_per_slice), tuple(settings.language_per_slice)
+    )
+
+
+def core_config(shape: RoboBrainShape, mesh: Mesh, options: ModelOptions) -> TransformerConfig:
     """megatron-core's configuration: read by its linears, its schedules and its data parallelism."""
     if options.dtype not in DTYPES:
         raise ValueError(f"model.dtype is '{options.dtype}'; use bf16 or fp32")
@@ -49,10 +63,10 @@ def core_config(shape: RoboBrainShape, place: Place, options: ModelOptions) -> T
         layernorm_epsilon=text.norm_eps,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        tensor_model_parallel_size=place.tp_size,
-        pipeline_model_parallel_size=place.pp_size,
-        virtual_pipeline_model_parallel_size=place.vpp_size if place.vpp_size > 1 else None,
-        sequence_parallel=options.sequence_parallel and place.tp_size > 1,
+        tensor_model_parallel_size=mesh.tp_size,
+        pipeline_model_parallel_size=mesh.pp_size,
+        virtual_pipeline_model_parallel_size=mesh.vpp_size if mesh.vpp_size > 1 else None,
+        sequence_parallel=options.sequence_parallel and mesh.tp_size > 1,
         params_dtype=DTYPES[options.dtype],
         pipeline_dtype=DTYPES[options.dtype],
         bf16=options.dtype == "bf16",
@@ -65,25 +79,28 @@ def core_config(shape: RoboBrainShape, place: Place, options: ModelOptions) -> T
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",
         # Batched P2P without overlap mixes up gradients and activations when two ranks hold several chunks each.
-        batch_p2p_comm=place.vpp_size == 1,
-        overlap_p2p_comm=place.vpp_size > 1,
+        batch_p2p_comm=mesh.vpp_size == 1,
+        overlap_p2p_comm=mesh.vpp_size > 1,
         # Overlapped sends still read the tensor when the schedule would free it, and gloo sends what it then holds.
-        deallocate_pipeline_outputs=place.vpp_size == 1,
+        deallocate_pipeline_outputs=mesh.vpp_size == 1,
         calculate_per_token_loss=True,
     )
 
 
-def build_stages(
-    shape: RoboBrainShape, layout: PipelineLayout, place: Place, options: ModelOptions, layers: LayerProvider, device
-) -> list[RoboBrainStage]:
-    """The chunks of this rank, one per virtual stage, with uninitialised weights on a device (`meta` works too)."""
-    check_tp_size(place.tp_size, shape)
-    config = core_config(shape, place, options)
-    ctx = BuildContext(config, layers, place.tp_rank, place.tp_size, options.kernels)
+def build_stages(session: Session, options: ModelOptions, layers: LayerProvider | None = None) -> list[RoboBrainStage]:
+    """The chunks of this rank, one per virtual stage, with uninitialised weights on the device (`meta` works too).
+
+    Args:
+        layers: None = those that the options name.
+    """
+    mesh, layout = session.mesh, session.layout
+    check_tp_size(mesh.tp_size, session.shape)
+    layers = layers or select_layers(options.layers, options.dtype, session.platform.offers("te"))
+    ctx = BuildContext(core_config(session.shape, mesh, options), layers, mesh, options.kernels)
     stages = []
-    for part in layout.slices_of_rank(place.pp_rank):
-        with torch.device(device):
-            stages.append(RoboBrainStage(ctx, shape, layout, part.index, options.recompute))
+    for part in layout.slices_of_rank(mesh.pp_rank):
+        with torch.device(session.device):
+            stages.append(RoboBrainStage(ctx, session.shape, layout, part.index, options.recompute))
     return stages
 
 
@@ -113,12 +130,12 @@ def weight_key(name: str, shape: RoboBrainShape) -> str:
     return EMBEDDING_WEIGHT if tied_head else name
 
 
-def fill_weights(stages: list[RoboBrainStage], place: Place, read_full: Callable[[str], torch.Tensor]) -> None:
+def fill_weights(stages: list[RoboBrainStage], mesh: Mesh, read_full: Callable[[str], torch.Tensor]) -> None:
     """Set every parameter from its full (global) value, asked for by the name it is stored under."""
     with torch.no_grad():
         for name, parameter in named_parameters(stages):
             full = read_full(weight_key(name, stages[0].shape))
-            parameter.copy_(full_to_local(full, shard_of(parameter), place.tp_rank, place.tp_size))
+            parameter.copy_(full_to_local(full, shard_of(parameter), mesh.tp_rank, mesh.tp_size))
 
 
 def full_shapes(stages: list[RoboBrainStage]) -> dict[str, tuple[int, ...]]:

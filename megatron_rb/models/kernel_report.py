@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from megatron_rb.config.schema import Config
 from megatron_rb.kernels.dispatch import TABLE, Call, select, why_not
-from megatron_rb.models.layer_choice import select_layers
+from megatron_rb.models.layer_names import layers_taken
 from megatron_rb.platform import Platform
+from megatron_rb.platform.dtypes import DTYPES
+from megatron_rb.shapes.shape import RoboBrainShape
 
 LANGUAGE_HEAD_DIM = 128
 """Of the published models."""
@@ -57,6 +61,37 @@ def kernel_report(
     return rows
 
 
+def report_of_run(config: Config, platform: Platform, shape: RoboBrainShape) -> list[Row]:
+    """The rows of a run: its settings and the sizes of its model.
+
+    Raises:
+        ValueError: what the settings ask for cannot run here.
+    """
+    return kernel_report(
+        platform,
+        DTYPES[config.model.dtype],
+        config.model.layers,
+        vars(config.kernels),
+        shape.text.head_dim,
+        (shape.vision.head_dim, 0),
+    )
+
+
+def refused_settings(config: Config, platform: Platform, shape: RoboBrainShape) -> dict[str, str]:
+    """The settings of layers and kernels that ask for what cannot run here, each with its reason in a sentence."""
+    dtype, refused = DTYPES[config.model.dtype], {}
+    checks = {"model.layers": partial(_layer_rows, platform, dtype, config.model.layers)}
+    for name, asked in vars(config.kernels).items():
+        size = shape.vision.head_dim if name == "window_attention" else shape.text.head_dim
+        checks[f"kernels.{name}"] = partial(_operator_rows, platform, name, Call(dtype, size), asked)
+    for setting, check in checks.items():
+        try:
+            check()
+        except ValueError as error:
+            refused[setting] = str(error)
+    return refused
+
+
 def taken_line(rows: Sequence[Row]) -> str:
     """What is taken for every part, in one line of a log."""
     taken = ", ".join(f"{row.part} {row.implementation}" for row in rows if row.taken)
@@ -78,7 +113,7 @@ def report_text(platform: Platform, dtype: torch.dtype, rows: Sequence[Row]) -> 
 def _layer_rows(platform: Platform, dtype: torch.dtype, asked: str) -> list[Row]:
     installed = platform.offers("te")
     name = "fp32" if dtype is torch.float32 else "bf16"
-    taken = select_layers(asked, name, installed).name
+    taken = layers_taken(asked, name, installed)
     if asked == "local":
         reason = "model.layers=local asks for the other"
     elif not installed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_rb.kernels.dispatch import KernelRequests
+from megatron_rb.config.schema import KernelsConfig
 from megatron_rb.kernels.rms_norm.op import rms_norm
 from megatron_rb.kernels.swiglu.op import swiglu
 from megatron_rb.kernels.varlen_attention.op import varlen_attention
 from megatron_rb.kernels.varlen_attention.segments import Segments
+from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.sharding import ShardSpec, set_shard, with_shape
 
 
@@ -69,9 +70,12 @@ class BuildContext:
 
     config: TransformerConfig
     layers: LayerProvider
-    tp_rank: int
-    tp_size: int
-    kernels: KernelRequests = KernelRequests()
+    mesh: Mesh
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+
+    @property
+    def tp_size(self) -> int:
+        return self.mesh.tp_size
 
     @property
     def sequence_parallel(self) -> bool:

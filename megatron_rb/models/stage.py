@@ -20,7 +20,7 @@ from megatron_rb.models.language.blocks import DecoderLayer, Embedding, Head, He
 from megatron_rb.models.language.cache import DecoderCache
 from megatron_rb.models.layers import BuildContext
 from megatron_rb.models.vision.blocks import Merger, PatchEmbed, VisionLayer
-from megatron_rb.parallel import context, groups
+from megatron_rb.parallel import context
 from megatron_rb.parallel.random_states import replayed
 from megatron_rb.parallel.sharding import shard_of, sharded_tensor
 from megatron_rb.shapes.shape import RoboBrainShape
@@ -92,7 +92,7 @@ class RoboBrainStage(MegatronModule):
         self.share_embeddings_and_output_weights = False  # tied weights are kept equal by TiedEmbedding
         self.rows_split_over = ctx.tp_size if ctx.sequence_parallel else 1
         self.boundary = boundary_before(part, shape, layout.num_vision_layers, layout.num_decoder_layers)
-        self.ranks = (ctx.tp_rank, ctx.tp_size)
+        self.mesh = ctx.mesh
         self.vision = VisionPart(ctx, shape, part)
         self.language = LanguagePart(ctx, shape, part)
         self.rows = ctx.kernels.dynamic_padding
@@ -104,7 +104,7 @@ class RoboBrainStage(MegatronModule):
 
     def sharded_state_dict(self, dp_rank: int | None = None) -> dict[str, ShardedTensor | ShardedTensorFactory]:
         """Parameters by the name they are stored under, as megatron-core's distributed checkpoints take them."""
-        tp_rank, tp_size = self.ranks
+        tp_rank, tp_size = self.mesh.tp_rank, self.mesh.tp_size
         state = {}
         for name, parameter in self.named_parameters():
             tied_copy = self.shape.text.tied_embeddings and name == HEAD_WEIGHT
@@ -114,7 +114,7 @@ class RoboBrainStage(MegatronModule):
                 shard_of(parameter),
                 tp_rank,
                 tp_size,
-                groups.dp_cp_rank() if dp_rank is None else dp_rank,
+                self.mesh.dp_cp_rank if dp_rank is None else dp_rank,
                 copy=int(tied_copy),
             )
         return state
@@ -190,7 +190,7 @@ class RoboBrainStage(MegatronModule):
             # Every rank uses the rows of its own tokens; the gradients of all ranks make up the feature's.
             feature = tensor_parallel.copy_to_tensor_model_parallel_region(feature)
         if text.keys is not None:
-            feature = context.gather_rows(feature)
+            feature = context.gather_rows(feature, self.mesh.cp_group)
         return add_rows(stream, feature, text.local_visual, self.rows)
 
 

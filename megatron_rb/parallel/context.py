@@ -9,10 +9,11 @@ import torch.distributed as dist
 from megatron.core import tensor_parallel
 
 from megatron_rb.layout.token_axis import Range
-from megatron_rb.parallel import groups
 
 
-def gather_keys(k: torch.Tensor, v: torch.Tensor, ranges: Sequence[Range]) -> tuple[torch.Tensor, torch.Tensor]:
+def gather_keys(
+    k: torch.Tensor, v: torch.Tensor, ranges: Sequence[Range], group: dist.ProcessGroup
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of some ranges of the whole token axis; every context-parallel rank calls this.
 
     One all-gather, and one reduce-scatter of the gradients in the backward pass.
@@ -20,13 +21,14 @@ def gather_keys(k: torch.Tensor, v: torch.Tensor, ranges: Sequence[Range]) -> tu
     Args:
         k, v: `[tokens / cp_size, groups, head_dim]`, the rows of this rank (`layout.token_axis`).
         ranges: one after the other in the result; a row may be in several of them.
+        group: the context-parallel ranks.
     """
-    return _GatherKeys.apply(k, v, tuple(ranges), groups.cp_group())
+    return _GatherKeys.apply(k, v, tuple(ranges), group)
 
 
-def gather_rows(local: torch.Tensor) -> torch.Tensor:
+def gather_rows(local: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """The rows of all context-parallel ranks, rank by rank; every one of them holds as many."""
-    return tensor_parallel.gather_from_sequence_parallel_region(local, group=groups.cp_group())
+    return tensor_parallel.gather_from_sequence_parallel_region(local, group=group)
 
 
 class _GatherKeys(torch.autograd.Function):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_rb.parallel.groups import start_process_group, world_from_environment
+from megatron_rb.parallel.world import start_process_group, world_from_environment
 from megatron_rb.platform import Platform, get_platform
 from megatron_rb.platform.health import machine_report
 

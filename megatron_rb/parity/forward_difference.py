@@ -10,9 +10,10 @@ import torch
 from megatron_rb.checkpoint.conversion.verify import Side
 from megatron_rb.checkpoint.hf.oracle import run_transformers
 from megatron_rb.checkpoint.manifest import find_side_files
+from megatron_rb.config.schema import ParallelConfig
 from megatron_rb.parity.report import read_layout, run_workers
 from megatron_rb.parity.samples import draw_samples
-from megatron_rb.parity.worker import ParitySpec
+from megatron_rb.parity.spec import ParitySpec, parity_config
 from megatron_rb.shapes.shape import load_shape
 
 
@@ -37,11 +38,11 @@ def forward_difference(
         if side.checkpoint is None:
             trace = run_transformers(side.path, shape, samples, grads=False)
         else:
-            layout = read_layout("", shape, 1)
-            spec = ParitySpec(str(config), str(side.checkpoint), str(layout), 1, 1, False, False)
+            parallel = ParallelConfig(layout=str(read_layout("", shape, 1)))
+            spec = ParitySpec(str(side.checkpoint), grads=False)
             scratch = folder / str(number)
             scratch.mkdir()
-            trace = run_workers(spec, scratch, samples, layout, start)
+            trace = run_workers(scratch, parity_config(str(config), parallel), spec, samples, start)
         assert trace.logits is not None
         logits.append(trace.logits)
     if logits[0].shape != logits[1].shape:

@@ -9,14 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_rb.checkpoint.hf.oracle import Trace, run_transformers
-from megatron_rb.config.derive import check_tp_size
-from megatron_rb.config.schema import DataConfig
+from megatron_rb.config.schema import Config, DataConfig
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.ledger import Ledger, read_ledger
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.layout import PipelineLayout, parse_layout
-from megatron_rb.parity.samples import draw_samples
-from megatron_rb.parity.stack import (
+from megatron_rb.parity.differences import (
     GRADIENT_TOLERANCE,
     LOGITS_TOLERANCE,
     Difference,
@@ -25,7 +23,7 @@ from megatron_rb.parity.stack import (
     load_rank_traces,
     merge_traces,
 )
-from megatron_rb.parity.worker import ParitySpec
+from megatron_rb.parity.spec import ParitySpec
 from megatron_rb.shapes.shape import RoboBrainShape, load_shape
 
 MAX_SAMPLE_TOKENS = 1 << 20
@@ -34,55 +32,38 @@ MAX_SAMPLE_TOKENS = 1 << 20
 
 def run_parity(
     folder: Path,
-    hf_path: str,
-    *,
-    weights: str,
-    layout_text: str,
-    tp_size: int,
-    pp_size: int,
-    sequence_parallel: bool,
-    cp_size: int,
-    samples_file: str,
-    grads: bool,
-    seed: int,
+    config: Config,
+    spec: ParitySpec,
+    samples: Sequence[EncodedSample],
     start: Callable[[Path, int], int],
 ) -> tuple[Trace, list[Difference]]:
-    """Start the processes of the stack, run transformers in this one, compare.
+    """Start the processes of the stack, run transformers on the config's model in this one, compare.
 
     Args:
-        weights: checkpoint the stack reads instead of the Hugging Face folder; empty = the folder.
         start: starts that many parity workers on the folder, waits, and returns their exit code.
 
     Raises:
-        ValueError: the layout, the degree or the samples do not fit the model.
         RuntimeError: a process of the stack failed; its message has been printed.
     """
-    shape = load_shape(hf_path)
-    check_tp_size(tp_size, shape)
-    layout = read_layout(layout_text, shape, pp_size)
-    samples = read_samples(samples_file, hf_path, shape, folder) if samples_file else draw_samples(shape, seed)
-    spec = ParitySpec(
-        hf_path, weights or hf_path, str(layout), tp_size, layout.pp_size, sequence_parallel, grads, cp_size
-    )
-    ours = run_workers(spec, folder, samples, layout, start)
-    reference = run_transformers(hf_path, shape, samples, grads)
+    ours = run_workers(folder, config, spec, samples, start)
+    hf_path = config.model.hf_path
+    reference = run_transformers(hf_path, load_shape(hf_path), list(samples), spec.grads)
     return ours, compare(ours, reference)
 
 
 def run_workers(
-    spec: ParitySpec,
     folder: Path,
+    config: Config,
+    spec: ParitySpec,
     samples: Sequence[EncodedSample],
-    layout: PipelineLayout,
     start: Callable[[Path, int], int],
 ) -> Trace:
-    """What the stack does with samples, in as many processes as the spec says."""
-    spec.write(folder, list(samples))
-    processes = layout.pp_size * spec.tp_size * spec.cp_size
-    code = start(folder, processes)
+    """What the stack does with samples, in as many processes as the config says."""
+    spec.write(folder, samples, config)
+    code = start(folder, config.world_size)
     if code:
         raise RuntimeError(f"a process of the parity run failed with exit code {code}; its output stands above")
-    return merge_traces(load_rank_traces(folder, processes), layout)
+    return merge_traces(load_rank_traces(folder, config.world_size))
 
 
 def read_layout(text: str, shape: RoboBrainShape, pp_size: int) -> PipelineLayout:

@@ -1,7 +1,4 @@
-"""Does this stack compute what transformers computes? The same samples through both, compared block by block.
-
-`run_stack` runs on every rank of a world and records its own side; `compare` sets two traces against each other.
-"""
+"""This stack's side of a parity check: every rank of a world runs the samples and records what its blocks give."""
 
 from __future__ import annotations
 
@@ -12,33 +9,23 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from safetensors.torch import save_file
 
-from megatron_rb.checkpoint.hf.oracle import Trace
+from megatron_rb.config.schema import Config
 from megatron_rb.data.sample import EncodedSample
-from megatron_rb.layout import PipelineLayout
 from megatron_rb.layout.token_axis import ranges_of_rank
-from megatron_rb.models.build import (
-    ModelOptions,
-    build_stages,
-    named_parameters,
-    weight_key,
-)
+from megatron_rb.models.build import ModelOptions, named_parameters, weight_key
 from megatron_rb.models.frames import FrameShares
 from megatron_rb.models.inputs import MicroBatch, build_micro_batch
-from megatron_rb.models.layers import LayerProvider, LocalLayers
 from megatron_rb.models.stage import RoboBrainStage
-from megatron_rb.parallel import groups
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.collectives import gather_over
+from megatron_rb.parallel.mesh import Mesh
+from megatron_rb.parallel.session import Session
 from megatron_rb.parallel.sharding import local_to_full, shard_of
-from megatron_rb.shapes.shape import RoboBrainShape
-from megatron_rb.train.build import initialise
+from megatron_rb.parity.spec import read_spec
+from megatron_rb.train.build import build_model, connect_schedule
 from megatron_rb.train.gradients import gradient_finalizer, main_grad, tie_embeddings
 from megatron_rb.train.step import Runner, logits_pass, loss_pass, train_pass
-
-LOGITS_TOLERANCE = 1e-4
-"""Largest absolute difference of a logit, fp32."""
-GRADIENT_TOLERANCE = 1e-3
-"""Largest difference of a gradient relative to the largest value of its parameter."""
 
 
 @dataclass(frozen=True)
@@ -56,60 +43,58 @@ class Packs:
         return sum(len(sample.input_ids) for sample in self.samples(number))
 
 
-def share_packs(packs: list[list[EncodedSample]], place: Place) -> Packs:
+def default_packs(samples: Sequence[EncodedSample]) -> list[list[EncodedSample]]:
+    """Every sample in a micro-batch of its own, except that the last two share one."""
+    packs = [[sample] for sample in samples]
+    if len(packs) > 2:
+        packs[-2:] = [packs[-2] + packs[-1]]
+    return packs
+
+
+def share_packs(packs: list[list[EncodedSample]], mesh: Mesh) -> Packs:
     """Deal packs out to the data-parallel ranks; all run the same number, a multiple of pp_size if interleaved."""
-    multiple = place.dp_size * (place.pp_size if place.vpp_size > 1 else 1)
+    multiple = mesh.dp_size * (mesh.pp_size if mesh.vpp_size > 1 else 1)
     total = -(-len(packs) // multiple) * multiple
-    return Packs(packs, list(range(place.dp_rank, total, place.dp_size)))
+    return Packs(packs, list(range(mesh.dp_rank, total, mesh.dp_size)))
+
+
+def write_trace(session: Session, config: Config, folder: Path) -> None:
+    """Run the samples of a folder through this rank's part of the model and write `rank<N>.safetensors` into it."""
+    spec, samples = read_spec(folder)
+    stages = build_model(session, ModelOptions.of(config), spec.weights)
+    trace = run_stack(session, stages, default_packs(samples), grads=spec.grads)
+    path = folder / f"rank{session.mesh.rank}.safetensors"
+    save_file({name: value.contiguous() for name, value in trace.items()}, path)
 
 
 def run_stack(
-    weights: str,
-    shape: RoboBrainShape,
-    layout: PipelineLayout,
-    place: Place,
-    packs: list[list[EncodedSample]],
-    *,
-    sequence_parallel: bool,
-    grads: bool,
-    device: torch.device,
-    layers: LayerProvider | None = None,
+    session: Session, stages: list[RoboBrainStage], packs: list[list[EncodedSample]], *, grads: bool
 ) -> dict[str, torch.Tensor]:
-    """This rank's part of the stack's trace: tensors by `pack/block/name`, `pack/logits`, `grad/name`, `loss`.
-
-    Args:
-        weights: a checkpoint or a Hugging Face folder.
-        layers: None = the local ones.
-    """
-    options = ModelOptions(dtype="fp32", sequence_parallel=sequence_parallel)
-    stages = build_stages(shape, layout, place, options, layers or LocalLayers(), device)
-    initialise(stages, shape, place, weights, seed=0)
-    tied = tie_embeddings(stages, layout, shape.text.tied_embeddings)
-    config = stages[0].config
+    """This rank's part of the stack's trace: tensors by `pack/block/name`, `pack/logits`, `grad/name`, `loss`."""
+    mesh, config = session.mesh, stages[0].config
     ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
     chunks = [DistributedDataParallel(config, ddp, stage, disable_bucketing=True) for stage in stages]
-    config.finalize_model_grads_func = gradient_finalizer(tied)
-    config.no_sync_func = [c.no_sync for c in chunks] if len(chunks) > 1 else chunks[0].no_sync
-    runner = Runner(chunks, shape, place, device)
-    share = share_packs(packs, place)
+    connect_schedule(stages, chunks, gradient_finalizer(tie_embeddings(stages, session), mesh))
+    runner = Runner(chunks, session)
+    share = share_packs(packs, mesh)
     batches = [
         build_micro_batch(
             share.samples(number),
-            shape,
-            tp_rank=place.tp_rank,
-            tp_size=place.tp_size,
+            session.shape,
+            tp_rank=mesh.tp_rank,
+            tp_size=mesh.tp_size,
             sequence_parallel=config.sequence_parallel,
-            cp_rank=place.cp_rank,
-            cp_size=place.cp_size,
+            cp_rank=mesh.cp_rank,
+            cp_size=mesh.cp_size,
         )
         for number in share.mine
     ]
-    recorder = _Recorder(stages, place)
+    recorder = _Recorder(stages, mesh)
     trace = _record_logits(runner, batches, share, recorder)
     recorder.stop()
     trace |= _record_loss(runner, batches, grads)
     if grads:
-        trace |= _full_gradients(stages, place)
+        trace |= _full_gradients(stages, mesh)
     return trace
 
 
@@ -119,8 +104,8 @@ def _record_logits(
     outputs = logits_pass(runner, batches)
     trace = recorder.rows(share, runner.shape.vision.merge_unit)
     for number, local in zip(share.mine, outputs, strict=False):
-        rows = whole_tokens(torch.cat(groups.gather_over(local, groups.tp_group()), dim=-1), runner.place)
-        if runner.place.tp_rank == 0 and number < len(share.all):
+        rows = whole_tokens(torch.cat(gather_over(local, runner.mesh.tp_group), dim=-1), runner.mesh)
+        if runner.mesh.tp_rank == 0 and number < len(share.all):
             trace[f"{number:05d}/logits"] = rows[: share.num_tokens(number)].cpu()
     return trace
 
@@ -130,18 +115,18 @@ def _record_loss(runner: Runner, batches: list[MicroBatch], grads: bool) -> dict
         chunk.zero_grad_buffer()
     results = (train_pass if grads else loss_pass)(runner, batches)
     totals = torch.zeros(2, dtype=torch.float64)
-    if runner.place.tp_rank == 0:
+    if runner.mesh.tp_rank == 0:
         for result in results:
             totals += torch.stack([result["loss_sum"], result["num_labels"]]).double().cpu()
     dist.all_reduce(totals)
     return {"loss": totals[0] / totals[1].clamp(min=1)}
 
 
-def _full_gradients(stages: Sequence[RoboBrainStage], place: Place) -> dict[str, torch.Tensor]:
+def _full_gradients(stages: Sequence[RoboBrainStage], mesh: Mesh) -> dict[str, torch.Tensor]:
     gradients = {}
     for name, parameter in named_parameters(list(stages)):
-        shards = groups.gather_over(main_grad(parameter), groups.tp_group())
-        if place.tp_rank == place.dp_rank == place.cp_rank == 0:
+        shards = gather_over(main_grad(parameter), mesh.tp_group)
+        if mesh.tp_rank == mesh.dp_rank == mesh.cp_rank == 0:
             full = local_to_full([shard.cpu() for shard in shards], shard_of(parameter))
             gradients[f"grad/{weight_key(name, stages[0].shape)}"] = full
     return gradients
@@ -150,8 +135,8 @@ def _full_gradients(stages: Sequence[RoboBrainStage], place: Place) -> dict[str,
 class _Recorder:
     """Keeps the output of every block of this rank, pass by pass."""
 
-    def __init__(self, stages: Sequence[RoboBrainStage], place: Place) -> None:
-        self.place = place
+    def __init__(self, stages: Sequence[RoboBrainStage], mesh: Mesh) -> None:
+        self.mesh = mesh
         self.outputs: dict[str, list[torch.Tensor]] = {}
         self.handles: list = []
         self.split_rows = stages[0].rows_split_over > 1
@@ -181,38 +166,38 @@ class _Recorder:
         for name, outputs in self.outputs.items():
             for number, value in zip(share.mine, outputs, strict=True):
                 if self.split_rows and ".layers." in name:
-                    value = torch.cat(groups.gather_over(value, groups.tp_group()))
+                    value = torch.cat(gather_over(value, self.mesh.tp_group))
                 samples = share.samples(number)
                 if name.startswith("language."):
-                    rows = whole_tokens(value, self.place)[: share.num_tokens(number)]
+                    rows = whole_tokens(value, self.mesh)[: share.num_tokens(number)]
                 else:
-                    rows = _whole_frames(value, samples, 1 if ".layers." in name else merge_unit, self.place)
-                if self.place.tp_rank == 0 and number < len(share.all):
+                    rows = _whole_frames(value, samples, 1 if ".layers." in name else merge_unit, self.mesh)
+                if self.mesh.tp_rank == 0 and number < len(share.all):
                     kept[f"{number:05d}/block/{name}"] = rows.cpu().clone()
         return kept
 
 
-def whole_tokens(local: torch.Tensor, place: Place) -> torch.Tensor:
+def whole_tokens(local: torch.Tensor, mesh: Mesh) -> torch.Tensor:
     """Rows of all tokens in order, padding included, from those of each context-parallel rank; all must call this."""
-    if place.cp_size == 1:
+    if mesh.cp_size == 1:
         return local
-    whole = local.new_empty(place.cp_size * local.shape[0], *local.shape[1:])
-    for rank, rows in enumerate(groups.gather_over(local, groups.cp_group())):
-        ranges = ranges_of_rank(len(whole), rank, place.cp_size)
+    whole = local.new_empty(mesh.cp_size * local.shape[0], *local.shape[1:])
+    for rank, rows in enumerate(gather_over(local, mesh.cp_group)):
+        ranges = ranges_of_rank(len(whole), rank, mesh.cp_size)
         for (start, stop), part in zip(ranges, rows.chunk(len(ranges)), strict=True):
             whole[start:stop] = part
     return whole
 
 
-def _whole_frames(local: torch.Tensor, samples: Sequence[EncodedSample], unit: int, place: Place) -> torch.Tensor:
+def _whole_frames(local: torch.Tensor, samples: Sequence[EncodedSample], unit: int, mesh: Mesh) -> torch.Tensor:
     """Rows of all frames in order, without padding, from those of each context-parallel rank.
 
     Args:
         unit: patches of a row.
     """
-    shares = FrameShares.of([grid for sample in samples for grid in sample.grids], place.cp_size)
-    ranks = groups.gather_over(local, groups.cp_group()) if place.cp_size > 1 else [local]
-    free = [0] * place.cp_size
+    shares = FrameShares.of([grid for sample in samples for grid in sample.grids], mesh.cp_size)
+    ranks = gather_over(local, mesh.cp_group) if mesh.cp_size > 1 else [local]
+    free = [0] * mesh.cp_size
     parts = [local[:0]]
     for grid, owners in zip(shares.grids, shares.owners, strict=True):
         for owner in owners.tolist():
@@ -220,90 +205,3 @@ def _whole_frames(local: torch.Tensor, samples: Sequence[EncodedSample], unit: i
             parts.append(ranks[owner][free[owner] : stop])
             free[owner] = stop
     return torch.cat(parts)
-
-
-def merge_traces(parts: Sequence[dict[str, torch.Tensor]], layout: PipelineLayout) -> Trace:
-    """Put the parts of all ranks together into one trace."""
-    merged: dict[str, torch.Tensor] = {}
-    for part in parts:
-        merged |= part
-    packs = sorted({key.split("/")[0] for key in merged if key[0].isdigit()})
-    names = sorted({key.split("/", 2)[2] for key in merged if "/block/" in key}, key=_pipeline_order)
-    return Trace(
-        blocks={name: torch.cat([merged[f"{pack}/block/{name}"] for pack in packs]) for name in names},
-        logits=torch.cat([merged[f"{pack}/logits"] for pack in packs]),
-        loss=float(merged["loss"]),
-        gradients={key.removeprefix("grad/"): value for key, value in merged.items() if key.startswith("grad/")},
-    )
-
-
-def _pipeline_order(name: str) -> tuple[int, int]:
-    order = ["vision.layers", "vision.deepstack", "vision.merger", "language.layers"]
-    prefix, _, number = name.rpartition(".")
-    return (order.index(name), 0) if name in order else (order.index(prefix), int(number))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One compared quantity."""
-
-    name: str
-    max_abs: float
-    relative: float
-    """`max_abs` over the largest absolute value of the reference."""
-    passed: bool | None
-    """None for block outputs, which have no tolerance of their own."""
-
-
-def compare(ours: Trace, reference: Trace) -> list[Difference]:
-    """Blocks in pipeline order, then logits, loss and gradients.
-
-    A gradient is measured against the largest value of its parameter, and no finer than a millionth of the largest
-    gradient of the model: below that both sides hold rounding noise.
-    """
-    rows = [_difference(f"block {name}", ours.blocks[name], reference.blocks[name]) for name in reference.blocks]
-    assert ours.logits is not None and reference.logits is not None
-    logits = _difference("logits", ours.logits, reference.logits)
-    rows.append(Difference(logits.name, logits.max_abs, logits.relative, logits.max_abs <= LOGITS_TOLERANCE))
-    gap = abs(ours.loss - reference.loss)
-    rows.append(Difference("loss", gap, gap / max(abs(reference.loss), 1e-12), gap <= LOGITS_TOLERANCE))
-    if reference.gradients:
-        floor = 1e-6 * max(float(g.abs().max()) for g in reference.gradients.values())
-        for name, gradient in reference.gradients.items():
-            if name not in ours.gradients:
-                rows.append(Difference(f"gradient {name}", float("inf"), float("inf"), False))
-                continue
-            row = _difference(f"gradient {name}", ours.gradients[name], gradient, floor)
-            rows.append(Difference(row.name, row.max_abs, row.relative, row.relative <= GRADIENT_TOLERANCE))
-    return rows
-
-
-def _difference(name: str, ours: torch.Tensor, reference: torch.Tensor, floor: float = 1e-12) -> Difference:
-    if ours.shape != reference.shape:
-        return Difference(f"{name} {tuple(ours.shape)} vs {tuple(reference.shape)}", float("inf"), float("inf"), False)
-    if reference.numel() == 0:
-        return Difference(name, 0.0, 0.0, None)
-    gap = float((ours.double() - reference.double()).abs().max())
-    if gap != gap:
-        gap = float("inf")
-    return Difference(name, gap, gap / max(float(reference.abs().max()), floor), None)
-
-
-def first_parting(rows: Sequence[Difference]) -> Difference | None:
-    """The first block whose relative difference leaves the level of rounding, to tell where to look."""
-    return next((row for row in rows if row.name.startswith("block ") and row.relative > LOGITS_TOLERANCE), None)
-
-
-def default_packs(samples: Sequence[EncodedSample]) -> list[list[EncodedSample]]:
-    """Every sample in a micro-batch of its own, except that the last two share one."""
-    packs = [[sample] for sample in samples]
-    if len(packs) > 2:
-        packs[-2:] = [packs[-2] + packs[-1]]
-    return packs
-
-
-def load_rank_traces(folder: str | Path, world_size: int) -> list[dict[str, torch.Tensor]]:
-    """The files `rank0.safetensors` ... that the ranks of a parity run wrote."""
-    from safetensors.torch import load_file
-
-    return [load_file(Path(folder) / f"rank{rank}.safetensors") for rank in range(world_size)]

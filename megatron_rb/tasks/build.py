@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 from megatron_rb.config.derive import Derived
 from megatron_rb.config.schema import Config
 from megatron_rb.data.dataset import ConversationDataset
-from megatron_rb.data.fingerprint import DataFingerprint
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import SampleSource, StepLoader
 from megatron_rb.data.packing import Budget
 from megatron_rb.data.padding import PaddingPolicy, Size, largest_micro_batch
-from megatron_rb.parallel.groups import Place
-from megatron_rb.platform import Platform
-from megatron_rb.shapes.shape import RoboBrainShape
+from megatron_rb.parallel.mesh import Mesh
+from megatron_rb.parallel.session import Session
 from megatron_rb.tasks.sft import SupervisedFineTuning
 from megatron_rb.tasks.value import ValueEstimation
 from megatron_rb.train.allocator import start_memory_anew
@@ -23,15 +22,17 @@ from megatron_rb.train.step import Runner
 TASKS: dict[str, type[SupervisedFineTuning]] = {"sft": SupervisedFineTuning, "value": ValueEstimation}
 
 
-def build_task(
-    config: Config,
-    derived: Derived,
-    runner: Runner,
-    training: SampleSource,
-    evaluation: ConversationDataset | None,
-    ledger: Ledger,
-    platform: Platform,
-) -> SupervisedFineTuning:
+@dataclass(frozen=True)
+class TaskData:
+    """The samples of a run, and where those are named that cannot be used."""
+
+    training: SampleSource
+    evaluation: ConversationDataset | None
+    """Held-out samples; None = no evaluation."""
+    ledger: Ledger
+
+
+def build_task(config: Config, derived: Derived, runner: Runner, samples: TaskData) -> SupervisedFineTuning:
     """The task of a config with its loader.
 
     Raises:
@@ -39,70 +40,56 @@ def build_task(
     """
     if config.task.name not in TASKS:
         raise ValueError(f"task.name '{config.task.name}' is not known; use {' or '.join(TASKS)}")
-    data = config.data
+    platform = runner.session.platform
     needs_pixels = any(chunk.module.part.needs_pixels for chunk in runner.chunks)
-    fingerprint = training.fingerprint if isinstance(training, ConversationDataset) else None
-    loader = build_loader(
-        config, derived, runner.place, training, ledger, needs_pixels=needs_pixels, fingerprint=fingerprint
-    )
     return TASKS[config.task.name](
         runner,
-        loader,
-        evaluation,
-        Budget(data.seq_length, data.max_patches),
-        ledger,
+        build_loader(config, derived, runner.mesh, samples, needs_pixels=needs_pixels),
+        samples.evaluation,
+        Budget(config.data.seq_length, config.data.max_patches),
+        samples.ledger,
         needs_pixels=needs_pixels,
         sequence_parallel=derived.sequence_parallel,
         micro_batch_multiple=derived.micro_batch_multiple,
-        padding=_padding(config, derived, runner.shape, training, platform),
+        padding=_padding(config, derived, runner.session, samples.training),
         pin_memory=platform.offers("pinned_memory"),
         start_memory_anew=partial(start_memory_anew, platform),
     )
 
 
-def build_loader(
-    config: Config,
-    derived: Derived,
-    place: Place,
-    training: SampleSource,
-    ledger: Ledger,
-    *,
-    needs_pixels: bool,
-    fingerprint: DataFingerprint | None = None,
-) -> StepLoader:
+def build_loader(config: Config, derived: Derived, mesh: Mesh, samples: TaskData, *, needs_pixels: bool) -> StepLoader:
     """The steps of this rank from their beginning."""
-    data = config.data
+    data, training = config.data, samples.training
     return StepLoader(
         training,
         global_batch_size=data.global_batch_size,
         global_micro_batches=data.global_micro_batches,
         seq_length=data.seq_length,
         max_patches=data.max_patches,
-        dp_rank=place.dp_rank,
-        dp_size=place.dp_size,
+        dp_rank=mesh.dp_rank,
+        dp_size=mesh.dp_size,
         micro_batch_multiple=derived.micro_batch_multiple,
         needs_pixels=needs_pixels,
-        decode_rank=place.tp_rank,
-        decode_size=place.tp_size,
+        decode_rank=mesh.tp_rank,
+        decode_size=mesh.tp_size,
         seed=config.seed,
         shuffle=data.shuffle,
-        ledger=ledger,
+        ledger=samples.ledger,
         prefetch_steps=data.prefetch_steps,
         decode_threads=data.decode_threads,
-        fingerprint=fingerprint,
+        fingerprint=training.fingerprint if isinstance(training, ConversationDataset) else None,
         allow_changed=data.allow_changed,
     )
 
 
-def _padding(
-    config: Config, derived: Derived, shape: RoboBrainShape, training: SampleSource, platform: Platform
-) -> PaddingPolicy | None:
+def _padding(config: Config, derived: Derived, session: Session, training: SampleSource) -> PaddingPolicy | None:
     data = config.data
     if data.padding not in ("auto", "buckets", "none"):
         raise ValueError(f"data.padding is '{data.padding}'; use auto, buckets or none")
-    if data.padding == "none" or (data.padding == "auto" and platform.name == "cpu"):
+    if data.padding == "none" or (data.padding == "auto" and session.platform.name == "cpu"):
         return None
     rows = derived.cp_size * (derived.tp_size if derived.sequence_parallel else 1)
     samples = len(training) if data.global_micro_batches else data.global_batch_size
     largest = largest_micro_batch(training.sizes, Size(data.seq_length, data.max_patches), samples)
-    return PaddingPolicy(largest, Size(derived.token_multiple, rows * shape.vision.merge_unit), data.padding_buckets)
+    merge_unit = session.shape.vision.merge_unit
+    return PaddingPolicy(largest, Size(derived.token_multiple, rows * merge_unit), data.padding_buckets)

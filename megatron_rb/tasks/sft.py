@@ -21,7 +21,7 @@ from megatron_rb.data.padding import NO_PADDING, PaddingPlan, PaddingPolicy, Siz
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.models.inputs import IGNORED, MicroBatch, build_micro_batch, pinned
-from megatron_rb.parallel import groups
+from megatron_rb.parallel.groups import replica_group_gloo
 from megatron_rb.train.step import Runner, loss_pass, train_pass
 from megatron_rb.train.task import StepBatches
 from megatron_rb.train.totals import sum_over_world
@@ -125,7 +125,7 @@ class SupervisedFineTuning:
         self.needs_pixels = needs_pixels
         self.sequence_parallel = sequence_parallel
         self.micro_batch_multiple = micro_batch_multiple
-        self.replica_group = groups.replica_group_gloo()
+        self.replica_group = replica_group_gloo(runner.mesh)
         self.ahead = PackAhead(loader, self._pack, padding)
 
     def next_step(self) -> StepBatches:
@@ -157,10 +157,10 @@ class SupervisedFineTuning:
             for start in range(0, len(rows), EVALUATION_STEP):
                 batches = self._evaluation_batches(rows[start : start + EVALUATION_STEP])
                 results = loss_pass(self.runner, batches)
-                totals = sum_over_world(results, batches, self.runner.place, stop_requested=False)
+                totals = sum_over_world(results, batches, self.runner.mesh, stop_requested=False)
                 loss_sum += totals.loss_sum
                 num_labels += totals.num_labels
-        if not num_labels and self.runner.place.rank == 0:
+        if not num_labels and self.runner.mesh.rank == 0:
             logger.warning(
                 "no %s: none of the %d held-out samples could be read; %s names the files",
                 name,
@@ -180,18 +180,18 @@ class SupervisedFineTuning:
 
     def _evaluation_batches(self, numbers: Sequence[int]) -> list[MicroBatch]:
         assert self.evaluation is not None
-        place = self.runner.place
+        mesh = self.runner.mesh
         sizes = self.evaluation.sizes[np.asarray(numbers)]
-        plan = plan_step(np.asarray(sizes), self.budget, place.dp_size, self.micro_batch_multiple)
+        plan = plan_step(np.asarray(sizes), self.budget, mesh.dp_size, self.micro_batch_multiple)
         padded = [self.padding.bucket(size) if self.padding else Size(0, 0) for size in plan_sizes(sizes, plan)]
         batches: list[list[EncodedSample]] = []
         failed: set[tuple[int, int]] = set()
-        mine = [row for rows in plan[place.dp_rank] for row in rows]
-        owners = iter(share_out(sizes[mine, 1], place.tp_size))
-        for rows in plan[place.dp_rank]:
+        mine = [row for rows in plan[mesh.dp_rank] for row in rows]
+        owners = iter(share_out(sizes[mine, 1], mesh.tp_size))
+        for rows in plan[mesh.dp_rank]:
             batches.append([])
             for row in rows:
-                sample, readable = self._load_evaluation(numbers[row], next(owners) == place.tp_rank)
+                sample, readable = self._load_evaluation(numbers[row], next(owners) == mesh.tp_rank)
                 if not readable:
                     failed.add((len(batches) - 1, len(batches[-1])))
                 batches[-1].append(sample)
@@ -229,16 +229,16 @@ class SupervisedFineTuning:
         return {batch for batch, _ in bad}
 
     def _pack(self, samples: Sequence[EncodedSample], padded: Size) -> MicroBatch:
-        place = self.runner.place
+        mesh = self.runner.mesh
         batch = build_micro_batch(
             samples,
             self.runner.shape,
-            tp_rank=place.tp_rank,
-            tp_size=place.tp_size,
+            tp_rank=mesh.tp_rank,
+            tp_size=mesh.tp_size,
             sequence_parallel=self.sequence_parallel,
-            cp_rank=place.cp_rank,
-            cp_size=place.cp_size,
+            cp_rank=mesh.cp_rank,
+            cp_size=mesh.cp_size,
             padded=padded,
-            pixels_shared=self.needs_pixels and place.tp_size > 1,
+            pixels_shared=self.needs_pixels and mesh.tp_size > 1,
         )
         return pinned(batch) if self.pin_memory else batch

@@ -12,9 +12,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_rb.checkpoint.hf.reader import HFReader
 from megatron_rb.checkpoint.manager import load_weights
 from megatron_rb.checkpoint.manifest import is_checkpoint
-from megatron_rb.config.schema import Config, FreezeConfig, RecomputeConfig
-from megatron_rb.kernels.dispatch import KernelRequests
-from megatron_rb.layout import PipelineLayout
+from megatron_rb.config.schema import Config, FreezeConfig
 from megatron_rb.models.build import (
     ModelOptions,
     build_stages,
@@ -23,12 +21,11 @@ from megatron_rb.models.build import (
     part_of,
     random_weights,
 )
-from megatron_rb.models.layer_choice import select_layers
-from megatron_rb.models.stage import Recompute, RoboBrainStage
-from megatron_rb.parallel.groups import Place
-from megatron_rb.platform import Platform
+from megatron_rb.models.layers import LayerProvider
+from megatron_rb.models.stage import RoboBrainStage
+from megatron_rb.parallel.session import Session
 from megatron_rb.shapes.foreign import foreign_kind
-from megatron_rb.shapes.shape import RoboBrainShape, model_fingerprint
+from megatron_rb.shapes.shape import model_fingerprint
 from megatron_rb.train.gradients import gradient_finalizer, tie_embeddings
 from megatron_rb.train.optimizers import build_optimizer, ddp_config
 
@@ -41,44 +38,37 @@ class Trainable:
     optimizer: MegatronOptimizer
 
 
-def build_trainable(
-    config: Config, shape: RoboBrainShape, layout: PipelineLayout, place: Place, platform: Platform, init: str
-) -> Trainable:
+def build_trainable(session: Session, config: Config, init: str) -> Trainable:
     """Model, weights, data parallelism, optimizer: in this order, so that fp32 main weights start from the weights."""
-    options = ModelOptions(
-        dtype=config.model.dtype,
-        sequence_parallel=config.parallel.sequence_parallel,
-        recompute=_recompute(config.model.recompute),
-        kernels=KernelRequests(**vars(config.kernels)),
-    )
-    layers = select_layers(config.model.layers, config.model.dtype, platform.offers("te"))
-    stages = build_stages(shape, layout, place, options, layers, platform.current_device())
-    initialise(stages, shape, place, init, config.seed)
+    stages = build_model(session, ModelOptions.of(config), init, config.seed)
     freeze(stages, config.model.freeze)
-    tied = tie_embeddings(stages, layout, shape.text.tied_embeddings)
+    tied = tie_embeddings(stages, session)
     chunks = wrap_for_data_parallelism(config, stages)
-    connect_schedule(stages, chunks, gradient_finalizer(tied))
+    connect_schedule(stages, chunks, gradient_finalizer(tied, session.mesh))
     return Trainable(chunks, build_optimizer(config, chunks))
 
 
-def _recompute(settings: RecomputeConfig) -> Recompute:
-    return Recompute(
-        settings.vision, settings.language, tuple(settings.vision_per_slice), tuple(settings.language_per_slice)
-    )
+def build_model(
+    session: Session, options: ModelOptions, init: str, seed: int = 0, layers: LayerProvider | None = None
+) -> list[RoboBrainStage]:
+    """The chunks of this rank with their first weights: see `build_stages` and `initialise`."""
+    stages = build_stages(session, options, layers)
+    initialise(stages, session, init, seed)
+    return stages
 
 
-def initialise(stages: list[RoboBrainStage], shape: RoboBrainShape, place: Place, init: str, seed: int) -> None:
+def initialise(stages: list[RoboBrainStage], session: Session, init: str, seed: int) -> None:
     """Give the stages their first weights: fresh ones when `init` is `random`, else those of a folder.
 
     Raises:
         ValueError: the folder is neither a checkpoint nor a Hugging Face folder, or is of another model.
     """
     if init == "random":
-        fill_weights(stages, place, random_weights(stages, seed))
+        fill_weights(stages, session.mesh, random_weights(stages, seed))
     elif is_checkpoint(init):
-        load_weights(list(stages), model_fingerprint(shape), init)
+        load_weights(list(stages), model_fingerprint(session.shape), init)
     elif (Path(init) / "config.json").is_file():
-        fill_weights(stages, place, HFReader(init, shape).read)
+        fill_weights(stages, session.mesh, HFReader(init, session.shape).read)
     elif kind := foreign_kind(init):
         raise ValueError(f"checkpoint.init: {init} {kind}")
     else:

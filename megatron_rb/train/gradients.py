@@ -10,9 +10,11 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed.finalize_model_grads import _allreduce_non_tensor_model_parallel_grads
 
-from megatron_rb.layout import Kind, PipelineLayout
+from megatron_rb.layout import Kind
 from megatron_rb.models.stage import RoboBrainStage
-from megatron_rb.parallel import groups
+from megatron_rb.parallel.groups import pipeline_pair_group
+from megatron_rb.parallel.mesh import Mesh
+from megatron_rb.parallel.session import Session
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,13 @@ def main_grad(parameter: torch.nn.Parameter) -> torch.Tensor:
     return parameter.main_grad  # type: ignore[attr-defined]
 
 
-def tie_embeddings(stages: Sequence[RoboBrainStage], layout: PipelineLayout, tied: bool) -> TiedEmbedding:
+def tie_embeddings(stages: Sequence[RoboBrainStage], session: Session) -> TiedEmbedding:
     """Mark the copies of a tied embedding for megatron-core and connect them; every rank must call this.
 
     Nothing is to be done when the model is untied or one slice holds both blocks and thus one parameter.
     """
-    if not tied or layout.slice_of(Kind.EMBEDDING) == layout.slice_of(Kind.HEAD):
+    layout = session.layout
+    if not session.shape.text.tied_embeddings or layout.slice_of(Kind.EMBEDDING) == layout.slice_of(Kind.HEAD):
         return TiedEmbedding((), None)
     local: list[Any] = []
     for stage in stages:
@@ -57,11 +60,11 @@ def tie_embeddings(stages: Sequence[RoboBrainStage], layout: PipelineLayout, tie
     for weight in local:
         # A bucket of its own: both copies are then cut the same way over the data-parallel ranks.
         weight.shared_embedding = True
-    group = groups.pipeline_pair_group(layout.pp_rank_of(Kind.EMBEDDING), layout.pp_rank_of(Kind.HEAD))
+    group = pipeline_pair_group(session.mesh, layout.pp_rank_of(Kind.EMBEDDING), layout.pp_rank_of(Kind.HEAD))
     return TiedEmbedding(tuple(local), group if local else None)
 
 
-def gradient_finalizer(tied: TiedEmbedding) -> Callable[..., None]:
+def gradient_finalizer(tied: TiedEmbedding, mesh: Mesh) -> Callable[..., None]:
     """The function megatron-core's schedules call after the last backward pass."""
 
     def finalize(
@@ -69,13 +72,13 @@ def gradient_finalizer(tied: TiedEmbedding) -> Callable[..., None]:
     ) -> None:
         for chunk in model:
             chunk.finish_grad_sync(force_all_reduce=force_all_reduce)
-        _allreduce_non_tensor_model_parallel_grads(model, model[0].config, groups.tp_group())
+        _allreduce_non_tensor_model_parallel_grads(model, model[0].config, mesh.tp_group)
         tied.sync_gradients()
         if num_tokens is None:
             return
         # Labels are counted on the last stage only.
-        dist.broadcast(num_tokens, src=groups.last_pp_rank(), group=groups.pp_group())
-        dist.all_reduce(num_tokens, group=groups.dp_cp_group())
+        dist.broadcast(num_tokens, src=mesh.last_pp_rank, group=mesh.pp_group)
+        dist.all_reduce(num_tokens, group=mesh.dp_cp_group)
         for chunk in model:
             # A step without a single label leaves gradients of zero as they are.
             chunk.scale_gradients(1.0 / num_tokens.clamp(min=1))

@@ -15,7 +15,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_rb.config.failures import NotFinite
 from megatron_rb.models.build import ModelPart, part_of
 from megatron_rb.models.inputs import MicroBatch
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.train.gradients import main_grad
 from megatron_rb.train.totals import StepTotals
 
@@ -89,7 +89,7 @@ class UpdateGuard:
 def describe(step: int, totals: StepTotals, grad_norm: float | None, findings: Sequence[Finding]) -> str:
     """What is wrong with a step, where, in one sentence."""
     if not totals.num_labels:
-        return f"step {step} has nothing to learn: none of its {totals.num_samples} samples could be read"
+        return f"step {step} has nothing to learn: none of its {totals.work.samples} samples could be read"
     norm = "" if grad_norm is None else f", gradient norm {grad_norm:g}"
     parts = [f"step {step}: loss {totals.loss:g}{norm}"]
     for kind in ("weights", "loss", "gradients"):
@@ -108,11 +108,11 @@ def find_not_finite(
     chunks: Sequence[torch.nn.Module],
     results: Sequence[dict[str, torch.Tensor]],
     batches: Sequence[MicroBatch],
-    place: Place,
+    mesh: Mesh,
 ) -> list[Finding]:
     """What is not finite on any rank; every rank calls this together and gets all of it."""
-    losses = _losses(results, batches, place.rank) if place.tp_rank == 0 else ()
-    mine = [*_weights(chunks, place.rank), *losses, *_gradients(chunks, place)]
+    losses = _losses(results, batches, mesh.rank) if mesh.tp_rank == 0 else ()
+    mine = [*_weights(chunks, mesh.rank), *losses, *_gradients(chunks, mesh)]
     gathered: list[list[Finding]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, mine)
     return [finding for findings in gathered for finding in findings]
@@ -130,11 +130,11 @@ def _losses(results: Sequence[dict[str, torch.Tensor]], batches: Sequence[MicroB
             yield Finding(rank, "loss", f"micro-batch {number} with {_listed(batch.sample_ids)}")
 
 
-def _gradients(chunks: Sequence[torch.nn.Module], place: Place) -> Iterator[Finding]:
+def _gradients(chunks: Sequence[torch.nn.Module], mesh: Mesh) -> Iterator[Finding]:
     for number in reversed(range(len(chunks))):
         for name, parameter in reversed(list(chunks[number].named_parameters())):
             if parameter.requires_grad and not _all_finite(main_grad(parameter)):
-                yield Finding(place.rank, "gradients", _named(name), (number, place.pp_rank))
+                yield Finding(mesh.rank, "gradients", _named(name), (number, mesh.pp_rank))
                 return
 
 

@@ -24,9 +24,13 @@ from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.record import EvalRecord, StepRecord
 from megatron_rb.metrics.writers import Writer
 from megatron_rb.models.inputs import MicroBatch
-from megatron_rb.parallel.groups import Place
+from megatron_rb.models.work import training_flops
+from megatron_rb.parallel.mesh import Mesh
+from megatron_rb.parallel.session import Session
+from megatron_rb.planner.device import Peak
 from megatron_rb.platform import Platform
 from megatron_rb.train.guard import Finding, UpdateGuard, check_state, find_not_finite
+from megatron_rb.train.profiler import StepProfiler
 from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import Results, accumulate, apply_gradients
@@ -51,8 +55,7 @@ class Run:
     """One training process. Its parts are complete when it is made; only the counters of steps change."""
 
     config: Config
-    place: Place
-    platform: Platform
+    session: Session
     chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
     schedule: LearningRateSchedule
@@ -65,14 +68,26 @@ class Run:
     sections: SectionTimer
     capture: StepCapture
     guard: UpdateGuard
+    profiler: StepProfiler
+    peak: Peak | None
+    """What MFU is a share of."""
     step: int = 0
     saved_step: int = -1
     save_due: bool = False
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
 
     @property
+    def mesh(self) -> Mesh:
+        return self.session.mesh
+
+    @property
     def finished(self) -> bool:
         return self.step >= self.train_steps
+
+    def next_batches(self) -> StepBatches:
+        """The batches of the next step."""
+        with self.profiler.named_range("data"):
+            return self.task.next_step()
 
     def update(self, batches: Sequence[MicroBatch], stop_requested: bool) -> StepOutcome:
         """Forward, backward and, when all numbers are finite, the optimizer step."""
@@ -81,12 +96,14 @@ class Run:
             with self.capture.of_step(self.step + 1, batches):
                 return self.task.run(batches)
 
-        results, norm = accumulate(self.chunks, self.optimizer, run)
+        with self.profiler.named_range("forward and backward"):
+            results, norm = accumulate(self.chunks, self.optimizer, run)
         totals = self.totals(results, batches, stop_requested, finite_norm=norm is None or math.isfinite(norm))
         if totals.sound:
-            apply_gradients(self.optimizer, norm)
+            with self.profiler.named_range("optimizer"):
+                apply_gradients(self.optimizer, norm)
             return StepOutcome(totals, norm)
-        return StepOutcome(totals, norm, find_not_finite(self.chunks, results, batches, self.place))
+        return StepOutcome(totals, norm, find_not_finite(self.chunks, results, batches, self.mesh))
 
     def check(self, outcome: StepOutcome) -> None:
         """Count the update of a finished step as made or skipped; ends the run when too many in a row are skipped."""
@@ -99,7 +116,7 @@ class Run:
 
     def report(self, data: StepBatches, outcome: StepOutcome, rates: dict[str, float], start: float) -> None:
         """Write the numbers of a finished step."""
-        memory, totals = self.platform.memory(), outcome.totals
+        memory, totals = self.session.platform.memory(), outcome.totals
         self.writer.write_step(
             StepRecord(
                 step=self.step,
@@ -108,13 +125,16 @@ class Run:
                 grad_norm=outcome.grad_norm,
                 learning_rates=rates,
                 loss_scale=float(self.optimizer.get_loss_scale().item()),
-                num_tokens=totals.num_tokens,
+                num_tokens=totals.work.tokens,
                 num_labels=totals.num_labels,
-                num_patches=totals.num_patches,
-                num_samples=totals.num_samples,
+                num_patches=totals.work.patches,
+                num_samples=totals.work.samples,
                 seconds=time.perf_counter() - start,
                 data_wait_seconds=data.wait_seconds,
                 memory_bytes=memory.peak_allocated or memory.allocated,
+                flops=training_flops(self.session.shape, totals.work, self.config.model.freeze).total,
+                devices=self.mesh.world_size,
+                peak_flops=self.peak.flops if self.peak is not None else None,
                 skipped_updates=self.guard.skipped + (not totals.sound),
             )
         )
@@ -124,7 +144,7 @@ class Run:
     ) -> StepTotals:
         """Sums of the step over the world."""
         start = time.perf_counter()
-        totals = sum_over_world(results, batches, self.place, stop_requested, finite_norm)
+        totals = sum_over_world(results, batches, self.mesh, stop_requested, finite_norm)
         self.sections.add("wait", time.perf_counter() - start)
         return totals
 
@@ -134,7 +154,7 @@ class Run:
             return
         self.sections.add("data", data.wait_seconds)
         self.heartbeat.sections = dict(self.sections.seconds)
-        record = self.sections.gather(self.step, time.perf_counter() - start, self.place)
+        record = self.sections.gather(self.step, time.perf_counter() - start, self.mesh)
         self.writer.write_ranks(record)
 
     def due(self, every: int) -> bool:
@@ -158,7 +178,7 @@ class Run:
 
     def _judge(self, values: dict[str, float]) -> None:
         strange = {name: value for name, value in values.items() if not math.isfinite(value)}
-        if strange and self.place.rank == 0:
+        if strange and self.mesh.rank == 0:
             logger.warning("evaluation at step %d is not finite: %s", self.step, strange)
         if values and not strange and self.guard.open:
             self.checkpoints.prove(self.step)
@@ -214,13 +234,14 @@ def seed_everything(seed: int, platform: Platform) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
-def layout_state(place: Place, layout: str, sequence_parallel: bool) -> dict[str, Any]:
+def layout_state(session: Session, sequence_parallel: bool) -> dict[str, Any]:
     """What random states and bitwise results depend on."""
+    mesh = session.mesh
     return {
-        "tp_size": place.tp_size,
-        "pp_size": place.pp_size,
-        "cp_size": place.cp_size,
-        "dp_size": place.dp_size,
-        "pipeline": layout,
+        "tp_size": mesh.tp_size,
+        "pp_size": mesh.pp_size,
+        "cp_size": mesh.cp_size,
+        "dp_size": mesh.dp_size,
+        "pipeline": str(session.layout),
         "sequence_parallel": sequence_parallel,
     }

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rb.metrics.stragglers import SECTIONS, RankRecord, RankTimes
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.platform import Platform
 
 
@@ -39,10 +39,10 @@ class SectionTimer:
     def add(self, section: str, seconds: float) -> None:
         self.seconds[section] += seconds
 
-    def gather(self, step: int, step_seconds: float, place: Place) -> RankRecord:
+    def gather(self, step: int, step_seconds: float, mesh: Mesh) -> RankRecord:
         """The times of all ranks; every rank calls this after a measured step."""
-        own = torch.tensor([float(place.pp_rank), *self.seconds.values()], dtype=torch.float64)
-        rows = [torch.empty_like(own) for _ in range(place.world_size)]
+        own = torch.tensor([float(mesh.pp_rank), *self.seconds.values()], dtype=torch.float64)
+        rows = [torch.empty_like(own) for _ in range(mesh.world_size)]
         dist.all_gather(rows, own)
         ranks = []
         for rank, row in enumerate(rows):

@@ -16,7 +16,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_rb.models.inputs import MicroBatch, to_device
 from megatron_rb.models.language.blocks import HeadOutput
 from megatron_rb.models.stage import RoboBrainStage
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.mesh import Mesh
+from megatron_rb.parallel.session import Session
 from megatron_rb.shapes.shape import RoboBrainShape
 
 Results = list[dict[str, torch.Tensor]]
@@ -29,9 +30,15 @@ class Runner:
 
     chunks: list[DistributedDataParallel]
     """The model chunks of this rank, wrapped for data parallelism."""
-    shape: RoboBrainShape
-    place: Place
-    device: torch.device
+    session: Session
+
+    @property
+    def shape(self) -> RoboBrainShape:
+        return self.session.shape
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.session.mesh
 
 
 def train_pass(runner: Runner, batches: Sequence[MicroBatch]) -> list[dict[str, torch.Tensor]]:
@@ -122,7 +129,7 @@ def _loss_step(runner: Runner, iterator: Iterator[MicroBatch], chunk: torch.nn.M
 
 def _batch_for(chunk: torch.nn.Module, runner: Runner, iterator: Iterator[MicroBatch]) -> MicroBatch:
     stage = cast(RoboBrainStage, chunk.module if isinstance(chunk, DistributedDataParallel) else chunk)
-    return to_device(next(iterator), runner.shape, runner.device, with_pixels=stage.part.needs_pixels)
+    return to_device(next(iterator), runner.shape, runner.session.device, with_pixels=stage.part.needs_pixels)
 
 
 def _loss(loss_sum: torch.Tensor, *, batch: MicroBatch):

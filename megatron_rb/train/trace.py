@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 
 from megatron_rb.metrics.timeline import Span, StageTimeline
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.platform import Platform
 from megatron_rb.train.sections import SectionTimer
 
@@ -26,10 +26,10 @@ class PassTracer:
     """
 
     def __init__(
-        self, chunks: Sequence[DistributedDataParallel], platform: Platform, place: Place, sections: SectionTimer
+        self, chunks: Sequence[DistributedDataParallel], platform: Platform, mesh: Mesh, sections: SectionTimer
     ) -> None:
         self.config = chunks[0].module.config
-        self.platform, self.place, self.sections = platform, place, sections
+        self.platform, self.mesh, self.sections = platform, mesh, sections
         self.spans: list[Span] = []
         self.zero = 0.0
 
@@ -52,9 +52,9 @@ class PassTracer:
 
     def timeline(self) -> StageTimeline:
         """What this rank did in the traced step."""
-        place = self.place
-        pipeline = (place.dp_rank * place.cp_size + place.cp_rank) * place.tp_size + place.tp_rank
-        return StageTimeline(place.rank, place.pp_rank, pipeline, tuple(self.spans))
+        mesh = self.mesh
+        pipeline = (mesh.dp_rank * mesh.cp_size + mesh.cp_rank) * mesh.tp_size + mesh.tp_rank
+        return StageTimeline(mesh.rank, mesh.pp_rank, pipeline, tuple(self.spans))
 
     def enter(self, kind: str) -> float:
         """A pass begins: its moment."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 
@@ -32,7 +33,7 @@ from megatron_rb.checkpoint.manager import CheckpointManager, load_weights  # no
 from megatron_rb.checkpoint.sharded import TrainingState, synchronized_parameters  # noqa: E402
 from megatron_rb.config.failures import NotFinite  # noqa: E402
 from megatron_rb.config.schema import Config  # noqa: E402
-from megatron_rb.parallel.groups import build_groups, destroy_groups  # noqa: E402
+from megatron_rb.parallel.groups import build_mesh, destroy_groups  # noqa: E402
 from megatron_rb.parallel.sharding import ShardSpec, full_to_local, sharded_tensor  # noqa: E402
 from megatron_rb.train.guard import Finding, check_state, find_not_finite  # noqa: E402
 from megatron_rb.train.optimizers import build_optimizer, ddp_config  # noqa: E402
@@ -64,14 +65,14 @@ class Weight(torch.nn.Module):
 class Toy(MegatronModule):
     """A gated MLP behind a frozen and a trained linear layer; names are global as in the real model."""
 
-    def __init__(self, config: TransformerConfig, place: Any, frozen: tuple[str, ...]) -> None:
+    def __init__(self, config: TransformerConfig, mesh: Any, frozen: tuple[str, ...]) -> None:
         super().__init__(config)
-        self.place = place
-        self.prefix = f"stage{place.pp_rank}." if place.pp_size > 1 else ""
+        self.mesh = mesh
+        self.prefix = f"stage{mesh.pp_rank}." if mesh.pp_size > 1 else ""
         generator = torch.Generator().manual_seed(11)
         for name, spec in SPECS.items():
             full = torch.randn(spec.full_shape, generator=generator) / HIDDEN**0.5
-            parameter = torch.nn.Parameter(full_to_local(full, spec, place.tp_rank, place.tp_size).clone())
+            parameter = torch.nn.Parameter(full_to_local(full, spec, mesh.tp_rank, mesh.tp_size).clone())
             parameter.requires_grad = not name.startswith(frozen)
             parameter.tensor_model_parallel = spec.dim is not None
             tower, part, _ = name.split(".")
@@ -88,11 +89,11 @@ class Toy(MegatronModule):
         return self.language.norm(hidden).float()
 
     def sharded_state_dict(self) -> dict[str, Any]:
-        place = self.place
+        mesh = self.mesh
         parameters = dict(self.named_parameters())
         return {
             self.prefix + name: sharded_tensor(
-                self.prefix + name, parameters[name], spec, place.tp_rank, place.tp_size, place.dp_rank
+                self.prefix + name, parameters[name], spec, mesh.tp_rank, mesh.tp_size, mesh.dp_rank
             )
             for name, spec in SPECS.items()
         }
@@ -113,7 +114,7 @@ class Counter:
 
 @dataclass
 class Run:
-    place: Any
+    mesh: Any
     chunk: DistributedDataParallel
     counter: Counter
     schedule: LearningRateSchedule
@@ -141,19 +142,19 @@ class Run:
             return results
 
         _, norm = accumulate([self.chunk], self.optimizer, run)
-        totals = sum_over_world(results, [], self.place, False, finite_norm=math.isfinite(norm))
+        totals = sum_over_world(results, [], self.mesh, False, finite_norm=math.isfinite(norm))
         if totals.sound:
             apply_gradients(self.optimizer, norm)
             return True, []
-        batches = [SimpleNamespace(sample_ids=[f"sample-{self.place.rank}"])]
-        return False, find_not_finite([self.chunk], results, batches, self.place)
+        batches = [SimpleNamespace(sample_ids=[f"sample-{self.mesh.rank}"])]
+        return False, find_not_finite([self.chunk], results, batches, self.mesh)
 
     def train_step(self) -> float:
         """One step on the next batch, shared by the data-parallel ranks; returns the loss of the whole batch."""
         generator = torch.Generator().manual_seed(self.counter.position)
         x, y = torch.randn(2, BATCH, HIDDEN, generator=generator)
-        rows = slice(self.place.dp_rank * BATCH // self.place.dp_size, None)
-        rows = slice(rows.start, rows.start + BATCH // self.place.dp_size)
+        rows = slice(self.mesh.dp_rank * BATCH // self.mesh.dp_size, None)
+        rows = slice(rows.start, rows.start + BATCH // self.mesh.dp_size)
         self.counter.position += 1
         self.chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -164,8 +165,8 @@ class Run:
         self.chunk.finish_grad_sync()
         self.optimizer.step()
         self.schedule.step()
-        total = loss.detach() / self.place.dp_size
-        if self.place.dp_size > 1:
+        total = loss.detach() / self.mesh.dp_size
+        if self.mesh.dp_size > 1:
             dist.all_reduce(total)
         return total.item()
 
@@ -193,7 +194,7 @@ def start_run(
     if not dist.is_initialized():
         dist.init_process_group(get_platform("cpu").collective_backend)
     destroy_groups()
-    place = build_groups(tp_size, pp_size, 1, timeout_minutes=1, seed=5)
+    mesh = build_mesh(RankGrid.of_world(dist.get_world_size(), tp_size, pp_size), 1, timeout_minutes=1, seed=5)
     config = Config()
     config.model.dtype = dtype
     config.parallel.tp_size = tp_size
@@ -207,7 +208,7 @@ def start_run(
         bf16=dtype == "bf16",
         tensor_model_parallel_size=tp_size,
     )
-    toy = Toy(mcore_config, place, frozen)
+    toy = Toy(mcore_config, mesh, frozen)
     if dtype == "bf16":
         toy = toy.bfloat16()
     chunk = DistributedDataParallel(mcore_config, ddp_config(config), toy)
@@ -223,7 +224,7 @@ def start_run(
         platform=get_platform("cpu"),
         reseed=lambda step: model_parallel_cuda_manual_seed(5 + step),
     )
-    return Run(place, chunk, counter, schedule, state, dropout)
+    return Run(mesh, chunk, counter, schedule, state, dropout)
 
 
 def resume_is_exact(folder: str, dtype: str, asynchronous: bool, distributed_optimizer: bool) -> dict[str, Any]:
@@ -360,7 +361,7 @@ def skipped_update(distributed_optimizer: bool, factor: float) -> dict[str, Any]
         run = start_run(distributed_optimizer=distributed_optimizer)
         run.guarded_step(1.0)
         if bad:
-            outcomes.append(run.guarded_step(factor if run.place.rank == 1 else 1.0))
+            outcomes.append(run.guarded_step(factor if run.mesh.rank == 1 else 1.0))
         run.counter.position = 5
         outcomes.append(run.guarded_step(1.0))
         with synchronized_parameters([run.chunk]):
@@ -375,9 +376,9 @@ def broken_state(what: str) -> str:
     run.train(1)
     check_state([run.chunk], run.optimizer, 1)
     inner = run.optimizer.chained_optimizers[0].optimizer
-    if run.place.rank == 1 and what == "weights":
+    if run.mesh.rank == 1 and what == "weights":
         next(parameter for parameter in run.chunk.parameters() if parameter.requires_grad).data.view(-1)[0] = math.inf
-    if run.place.rank == 1 and what == "moments":
+    if run.mesh.rank == 1 and what == "moments":
         next(iter(inner.state.values()))["exp_avg_sq"].view(-1)[0] = math.nan
     try:
         check_state([run.chunk], run.optimizer, 7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 
@@ -21,8 +22,9 @@ from megatron_rb.models.build import (  # noqa: E402
     fill_weights,
     named_parameters,
 )
-from megatron_rb.models.layers import LocalLayers  # noqa: E402
-from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group  # noqa: E402
+from megatron_rb.parallel.groups import build_mesh, destroy_groups  # noqa: E402
+from megatron_rb.parallel.session import Session  # noqa: E402
+from megatron_rb.parallel.world import start_process_group  # noqa: E402
 from megatron_rb.shapes.balance import default_layout  # noqa: E402
 from megatron_rb.shapes.shape import load_shape, model_fingerprint  # noqa: E402
 
@@ -38,10 +40,11 @@ def load_and_save(models: list[dict[str, str]]) -> list[dict]:
     for model in models:
         for name, tp_size, pp_size in (("tp2", 2, 1), ("pp2", 1, 2)):
             shape = load_shape(model["hf"])
-            place = build_groups(tp_size, pp_size, 1, 2.0, seed=0)
+            mesh = build_mesh(RankGrid.of_world(dist.get_world_size(), tp_size, pp_size), 1, 2.0, seed=0)
             layout = default_layout(shape, pp_size)
-            stages = build_stages(shape, layout, place, ModelOptions(), LocalLayers(), "cpu")
-            fill_weights(stages, place, HFReader(model["hf"], shape).read)
+            session = Session(platform, mesh, shape, layout, torch.device("cpu"))
+            stages = build_stages(session, ModelOptions())
+            fill_weights(stages, mesh, HFReader(model["hf"], shape).read)
             expected = {key: value.detach().clone() for key, value in named_parameters(stages)}
             folder = Path(f"{model['saved']}-{name}")
             folder.mkdir(exist_ok=True)

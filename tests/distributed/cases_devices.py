@@ -22,7 +22,8 @@ def own_device(variables: list[dict[str, str]]) -> list[str]:
     os.environ.update(variables[int(os.environ["RANK"])])
     platform = get_platform("musa")
 
-    from megatron_rb.parallel.groups import gather_from_all, start_process_group
+    from megatron_rb.parallel.collectives import gather_from_all
+    from megatron_rb.parallel.world import start_process_group
 
     try:
         start_process_group(platform, timeout_minutes=1)

@@ -23,41 +23,37 @@ def prompts_of(shape, seed: int):
 
 def generation(cases: list[dict]) -> list[dict]:
     """Every case: `hf`, `layout`, `tp`, `pp`, `sp`, `batch`, `eos`, `tokens`, sampling. Rank 0 returns all answers."""
-    platform = adapted_cpu()
+    adapted_cpu()
     from megatron_rb.generation.generator import AnswerLimits, Generator
     from megatron_rb.generation.spec import Sampling
-    from megatron_rb.models.build import ModelOptions, build_stages
-    from megatron_rb.models.layers import LocalLayers
-    from megatron_rb.train.build import initialise
+    from megatron_rb.models.build import ModelOptions
+    from megatron_rb.train.build import build_model
 
     results = []
-    for case, shape, layout, place in each_layout(cases, platform):
+    for case, session in each_layout(cases):
+        shape, mesh = session.shape, session.mesh
         options = ModelOptions(sequence_parallel=case.get("sp", False))
-        stages = build_stages(shape, layout, place, options, LocalLayers(), torch.device("cpu"))
-        initialise(stages, shape, place, case["hf"], seed=0)
+        stages = build_model(session, options, case["hf"])
         seen: list[torch.Tensor] = []
         generator = Generator(
             stages,
-            shape,
-            place,
-            torch.device("cpu"),
+            session,
             AnswerLimits(tuple(case["eos"]), case["tokens"]),
             Sampling(**case.get("sampling", {})),
-            sequence_parallel=case.get("sp", False),
             watch=seen.append,
         )
-        prompts = prompts_of(shape, case["sample_seed"])[place.dp_rank :: place.dp_size]
+        prompts = prompts_of(shape, case["sample_seed"])[mesh.dp_rank :: mesh.dp_size]
         size = case["batch"]
         batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
         answers = {}
-        for start in range(0, len(batches), place.pp_size):
-            chunk = batches[start : start + place.pp_size]
+        for start in range(0, len(batches), mesh.pp_size):
+            chunk = batches[start : start + mesh.pp_size]
             for batch, said in zip(chunk, generator.answer(chunk), strict=True):
                 answers |= {p.sample_id: tokens for p, tokens in zip(batch, said, strict=True)}
         difference = None
         if case.get("compare_uncached"):
-            assert size == 1 and place.world_size == place.dp_size
-            difference = _uncached_difference(stages, shape, place, prompts, answers, seen, case)
+            assert size == 1 and mesh.world_size == mesh.dp_size
+            difference = _uncached_difference(stages, session, prompts, answers, seen, case)
         parts = [None] * dist.get_world_size()
         dist.all_gather_object(parts, (answers, difference))
         merged = {key: tokens for part, _ in parts for key, tokens in part.items()}
@@ -67,20 +63,20 @@ def generation(cases: list[dict]) -> list[dict]:
     return results
 
 
-def _uncached_difference(stages, shape, place, prompts, answers, seen, case) -> float:
+def _uncached_difference(stages, session, prompts, answers, seen, case) -> float:
     """Largest difference between the logits of every pass and those of the whole sequence at once."""
     import numpy as np
 
     from megatron_rb.models.inputs import build_micro_batch
     from megatron_rb.train.step import Runner, logits_pass
 
-    runner = Runner(stages, shape, place, torch.device("cpu"))
+    runner = Runner(stages, session)
     worst, passes = 0.0, iter(seen)
     for prompt in prompts:
         tokens = answers[prompt.sample_id]
         ids = np.concatenate([prompt.input_ids, np.array(tokens, dtype=np.int32)])
         whole = replace(prompt, input_ids=ids, labels=ids)
-        batch = build_micro_batch([whole], shape, tp_rank=0, tp_size=1, sequence_parallel=False)
+        batch = build_micro_batch([whole], session.shape, tp_rank=0, tp_size=1, sequence_parallel=False)
         wanted = logits_pass(runner, [batch])[0][len(prompt.input_ids) - 1 :]
         for row in range(len(tokens) + (len(tokens) < case["tokens"])):
             worst = max(worst, float((next(passes)[0] - wanted[row]).abs().max()))

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 
@@ -18,7 +19,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
 from megatron.core.transformer import MegatronModule, TransformerConfig  # noqa: E402
 
-from megatron_rb.parallel.groups import build_groups  # noqa: E402
+from megatron_rb.parallel.groups import build_mesh  # noqa: E402
 from tests.unit.checkpoint.legacy import trees  # noqa: E402
 from tests.unit.checkpoint.legacy.trees import Tree  # noqa: E402
 
@@ -48,7 +49,7 @@ class Holder(MegatronModule):
 def write_trained_trees(root: str, cases: dict[str, dict[str, Any]]) -> None:
     """Write the tree of every case below `root`; this world is the data-parallel group of all their ranks."""
     dist.init_process_group("gloo")
-    build_groups(1, 1, 1, timeout_minutes=1, seed=5)
+    build_mesh(RankGrid.of_world(dist.get_world_size()), 1, timeout_minutes=1, seed=5)
     for name, case in cases.items():
         _write_tree(Path(root) / name, Tree(**case["tree"]), case)
 
@@ -170,7 +171,7 @@ def buffer_places(sizes: list[int], shared: int | None, bucket_size: int | None)
     """Where megatron-core's buffer holds parameters of these sizes once the ends of its buckets are cut off."""
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-        build_groups(1, 1, 1, timeout_minutes=1, seed=5)
+        build_mesh(RankGrid.of_world(dist.get_world_size()), 1, timeout_minutes=1, seed=5)
     config, ddp = _configs(True, bucket_size)
     state = {f"parameter{number}.weight": torch.ones(size).bfloat16() for number, size in enumerate(sizes)}
     module = Holder(config, state, shared=False)

@@ -19,7 +19,7 @@ def capture(cases: list[dict], folder: str) -> bool:
     A case has `name`, `hf`, `layout`, `tp`, `pp` and may have `sp`, `dtype`, `recompute`, `kernels`, `seed` (of the
     samples), `packed` (all samples in one micro-batch) and `plant` (name and arguments of a function below).
     """
-    platform = adapted_cpu()
+    adapted_cpu()
     from megatron_rb.capture.step_capture import StepCapture
     from megatron_rb.config.schema import CaptureConfig, Config, KernelsConfig
     from megatron_rb.parity.samples import draw_samples
@@ -27,17 +27,18 @@ def capture(cases: list[dict], folder: str) -> bool:
     from megatron_rb.train.build import build_trainable
     from megatron_rb.train.step import Runner, train_pass
 
-    for case, shape, layout, place in each_layout(cases, platform):
+    for case, session in each_layout(cases):
+        shape = session.shape
         config = Config()
         config.model.dtype = case.get("dtype", "fp32")
         config.model.recompute.vision = config.model.recompute.language = case.get("recompute", 0)
         config.parallel.sequence_parallel = case.get("sp", False)
         config.kernels = KernelsConfig(**case.get("kernels", {}))
-        trainable = build_trainable(config, shape, layout, place, platform, case["hf"])
+        trainable = build_trainable(session, config, case["hf"])
         stages = [chunk.module for chunk in trainable.chunks]
         samples = draw_samples(shape, seed=case.get("seed", 0), scale=2)
         packs = [samples] if case.get("packed") else [[sample] for sample in samples]
-        batches = micro_batches(packs, shape, place, stages[0].config.sequence_parallel)
+        batches = micro_batches(packs, session, stages[0].config.sequence_parallel)
         for chunk in trainable.chunks:
             chunk.zero_grad_buffer()
         description = {
@@ -46,10 +47,10 @@ def capture(cases: list[dict], folder: str) -> bool:
             "layout": {"tp_size": case["tp"]},
         }
         settings = CaptureConfig(every=1, samples=case.get("samples", 2), rows=16, context=64, features=24)
-        taken = StepCapture(settings, Path(folder) / case["name"], stages, place, description)
+        taken = StepCapture(settings, Path(folder) / case["name"], stages, session.mesh, description)
         plant, *arguments = case.get("plant", ["nothing"])
         with PLANTS[plant](stages, *arguments), taken.of_step(1, batches):
-            train_pass(Runner(trainable.chunks, shape, place, torch.device("cpu")), batches)
+            train_pass(Runner(trainable.chunks, session), batches)
         detach_chunks(trainable.chunks, param_sync=False)
     return True
 

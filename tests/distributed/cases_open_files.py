@@ -18,20 +18,22 @@ def open_files(layouts: list[tuple[int, int, int]], lazy: bool, soft_limit: int)
     import torch
     import torch.distributed as dist
 
-    from megatron_rb.parallel import groups
+    from megatron_rb.layout.mesh import RankGrid
+    from megatron_rb.parallel.groups import build_mesh, destroy_groups
+    from megatron_rb.parallel.world import start_process_group
 
     if lazy:
         type(platform).collective_environment = {"TORCH_GLOO_LAZY_INIT": "1"}
     before = _count()
-    groups.start_process_group(platform, timeout_minutes=2)
+    start_process_group(platform, timeout_minutes=2)
     limit, found = resource.getrlimit(resource.RLIMIT_NOFILE), []
     for tp, pp, cp in layouts:
-        groups.build_groups(tp, pp, 1, 2, 0, cp)
+        build_mesh(RankGrid.of_world(dist.get_world_size(), tp, pp, cp), 1, 2, 0)
         mine = list(dist.distributed_c10d._world.pg_map)
         for group in mine:
             dist.all_reduce(torch.ones(1), group=group)
         found.append((sorted(group.size() for group in mine), _count() - before))
-        groups.destroy_groups()
+        destroy_groups()
     return {"limit": limit, "found": found}
 
 

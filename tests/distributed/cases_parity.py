@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
 from tests.distributed.in_turn import adapted_cpu, each_layout
@@ -21,41 +20,37 @@ def transformer_engine_parity(cases: list[dict], folder: str) -> list[dict]:
 
 def parity(cases: list[dict], folder: str, layers: str = "local") -> list[dict]:
     """Every case: `hf`, `layout`, `tp`, `pp`, `cp`, `sp`, `packed`. Rank 0 returns what was compared."""
-    platform = adapted_cpu()
+    adapted_cpu()
+    from megatron_rb.models.build import ModelOptions
     from megatron_rb.models.layer_choice import select_layers
+    from megatron_rb.parity.differences import compare, first_parting, merge_traces
     from megatron_rb.parity.samples import draw_samples
-    from megatron_rb.parity.stack import compare, default_packs, first_parting, merge_traces, run_stack
+    from megatron_rb.parity.stack import default_packs, run_stack
+    from megatron_rb.train.build import build_model
 
     results = []
-    for case, shape, layout, place in each_layout(cases, platform):
-        samples = draw_samples(shape, case["sample_seed"])
+    for case, session in each_layout(cases):
+        samples = draw_samples(session.shape, case["sample_seed"])
         packs = [samples] if case.get("packed") else default_packs(samples)
-        part = run_stack(
-            case["hf"],
-            shape,
-            layout,
-            place,
-            packs,
-            sequence_parallel=case.get("sp", False),
-            grads=True,
-            device=torch.device("cpu"),
-            # fp32 is what the comparison needs; asked for bf16, because the real package refuses fp32.
-            layers=select_layers(layers, "bf16", has_transformer_engine=True),
-        )
+        options = ModelOptions(sequence_parallel=case.get("sp", False))
+        # fp32 is what the comparison needs; asked for bf16, because the real package refuses fp32.
+        provider = select_layers(layers, "bf16", has_transformer_engine=True)
+        stages = build_model(session, options, case["hf"], layers=provider)
+        part = run_stack(session, stages, packs, grads=True)
         parts = [None] * dist.get_world_size()
         dist.all_gather_object(parts, part)
         if dist.get_rank() == 0:
             reference = pickle.loads((Path(folder) / f"{Path(case['hf']).name}.pickle").read_bytes())
-            rows = compare(merge_traces(parts, layout), reference)
+            rows = compare(merge_traces(parts), reference)
             failed = [
                 f"{row.name}: {row.max_abs:.3g} (relative {row.relative:.3g})" for row in rows if row.passed is False
             ]
             parting = first_parting(rows)
             results.append(
                 {
-                    "case": str(layout),
+                    "case": str(session.layout),
                     "tp": case["tp"],
-                    "cp": place.cp_size,
+                    "cp": session.mesh.cp_size,
                     "sp": case.get("sp", False),
                     "rows": len(rows),
                     "gradients": sum(row.name.startswith("gradient") for row in rows),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 
@@ -17,7 +18,8 @@ from megatron.core.transformer import MegatronModule, TransformerConfig  # noqa:
 
 from megatron_rb.checkpoint.sharded import TrainingState, load_sharded, save_sharded  # noqa: E402
 from megatron_rb.config.schema import Config  # noqa: E402
-from megatron_rb.parallel.groups import build_groups, destroy_groups, gather_over, tp_group  # noqa: E402
+from megatron_rb.parallel.collectives import gather_over  # noqa: E402
+from megatron_rb.parallel.groups import build_mesh, destroy_groups  # noqa: E402
 from megatron_rb.parallel.sharding import ShardSpec, full_to_local, local_to_full, sharded_tensor  # noqa: E402
 from megatron_rb.train.optimizers import build_optimizer, ddp_config  # noqa: E402
 
@@ -43,9 +45,9 @@ TOLERANCE = 2e-6
 class Weights(MegatronModule):
     """One parameter per way of cutting; its loss gives each element a gradient of its own."""
 
-    def __init__(self, config: TransformerConfig, place: Any) -> None:
+    def __init__(self, config: TransformerConfig, mesh: Any) -> None:
         super().__init__(config)
-        self.place = place
+        self.mesh = mesh
         for name, spec in SPECS.items():
             parameter = torch.nn.Parameter(self.cut(name, 1.0))
             parameter.tensor_model_parallel = spec.dim is not None
@@ -56,15 +58,15 @@ class Weights(MegatronModule):
         spec = SPECS[name]
         count = torch.Size(spec.full_shape).numel()
         full = scale * (1 + torch.arange(count).reshape(spec.full_shape)) / count
-        return full_to_local(full, spec, self.place.tp_rank, self.place.tp_size).clone()
+        return full_to_local(full, spec, self.mesh.tp_rank, self.mesh.tp_size).clone()
 
     def forward(self) -> torch.Tensor:
         return sum((parameter * self.cut(name, 0.1)).sum() for name, parameter in self.named_parameters())
 
     def sharded_state_dict(self) -> dict[str, Any]:
-        place = self.place
+        mesh = self.mesh
         return {
-            name: sharded_tensor(name, parameter, SPECS[name], place.tp_rank, place.tp_size, place.dp_rank)
+            name: sharded_tensor(name, parameter, SPECS[name], mesh.tp_rank, mesh.tp_size, mesh.dp_rank)
             for name, parameter in self.named_parameters()
         }
 
@@ -74,7 +76,7 @@ def start(tp_size: int, distributed_optimizer: bool) -> tuple[DistributedDataPar
     if not dist.is_initialized():
         dist.init_process_group(get_platform("cpu").collective_backend)
     destroy_groups()
-    place = build_groups(tp_size, 1, 1, timeout_minutes=1, seed=5)
+    mesh = build_mesh(RankGrid.of_world(dist.get_world_size(), tp_size), 1, timeout_minutes=1, seed=5)
     config = Config()
     config.model.dtype = "fp32"
     config.parallel.tp_size = tp_size
@@ -82,7 +84,7 @@ def start(tp_size: int, distributed_optimizer: bool) -> tuple[DistributedDataPar
     config.parallel.overlap_param_gather = False  # else the parameters of the other rank are read one step old
     config.optimizer.lr, config.optimizer.clip_grad = 1e-2, 0.0
     core = TransformerConfig(num_layers=1, hidden_size=4, num_attention_heads=2, tensor_model_parallel_size=tp_size)
-    chunk = DistributedDataParallel(core, ddp_config(config), Weights(core, place))
+    chunk = DistributedDataParallel(core, ddp_config(config), Weights(core, mesh))
     state = TrainingState(
         chunks=[chunk],
         optimizer=build_optimizer(config, [chunk]),
@@ -106,7 +108,7 @@ def step(chunk: DistributedDataParallel, state: TrainingState) -> None:
 def full_values(chunk: DistributedDataParallel) -> dict[str, torch.Tensor]:
     values = {}
     for name, parameter in chunk.module.named_parameters():
-        values[name] = local_to_full(gather_over(parameter.detach(), tp_group()), SPECS[name]).clone()
+        values[name] = local_to_full(gather_over(parameter.detach(), chunk.module.mesh.tp_group), SPECS[name]).clone()
     return values
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 
 from tests.distributed.in_turn import adapted_cpu, detach_chunks, each_layout, micro_batches
@@ -25,7 +24,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
     checkpoints to continue from; `save`: folder a checkpoint goes into after the last step; `last`: that step;
     `padded`: tokens and patches that every micro-batch is padded to; `packed`: all samples of a step in one of them.
     """
-    platform = adapted_cpu()
+    adapted_cpu()
     from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
     from megatron_rb.checkpoint.manager import CheckpointManager
     from megatron_rb.checkpoint.sharded import TrainingState
@@ -39,7 +38,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
     from megatron_rb.train.totals import sum_over_world
 
     curves = []
-    for case, shape, layout, place in each_layout(cases, platform):
+    for case, session in each_layout(cases):
         config = Config()
         config.model.dtype = case.get("dtype", "fp32")
         config.model.recompute.vision = config.model.recompute.language = case.get("recompute", 0)
@@ -54,16 +53,16 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         config.optimizer.lr = case["lr"]
         config.optimizer.weight_decay = 0.1
         config.schedule.decay, config.schedule.warmup_ratio = "constant", 0.0
-        trainable = build_trainable(config, shape, layout, place, platform, case["hf"])
+        trainable = build_trainable(session, config, case["hf"])
         schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, steps)
-        runner = Runner(trainable.chunks, shape, place, torch.device("cpu"))
+        runner = Runner(trainable.chunks, session)
         state = TrainingState(
             trainable.chunks,
             trainable.optimizer,
             {"schedule": schedule, "data": Position()},
-            model_fingerprint(shape),
-            {"layout": str(layout), "tp": case["tp"], "cp": place.cp_size},
-            platform,
+            model_fingerprint(session.shape),
+            {"layout": str(session.layout), "tp": case["tp"], "cp": session.mesh.cp_size},
+            session.platform,
             lambda step: None,
         )
         if dist.get_rank() == 0:
@@ -73,12 +72,11 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         first = CheckpointManager(case["load"]).load(state).step if "load" in case else 0
         curve = []
         for step in range(first, case.get("last", steps)):
-            samples = draw_samples(shape, seed=case["sample_seed"] + step % 2)
+            samples = draw_samples(session.shape, seed=case["sample_seed"] + step % 2)
             packs = [samples] if case.get("packed") else [[sample] for sample in samples]
             batches = micro_batches(
                 packs,
-                shape,
-                place,
+                session,
                 runner.chunks[0].config.sequence_parallel,
                 padded=Size(*case.get("padded", (0, 0))),
             )
@@ -88,7 +86,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
             results = train_pass(runner, batches)
             trainable.optimizer.step()
             schedule.step()
-            curve.append(sum_over_world(results, batches, place, False).loss)
+            curve.append(sum_over_world(results, batches, session.mesh, False).loss)
         curves.append(curve)
         if "save" in case:
             CheckpointManager(case["save"], asynchronous=False).save(case.get("last", steps), state)

@@ -8,54 +8,70 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_rb.platform import Platform, get_platform
-from megatron_rb.platform.mcore_shims import install_mcore_shims
+from megatron_rb.app.session import adapt_megatron, session_of
+from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig, PlatformConfig
+from megatron_rb.launch.job import JobSpec
+from megatron_rb.launch.topology import rank_table
+from megatron_rb.parallel.mesh import Mesh
+from megatron_rb.parallel.session import Session
+from megatron_rb.platform import Platform
 
 
 def adapted_cpu() -> Platform:
     """The CPU with megatron-core adapted to it; to be called before anything imports megatron-core."""
-    platform = get_platform("cpu")
-    install_mcore_shims(platform)
-    return platform
+    return adapt_megatron("cpu")
 
 
-def each_layout(cases: Sequence[dict[str, Any]], platform: Platform) -> Iterator[tuple[dict[str, Any], Any, Any, Any]]:
-    """Every case with its shape, layout and place, in groups of its own. A case has `hf`, `layout`, `tp` and `pp`, and
-    may have `cp`. The launcher's table of ranks must say of this one what megatron-core says."""
-    from megatron_rb.launch.job import JobSpec
-    from megatron_rb.launch.topology import rank_table
-    from megatron_rb.layout import parse_layout
-    from megatron_rb.parallel.groups import build_groups, destroy_groups, start_process_group
-    from megatron_rb.shapes.shape import load_shape
-
-    start_process_group(platform, 2.0)
+def each_layout(cases: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Session]]:
+    """Every case with its session, in groups of its own. A case has `hf`, `layout`, `tp`, `pp`, and may have `cp`."""
     for case in cases:
-        shape = load_shape(case["hf"])
-        layout = parse_layout(case["layout"], shape.vision.num_layers, shape.text.num_layers, case["pp"])
-        place = build_groups(case["tp"], case["pp"], layout.vpp_size, 2.0, 0, case.get("cp", 1))
-        job = JobSpec("m", (), place.world_size, Path(), tp_size=case["tp"], pp_size=case["pp"], cp_size=place.cp_size)
-        told = rank_table(job, ["here"])[place.rank]
-        for name in ("tp_rank", "cp_rank", "dp_rank", "pp_rank"):
-            assert getattr(told, name) == getattr(place, name), (name, told, place)
-        yield case, shape, layout, place
-        destroy_groups()
+        config = Config(model=ModelConfig(case["hf"], dtype="fp32"), seed=0)
+        config.platform = PlatformConfig("cpu", threads_per_rank=1)
+        config.parallel = ParallelConfig(case["tp"], case["pp"], case.get("cp", 1), case["layout"], timeout_minutes=2.0)
+        with session_of(config) as session:
+            check_ranks(session.mesh)
+            yield case, session
 
 
-def micro_batches(packs: Sequence[Sequence[Any]], shape, place, sequence_parallel: bool, **options: Any) -> list[Any]:
+def check_ranks(mesh: Mesh) -> None:
+    """The launcher's table and the mesh must say of this rank what megatron-core says."""
+    from megatron.core import parallel_state as state
+
+    told = {
+        "tp": state.get_tensor_model_parallel_rank(),
+        "cp": state.get_context_parallel_rank(),
+        "dp": state.get_data_parallel_rank(),
+        "pp": state.get_pipeline_model_parallel_rank(),
+    }
+    job = JobSpec("m", (), mesh.world_size, Path(), tp_size=mesh.tp_size, pp_size=mesh.pp_size, cp_size=mesh.cp_size)
+    row = rank_table(job, ["here"])[mesh.rank]
+    assert told == {axis: getattr(row, f"{axis}_rank") for axis in told}, (told, row)
+    assert told == {axis: getattr(mesh, f"{axis}_rank") for axis in told}, (told, mesh)
+    assert mesh.dp_cp_rank == state.get_data_parallel_rank(with_context_parallel=True)
+    assert mesh.last_pp_rank == state.get_pipeline_model_parallel_last_rank()
+    for name, group in mesh.groups.items():
+        ranks = list(mesh.grid.group(mesh.rank, *name.split("_")))
+        assert dist.get_process_group_ranks(group) == ranks, (name, ranks)
+
+
+def micro_batches(
+    packs: Sequence[Sequence[Any]], session: Session, sequence_parallel: bool, **options: Any
+) -> list[Any]:
     """This rank's share of packs of samples; `options` go to `build_micro_batch`."""
     from megatron_rb.models.inputs import build_micro_batch
     from megatron_rb.parity.stack import share_packs
 
-    share = share_packs(packs, place)
+    shape, mesh = session.shape, session.mesh
+    share = share_packs(packs, mesh)
     return [
         build_micro_batch(
             share.samples(number),
             shape,
-            tp_rank=place.tp_rank,
-            tp_size=place.tp_size,
+            tp_rank=mesh.tp_rank,
+            tp_size=mesh.tp_size,
             sequence_parallel=sequence_parallel,
-            cp_rank=place.cp_rank,
-            cp_size=place.cp_size,
+            cp_rank=mesh.cp_rank,
+            cp_size=mesh.cp_size,
             **options,
         )
         for number in share.mine

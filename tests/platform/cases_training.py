@@ -23,15 +23,13 @@ def demo_runs(cases: list[dict[str, Any]], simulated: str = "") -> list[dict[str
 
         install_named(simulated, devices=1)
         os.environ["LOCAL_RANK"] = "0"  # every process sees a device of its own, as under MUSA_VISIBLE_DEVICES
-    from megatron_rb.platform import get_platform
-    from megatron_rb.platform.mcore_shims import install_mcore_shims
+    from megatron_rb.app.session import adapt_megatron
 
-    platform = get_platform()
-    install_mcore_shims(platform)
-    return [_demo_run(platform, **case) for case in cases]
+    adapt_megatron("auto")
+    return [_demo_run(**case) for case in cases]
 
 
-def _demo_run(platform, settings: list[str], stop: int = 0, dropout: float = 0.0) -> dict[str, Any]:
+def _demo_run(settings: list[str], stop: int = 0, dropout: float = 0.0) -> dict[str, Any]:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -45,7 +43,7 @@ def _demo_run(platform, settings: list[str], stop: int = 0, dropout: float = 0.0
 
     queued = len(torch.cuda._queued_calls)
     config = load_config(["experiment=demo", *settings])
-    run = assemble(config, platform, Heartbeat(None, None, 0), attempt_from_environment())
+    run = assemble(config, Heartbeat(None, None, 0), attempt_from_environment())
     run.train_steps = stop or run.train_steps
     if dropout:
         _drop_outputs(run.chunks, dropout)
@@ -58,7 +56,7 @@ def _demo_run(platform, settings: list[str], stop: int = 0, dropout: float = 0.0
     detach_chunks(run.chunks, param_sync=True)
     devices = {str(parameter.device) for chunk in run.chunks for parameter in chunk.parameters()}
     destroy_groups()
-    lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines() if run.place.rank == 0 else []
+    lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines() if run.mesh.rank == 0 else []
     steps = [record for record in map(json.loads, lines) if record["kind"] == "step"]
     return {
         "devices": sorted(devices),

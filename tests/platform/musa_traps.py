@@ -26,16 +26,23 @@ HIDDEN = 8
 
 
 @pytest.fixture(scope="module")
-def platform():
-    """The platform with megatron-core adapted to it, in a world of one."""
+def mesh():
+    """A world of one on the platform with megatron-core adapted to it."""
     platform = get_platform()
     install_mcore_shims(platform)
-    from megatron_rb.parallel.groups import build_groups, start_process_group
+    from megatron_rb.layout.mesh import RankGrid
+    from megatron_rb.parallel.groups import build_mesh
+    from megatron_rb.parallel.world import start_process_group
 
     start_process_group(platform, 1.0)
-    build_groups(1, 1, 1, 1.0, seed=3)
-    yield platform
+    yield build_mesh(RankGrid(), 1, 1.0, seed=3)
     dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def platform(mesh):
+    """The platform of that world."""
+    return get_platform()
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +118,12 @@ def test_current_device_follows_the_local_rank(platform):
         platform.set_device(0)
 
 
-def test_everything_of_a_rank_lies_on_its_own_device(platform, tmp_path):
+def test_everything_of_a_rank_lies_on_its_own_device(platform, mesh, tmp_path):
     """On the second one, where a forgotten index means the first. Without a backward pass, since torch's autograd runs
     on one simulated device only."""
     from megatron_rb.config.schema import Config
     from megatron_rb.models.inputs import build_micro_batch
-    from megatron_rb.parallel.groups import Place
+    from megatron_rb.parallel.session import Session
     from megatron_rb.parity.samples import draw_samples
     from megatron_rb.shapes.balance import default_layout
     from megatron_rb.shapes.shape import load_shape
@@ -127,12 +134,11 @@ def test_everything_of_a_rank_lies_on_its_own_device(platform, tmp_path):
     hf = write_model(tmp_path / "model", "qwen3_vl", 0)
     shape, config = load_shape(hf), Config()
     config.model.dtype = "bf16"
-    layout = default_layout(shape, 1)
-    place = Place(rank=0, world_size=1, tp_rank=0, tp_size=1, pp_rank=0, pp_size=1, vpp_size=1, dp_rank=0, dp_size=1)
     platform.set_device(1)
     try:
-        trainable = build_trainable(config, shape, layout, place, platform, str(hf))
-        runner = Runner(trainable.chunks, shape, place, platform.current_device())
+        session = Session(platform, mesh, shape, default_layout(shape, 1), platform.current_device())
+        trainable = build_trainable(session, config, str(hf))
+        runner = Runner(trainable.chunks, session)
         [chunk] = trainable.chunks
         batch = build_micro_batch(draw_samples(shape, seed=0), shape, tp_rank=0, tp_size=1, sequence_parallel=False)
         logits = logits_pass(runner, [batch])
@@ -254,11 +260,9 @@ def test_linears_of_megatron_core_go_back_through_autocast(platform, config):
     assert layer.weight.grad.dtype == x.grad.dtype == torch.float32
 
 
-def test_every_group_serves_both_devices_under_the_full_name(platform):
-    from megatron_rb.parallel.groups import cp_group, dp_cp_group, pp_group, tp_group
-
+def test_every_group_serves_both_devices_under_the_full_name(platform, mesh):
     assert dist.get_backend_config() == "cpu:gloo,musa:mccl"
-    groups = [dist.group.WORLD, tp_group(), pp_group(), cp_group(), dp_cp_group(), dist.new_group([0])]
+    groups = [dist.group.WORLD, *mesh.groups.values(), dist.new_group([0])]
     for group in groups:
         assert dist.get_backend_config(group) == "cpu:gloo,musa:mccl"
         for device in ("cpu", platform.current_device()):

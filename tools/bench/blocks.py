@@ -8,22 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_rb.app.planning import shape_of
+from megatron_rb.app.session import adapt_megatron, session_of
+from megatron_rb.config.schema import Config, ModelConfig, PlatformConfig
 from megatron_rb.planner.cost import Pricing
 from megatron_rb.planner.device import load_device
-from megatron_rb.platform import get_platform
-from megatron_rb.platform.mcore_shims import install_mcore_shims
 
 
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
-    platform = get_platform(options.platform)
-    install_mcore_shims(platform)
+    platform = adapt_megatron(options.platform)
 
-    from megatron_rb.bench.blocks import calibration_of, time_blocks
-    from megatron_rb.bench.step import one_process
+    from megatron_rb.bench.blocks import calibration_of, time_blocks  # imports megatron-core
 
     pricing = Pricing(load_device(options.device), options.dtype)
-    place = one_process(platform, options.threads)
     print(f"{'block':<14}{'pass':<10}{'tokens':>8}{'patches':>9}{'nominal ms':>12}{'measured ms':>13}{'ratio':>8}")
 
     def tell(item) -> None:
@@ -35,7 +32,10 @@ def main(argv: list[str]) -> int:
         )
 
     sizes = [(tokens, tokens) for tokens in options.tokens]
-    times = time_blocks(shape_of(options.model), pricing, place, platform, sizes, options.rounds, tell)
+    alone = PlatformConfig(platform.name, threads_per_rank=options.threads)
+    config = Config(model=ModelConfig(dtype=options.dtype), platform=alone)
+    with session_of(config, shape_of(options.model)) as session:
+        times = time_blocks(session, pricing, sizes, options.rounds, tell)
     info = ", ".join(f"{name} {value}" for name, value in platform.info().items())
     calibration_of(times, pricing.device, options.dtype, f"{info}, {options.threads} thread").save(Path(options.out))
     print(f"written to {options.out}: rb plan ... cluster={options.device} calibration={options.out}")

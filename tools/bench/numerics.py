@@ -9,27 +9,23 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from megatron_rb.platform import get_platform
-from megatron_rb.platform.mcore_shims import install_mcore_shims
+from megatron_rb.app.session import adapt_megatron
 from megatron_rb.shapes.families import FAMILIES
 from megatron_rb.shapes.published import CONFIGS
 
 
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
-    platform = get_platform("cpu")
-    install_mcore_shims(platform)
+    adapt_megatron("cpu")
 
-    from megatron_rb.bench.numerics import capture_cost, comparison_cost
-    from megatron_rb.bench.step import one_process
+    from megatron_rb.bench.numerics import capture_cost, comparison_cost  # imports megatron-core
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    place = one_process(platform, 1)
     results = []
     for family in options.families:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            cost = capture_cost(Path(folder), family, place, platform, options.rounds)
+            cost = capture_cost(Path(folder), family, options.rounds)
         plain, added = cost.times["plain"].median, cost.added("captured")
         print(
             f"{family:<12} step {plain:.3f} s; a captured step takes {added:+.1%}, {cost.num_bytes / 1e6:.1f} MB",

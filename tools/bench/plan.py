@@ -8,10 +8,12 @@ import tempfile
 from pathlib import Path
 
 from megatron_rb.bench.plan.two_processes import HAND_MADE, markdown, run
-from megatron_rb.launch.job import JobSpec
+from megatron_rb.launch.job import WORKER, JobSpec
 from megatron_rb.launch.local import free_port
 from megatron_rb.launch.main import run_job
 from megatron_rb.platform import get_platform
+
+MEASURE = "megatron_rb.bench.plan.measure:measure_cases"
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +38,7 @@ def main(argv: list[str]) -> int:
 
 def start_workers(folder: Path, processes: int) -> int:
     port = free_port("127.0.0.1")
-    return run_job(JobSpec("megatron_rb.bench.plan.worker", (str(folder),), processes, folder, master_port=port))
+    return run_job(JobSpec(WORKER, (MEASURE, str(folder)), processes, folder, master_port=port))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,26 +10,23 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from megatron_rb.platform import get_platform
-from megatron_rb.platform.mcore_shims import install_mcore_shims
+from megatron_rb.app.session import adapt_megatron
 from megatron_rb.shapes.families import FAMILIES
 
 
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
-    platform = get_platform("cpu")
-    install_mcore_shims(platform)
+    adapt_megatron("cpu")
 
-    from megatron_rb.bench.step import OURS, REFERENCES, compare_steps, one_process
+    from megatron_rb.bench.step import OURS, REFERENCES, compare_steps  # imports megatron-core
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    place = one_process(platform, options.threads)
     rows = []
     print(f"{'model':<12}{'side':<32}{'s / step':>10}{'CPU s':>10}{'tokens / s':>12}{'first loss':>12}", flush=True)
     for family in options.families:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            result = compare_steps(Path(folder), family, place, platform, options.steps)
+            result = compare_steps(Path(folder), family, options.steps, options.threads)
         for side, times in result.times.items():
             rate, loss = result.tokens / times.median, result.losses[side]
             print(f"{family:<12}{side:<32}{times.median:>10.3f}{times.median_cpu:>10.3f}{rate:>12.0f}{loss:>12.5f}")

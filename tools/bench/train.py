@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 from megatron_rb.launch.command import threads_per_rank
-from megatron_rb.launch.job import JobSpec
+from megatron_rb.launch.job import WORKER, JobSpec
 from megatron_rb.launch.local import free_port
 from megatron_rb.launch.main import run_job
 
-WORKER = "megatron_rb.bench.train.worker"
+MEASURE = "megatron_rb.bench.train.measure:measure"
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     with prepared(asked, folder) as ready:
         job = JobSpec(
             WORKER,
-            (str(folder),),
+            (MEASURE, str(folder)),
             ready.processes,
             folder,
             master_port=free_port("127.0.0.1"),

@@ -7,16 +7,16 @@ import os
 from pathlib import Path
 
 from megatron_rb.app.planning import maybe_plan
-from megatron_rb.config.compose import load_config, save_config
+from megatron_rb.config.compose import CONFIG_FILE, load_config, save_config
 from megatron_rb.config.derive import derive
 from megatron_rb.launch.command import threads_per_rank
-from megatron_rb.launch.job import JobSpec
+from megatron_rb.launch.job import WORKER, JobSpec
 from megatron_rb.launch.local import free_port
 from megatron_rb.launch.main import run_job
 from megatron_rb.launch.prepare import check_paths, run_environment
 from megatron_rb.shapes.shape import load_shape
 
-WORKER = "megatron_rb.app.capture_main"
+CAPTURE = "megatron_rb.app.capture:capture"
 
 
 def main(argv: list[str]) -> int:
@@ -34,12 +34,11 @@ def main(argv: list[str]) -> int:
     capture = config.metrics.capture
     capture.every, capture.limit, capture.dir = 1, options.steps, str(out)
     config.metrics.tensorboard = config.metrics.plots = config.metrics.progress = False
-    save_config(config, out / "run" / "config.yaml")
-    arguments = (str(out / "run" / "config.yaml"), str(options.steps))
+    save_config(config, out / "run" / CONFIG_FILE)
     threads = threads_per_rank(config.platform.threads_per_rank, len(os.sched_getaffinity(0)), derived.world_size)
     job = JobSpec(
         WORKER,
-        arguments,
+        (CAPTURE, str(out / "run")),
         derived.world_size,
         out / "run",
         master_port=free_port("127.0.0.1"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from dataclasses import dataclass
+import tempfile
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +15,10 @@ import torch
 from megatron_rb.bench.timing import median_ratio, time_in_turn
 from megatron_rb.kernels.linear_cross_entropy import reference
 from megatron_rb.kernels.linear_cross_entropy.op import LOGITS_BYTES, linear_cross_entropy
+from megatron_rb.launch.job import WORKER
+
+PEAK = "megatron_rb.bench.kernels.losses:measure_peak"
+SPEC_FILE, PEAK_FILE = "spec.json", "peak.json"
 
 
 @dataclass(frozen=True)
@@ -59,19 +65,23 @@ def _run(name: str, arguments: tuple[torch.Tensor, ...], size: LossSize) -> None
 
 def _peak_in_a_process(name: str, size: LossSize) -> int:
     """Bytes that a process needs for both passes beyond what it needs for their arguments."""
-    numbers = (size.rows, size.hidden_size, size.vocabulary, size.logits_bytes)
-    command = [sys.executable, "-m", "megatron_rb.bench.kernels.losses", name, *map(str, numbers)]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=300).stdout)
+    with tempfile.TemporaryDirectory(prefix="peak-") as folder:
+        (Path(folder) / SPEC_FILE).write_text(json.dumps({"name": name, "size": asdict(size)}))
+        subprocess.run([sys.executable, "-m", WORKER, PEAK, folder], check=True, timeout=300)
+        return json.loads((Path(folder) / PEAK_FILE).read_text())
 
 
-def _print_peak(name: str, size: LossSize) -> None:
+def measure_peak(folder: Path) -> None:
+    """What such a process does; memory is counted from after its imports."""
     torch.set_num_threads(1)
+    spec = json.loads((folder / SPEC_FILE).read_text())
+    name, size = spec["name"], LossSize(**spec["size"])
     small = LossSize(2, 4, 8, size.logits_bytes)
     _run(name, _drawn(small), small)  # what is loaded on first use does not count
     arguments = _drawn(size)
     before = _highest()
     _run(name, arguments, size)
-    print(_highest() - before)
+    (folder / PEAK_FILE).write_text(json.dumps(_highest() - before))
 
 
 def _highest() -> int:
@@ -81,7 +91,3 @@ def _highest() -> int:
     """
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-if __name__ == "__main__":
-    _print_peak(sys.argv[1], LossSize(*map(int, sys.argv[2:])))

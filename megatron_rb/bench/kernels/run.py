@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from megatron_rb.app.session import adapt_megatron
 from megatron_rb.bench.kernels import report as kernel_benchmark_report
 from megatron_rb.bench.kernels.measure import measure_on_gpu
 from megatron_rb.kernels.dispatch import Call, kernel_table
@@ -62,13 +63,10 @@ def measure_gpu(platform: Platform, date: str) -> Report:
 
 def measure_cpu(platform: Platform, date: str, rounds: int) -> Report:
     """The vision tower and the loss on this machine's CPU, one thread, printed as they are done."""
-    # megatron-core is imported under the shims of the platform.
-    from megatron_rb.platform.mcore_shims import install_mcore_shims
-
-    install_mcore_shims(platform)
+    adapt_megatron(platform.name)
     info = {"cpu": _cpu_name()} | _versions()
     title = f"Kernels on a CPU ({info['cpu']}), {date}"
-    towers, losses = _towers(platform, rounds), _losses(rounds)
+    towers, losses = _towers(rounds), _losses(rounds)
     results = {"date": date, "platform": info, "rounds": rounds, "towers": towers, "losses": losses}
     markdown = kernel_benchmark_report.cpu_markdown(title, info, towers, losses)
     return Report(
@@ -79,16 +77,14 @@ def measure_cpu(platform: Platform, date: str, rounds: int) -> Report:
     )
 
 
-def _towers(platform: Platform, rounds: int) -> list[dict[str, Any]]:
-    from megatron_rb.bench.kernels.towers import compare_towers
-    from megatron_rb.bench.step import one_process
+def _towers(rounds: int) -> list[dict[str, Any]]:
+    from megatron_rb.bench.kernels.towers import compare_towers  # imports megatron-core
 
-    place = one_process(platform, threads=1)
     rows = []
     for family in FAMILIES:
         for narrow in (True, False):
             with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-                for result in compare_towers(folder, family, narrow=narrow, place=place, rounds=rounds):
+                for result in compare_towers(folder, family, narrow=narrow, rounds=rounds):
                     seconds = {side: times.median_cpu for side, times in result.times.items()}
                     rows.append(asdict(result) | seconds | {"speedup": result.speedup})
                     print(

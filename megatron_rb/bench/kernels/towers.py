@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from megatron_rb.app.session import session_of
+from megatron_rb.bench.step import one_process
 from megatron_rb.bench.timing import Times, median_ratio, time_in_turn
 from megatron_rb.checkpoint.hf.vision_tower import TransformersTower, write_tower_model
 from megatron_rb.data.sample import EncodedSample, VisionGrid
 from megatron_rb.layout import parse_layout
-from megatron_rb.models.build import ModelOptions, build_stages
+from megatron_rb.layout.mesh import RankGrid
+from megatron_rb.models.build import ModelOptions
 from megatron_rb.models.inputs import IGNORED, build_micro_batch, to_device
-from megatron_rb.models.layers import LocalLayers
-from megatron_rb.parallel.groups import Place
-from megatron_rb.shapes.shape import RoboBrainShape, load_shape
-from megatron_rb.train.build import initialise
+from megatron_rb.parallel.session import Session
+from megatron_rb.shapes.shape import RoboBrainShape
+from megatron_rb.train.build import build_model
 
 IMAGES = {
     "full windows": ((32, 32),),
@@ -46,43 +48,41 @@ class TowerComparison:
         return median_ratio(self.times["transformers"].cpu, self.times["ours"].cpu)
 
 
-def compare_towers(
-    folder: str | Path, family: str, *, narrow: bool, place: Place, rounds: int
-) -> list[TowerComparison]:
+def compare_towers(folder: str | Path, family: str, *, narrow: bool, rounds: int) -> list[TowerComparison]:
     """Time both towers on every set of images, in turn, on a new model in an empty folder.
 
     Raises:
         RuntimeError: the towers disagree.
     """
     write_tower_model(folder, family, narrow=narrow)
-    shape = load_shape(folder)
-    results = []
-    for name, sizes in IMAGES.items():
-        samples = [_sample(shape, sizes)]
-        sides: dict[str, Callable[[], float]] = {
-            "ours": OurTower(folder, shape, samples, place),
-            "transformers": TransformersTower(folder, samples),
-        }
-        sums = {side: run() for side, run in sides.items()}  # also the warm-up
-        if abs(sums["ours"] - sums["transformers"]) > TOLERANCE * sums["transformers"]:
-            raise RuntimeError(f"the towers of {family} differ on {name}, their times say nothing: {sums}")
-        times = time_in_turn(sides, rounds)
-        results.append(TowerComparison(family, shape.vision.hidden_size, name, samples[0].num_patches, times))
-    return results
+    with session_of(one_process(folder, threads=1)) as session:
+        return [_compare(session, folder, name, rounds) for name in IMAGES]
+
+
+def _compare(session: Session, folder: str | Path, name: str, rounds: int) -> TowerComparison:
+    shape = session.shape
+    samples = [_sample(shape, IMAGES[name])]
+    sides: dict[str, Callable[[], float]] = {
+        "ours": OurTower(session, folder, samples),
+        "transformers": TransformersTower(folder, samples),
+    }
+    sums = {side: run() for side, run in sides.items()}  # also the warm-up
+    if abs(sums["ours"] - sums["transformers"]) > TOLERANCE * sums["transformers"]:
+        raise RuntimeError(f"the towers of {shape.family} differ on {name}, their times say nothing: {sums}")
+    times = time_in_turn(sides, rounds)
+    return TowerComparison(shape.family, shape.vision.hidden_size, name, samples[0].num_patches, times)
 
 
 class OurTower:
     """Forward and backward pass of the stage that holds the tower, with all that is made of a batch on the way."""
 
-    def __init__(
-        self, folder: str | Path, shape: RoboBrainShape, samples: Sequence[EncodedSample], place: Place
-    ) -> None:
+    def __init__(self, session: Session, folder: str | Path, samples: Sequence[EncodedSample]) -> None:
+        shape = session.shape
         vision, text = shape.vision.num_layers, shape.text.num_layers
         layout = parse_layout(f"P v*{vision} M | E t*{text} L", vision, text, 2)
-        first = replace(place, pp_size=2)
-        stages = build_stages(shape, layout, first, ModelOptions(), LocalLayers(), torch.device("cpu"))
-        initialise(stages, shape, first, str(folder), seed=0)
-        self.stage, self.shape, self.samples = stages[0], shape, samples
+        first = replace(session, mesh=replace(session.mesh, grid=RankGrid(pp_size=2)), layout=layout)
+        self.stage = build_model(first, ModelOptions(), str(folder))[0]
+        self.shape, self.samples = shape, samples
 
     def __call__(self) -> float:
         """Half the sum of all squared outputs, of which the gradients are taken."""

@@ -13,7 +13,8 @@ from megatron_rb.bench.launch.runs import REPOSITORY, TinyRun
 from megatron_rb.builders.build import SampleMix, write_split
 from megatron_rb.checkpoint.hf.tiny import TinySize, conversation_texts, write_tiny_model
 from megatron_rb.config.schema import SlurmConfig
-from megatron_rb.launch.job import JobSpec, write_whole
+from megatron_rb.launch.job import WORKER, JobSpec, write_whole
+from megatron_rb.launch.prepare import TRAINING
 from megatron_rb.launch.render import rank_script, sbatch_script
 from megatron_rb.launch.simulate import FaultFigures, simulate_ettr
 from megatron_rb.launch.topology import rank_table, table_text
@@ -110,8 +111,8 @@ def _large_job(folder: Path) -> dict[str, Any]:
     template = folder / "hostname.j2"
     template.write_text('{% extends "sbatch.j2" %}\n{% block start %}\nsrun hostname\n{% endblock %}\n')
     job = JobSpec(
-        "megatron_rb.app.main",
-        (),
+        WORKER,
+        (TRAINING, str(own)),
         LARGE_DEVICES,
         own,
         nodes=LARGE_NODES,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rb.bench.launch.cluster import SlurmCluster, wait_for
+from megatron_rb.launch.prepare import TRAINING
 from megatron_rb.launch.record import RunRecord, load_record, read_steps
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -112,14 +113,19 @@ class TinyRun:
     def signal_ranks(self, node: str, signal: str) -> None:
         """Send a signal to the training processes of this run on a node."""
         assert self.cluster is not None
-        found = self.cluster.execute(node, "pgrep", "-f", f"app.main --config {self.run_dir}/config.yaml").split()
+        found = self._pids(node)
         assert found, f"no rank on {node}:\n{self.story()}"
         self.cluster.execute(node, "kill", f"-{signal}", *found)
+
+    def _pids(self, node: str) -> list[str]:
+        """The training processes of this run on a node, by what stands at the end of their command line."""
+        assert self.cluster is not None
+        return self.cluster.execute(node, "pgrep", "-f", f"{TRAINING} {self.run_dir}$").split()
 
     def environment_of_rank(self, node: str) -> dict[str, str]:
         """Environment of a training process on a node."""
         assert self.cluster is not None
-        pids = self.cluster.execute(node, "pgrep", "-f", f"app.main --config {self.run_dir}/config.yaml").split()
+        pids = self._pids(node)
         words = self.cluster.execute(node, "cat", f"/proc/{pids[0]}/environ").split("\0")
         return dict(word.split("=", 1) for word in words if "=" in word)
 

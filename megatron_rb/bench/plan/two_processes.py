@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from megatron_rb.config.compose import CONFIG_FILE, save_config
+from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig, PlatformConfig
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.planner.calibration import Calibration, load_calibration
 from megatron_rb.planner.cost import Pricing
@@ -26,6 +28,13 @@ from megatron_rb.shapes.shape import RoboBrainShape, shape_from_dict
 PP_SIZE = 2
 DEGREES = Degrees(tp=1, pp=PP_SIZE, vpp=1, dp=1, micro_batch=1, sequence_parallel=False)
 DTYPE = "fp32"
+SETTINGS = Config(
+    world_size=PP_SIZE,
+    model=ModelConfig(dtype=DTYPE),
+    parallel=ParallelConfig(timeout_minutes=15.0),
+    platform=PlatformConfig("cpu", threads_per_rank=1),
+)
+"""Of the processes; they take the layouts one after the other."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +222,7 @@ def run(
     Raises:
         RuntimeError: a worker failed.
     """
+    save_config(SETTINGS, folder / CONFIG_FILE)
     (folder / "spec.json").write_text(json.dumps({"rounds": rounds, "cases": [asdict(case) for case in cases]}))
     if start(folder, PP_SIZE):
         raise RuntimeError(f"a process of the benchmark failed; see {folder}")

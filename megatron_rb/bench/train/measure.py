@@ -17,32 +17,24 @@ import torch.distributed as dist
 from megatron_rb.bench.step import OURS, REFERENCES, beside_transformers
 from megatron_rb.bench.timing import median_ratio
 from megatron_rb.bench.train.mock_data import MockSamples
-from megatron_rb.bench.train.peak import peak_of
-from megatron_rb.bench.train.result import Baseline, RankFigures, Result, StepFigures
-from megatron_rb.bench.train.spec import BenchSpec
+from megatron_rb.bench.train.result import Baseline, RankFigures, Result, StepFigures, save_result
+from megatron_rb.bench.train.spec import BenchSpec, read_spec
 from megatron_rb.checkpoint.hf.training import padded_batches
 from megatron_rb.config.derive import Derived, derive
 from megatron_rb.config.schema import Config
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import SampleSource
-from megatron_rb.layout import PipelineLayout
 from megatron_rb.metrics.balance import balance_of
 from megatron_rb.metrics.timeline import StageTimeline, bubble_ratios
 from megatron_rb.models.work import Work, training_flops, work_of
-from megatron_rb.parallel.groups import (
-    Place,
-    build_groups,
-    cpu_threads_of_rank,
-    rank_zero_first,
-    start_process_group,
-    world_from_environment,
-)
-from megatron_rb.platform import Platform
-from megatron_rb.shapes.balance import default_layout
-from megatron_rb.shapes.shape import load_shape, model_fingerprint
-from megatron_rb.tasks.build import build_loader, build_task
+from megatron_rb.parallel.collectives import rank_zero_first
+from megatron_rb.parallel.mesh import Mesh
+from megatron_rb.parallel.session import Session
+from megatron_rb.shapes.shape import model_fingerprint
+from megatron_rb.tasks.build import TaskData, build_loader, build_task
 from megatron_rb.train.build import build_trainable
+from megatron_rb.train.peak import peak_of
 from megatron_rb.train.run import seed_everything
 from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import Runner, update
@@ -65,31 +57,19 @@ class TimedStep:
 class Bench:
     """The parts of a training process that a step needs, and the samples they run on."""
 
-    def __init__(self, config: Config, spec: BenchSpec, platform: Platform) -> None:
-        self.config, self.spec, self.platform = config, spec, platform
-        self.shape = load_shape(config.model.hf_path)
-        self.derived: Derived = derive(config, self.shape, world_from_environment()[2])
-        self.layout: PipelineLayout = self.derived.layout or default_layout(self.shape, self.derived.pp_size)
-        torch.set_num_threads(cpu_threads_of_rank(config.platform.threads_per_rank))
-        timeout = config.parallel.timeout_minutes
-        start_process_group(platform, timeout)
-        self.place: Place = build_groups(
-            self.derived.tp_size,
-            self.derived.pp_size,
-            self.layout.vpp_size,
-            timeout,
-            config.seed,
-            self.derived.cp_size,
-        )
-        self.ledger = Ledger(self.derived.run_dir / "ledger.jsonl", self.place.rank)
-        self.samples = self._samples()
-        seed_everything(config.seed, platform)
-        trainable = build_trainable(config, self.shape, self.layout, self.place, platform, self.derived.init)
+    def __init__(self, session: Session, config: Config, spec: BenchSpec) -> None:
+        self.session, self.config, self.spec = session, config, spec
+        self.platform, self.shape, self.mesh = session.platform, session.shape, session.mesh
+        self.derived: Derived = derive(config, self.shape, self.mesh.world_size)
+        self.ledger = Ledger(self.derived.run_dir / "ledger.jsonl", self.mesh.rank)
+        self.samples = TaskData(self._samples(), None, self.ledger)
+        seed_everything(config.seed, self.platform)
+        trainable = build_trainable(session, config, self.derived.init)
         self.chunks, self.optimizer = trainable.chunks, trainable.optimizer
-        self.runner = Runner(self.chunks, self.shape, self.place, platform.current_device())
-        self.task = build_task(config, self.derived, self.runner, self.samples, None, self.ledger, platform)
-        self.sections = SectionTimer([chunk.module for chunk in self.chunks], platform, every=1)
-        self.tracer = PassTracer(self.chunks, platform, self.place, self.sections)
+        self.runner = Runner(self.chunks, session)
+        self.task = build_task(config, self.derived, self.runner, self.samples)
+        self.sections = SectionTimer([chunk.module for chunk in self.chunks], self.platform, every=1)
+        self.tracer = PassTracer(self.chunks, self.platform, self.mesh, self.sections)
 
     def _samples(self) -> SampleSource:
         config = self.config
@@ -103,7 +83,7 @@ class Bench:
                 config.data.train,
                 self.ledger,
                 cache_dir=self.derived.run_dir / "index",
-                refused="leave" if self.place.rank else "again",
+                refused="leave" if self.mesh.rank else "again",
             )
         )
 
@@ -113,7 +93,7 @@ class Bench:
         start = time.perf_counter()
         data = self.task.next_step()
         results, _ = update(self.chunks, self.optimizer, lambda: self.task.run(data.micro_batches))
-        sum_over_world(results, data.micro_batches, self.place, stop_requested=False)
+        sum_over_world(results, data.micro_batches, self.mesh, stop_requested=False)
         self.platform.synchronize()
         seconds = time.perf_counter() - start
         return TimedStep(seconds, data.wait_seconds, [work_of(batch) for batch in data.micro_batches])
@@ -136,7 +116,7 @@ class Bench:
         results, _ = update(self.chunks, self.optimizer, run)
         self.platform.synchronize()
         updated = time.perf_counter() - before
-        sum_over_world(results, data.micro_batches, self.place, stop_requested=False)
+        sum_over_world(results, data.micro_batches, self.mesh, stop_requested=False)
         total = time.perf_counter() - start
         timeline = self.tracer.timeline()
         forward, backward = timeline.busy("forward"), timeline.busy("backward")
@@ -156,11 +136,18 @@ class Bench:
         self.task.close()
 
 
-def measure(config: Config, spec: BenchSpec, platform: Platform) -> Result | None:
-    """Run the benchmark; the result on rank 0, None elsewhere."""
-    bench = Bench(config, spec, platform)
-    place = bench.place
-    _say(place, f"{spec.warmup} steps to warm up, {spec.steps} timed, {spec.traced} traced; layout {bench.layout}")
+def measure(session: Session, config: Config, folder: Path) -> None:
+    """Run the benchmark that the spec in a folder describes; rank 0 writes its result there."""
+    result = _result(Bench(session, config, read_spec(folder)))
+    if result is not None:
+        save_result(result, folder)
+
+
+def _result(bench: Bench) -> Result | None:
+    """None on all ranks but the first."""
+    mesh, spec, config, platform = bench.mesh, bench.spec, bench.config, bench.platform
+    layout = bench.session.layout
+    _say(mesh, f"{spec.warmup} steps to warm up, {spec.steps} timed, {spec.traced} traced; layout {layout}")
     for _ in range(spec.warmup):
         bench.step()
     platform.reset_peak_memory()
@@ -172,15 +159,15 @@ def measure(config: Config, spec: BenchSpec, platform: Platform) -> Result | Non
     ranks, timelines = _gather_ranks(bench, traced, memory.peak_allocated or memory.allocated)
     peak = peak_of(platform, config.model.dtype, spec.peak_tflops)
     baseline = _baseline(bench) if spec.baseline else None
-    if place.rank:
+    if mesh.rank:
         return None
     return Result(
         date=time.strftime("%Y-%m-%d"),
         versions=versions(),
         device=platform.info(),
-        devices=place.world_size,
+        devices=mesh.world_size,
         model={"name": spec.model, "family": bench.shape.family, **model_fingerprint(bench.shape)},
-        mix=asdict(spec.mix) if spec.mix is not None else _of_files(config, bench.samples),
+        mix=asdict(spec.mix) if spec.mix is not None else _of_files(config, bench.samples.training),
         settings=_settings(bench),
         warmup=spec.warmup,
         steps=steps,
@@ -206,15 +193,15 @@ def versions() -> dict[str, str]:
 
 def _gather_steps(bench: Bench, timed: list[TimedStep]) -> tuple[tuple[StepFigures, ...], list[np.ndarray]]:
     """Figures of every step over all ranks, and its `[dp ranks, micro-batches, 2]` tokens and patches."""
-    place = bench.place
+    mesh = bench.mesh
     # One tensor-parallel rank of the first stage speaks for all: they have the same rows.
-    speaks_for = place.dp_rank if place.tp_rank == place.pp_rank == 0 else -1
+    speaks_for = mesh.dp_rank if mesh.tp_rank == mesh.pp_rank == 0 else -1
     own = [(speaks_for, step.seconds, step.wait_seconds, [astuple(work) for work in step.works]) for step in timed]
-    everyone = _gather(own, place)
+    everyone = _gather(own, mesh)
     steps, loads = [], []
     for number in range(len(timed)):
         entries = [ranks[number] for ranks in everyone]
-        batches = works_of_replicas(entries, place.dp_size)
+        batches = works_of_replicas(entries, mesh.dp_size)
         total = sum((work for rank in batches for work in rank), Work())
         flops = training_flops(bench.shape, total, bench.config.model.freeze).total
         steps.append(
@@ -248,12 +235,12 @@ def works_of_replicas(entries: list[tuple[int, float, float, list[tuple]]], dp_s
 def _gather_ranks(
     bench: Bench, traced: list[tuple[dict[str, float], StageTimeline]], peak: int | None
 ) -> tuple[tuple[RankFigures, ...], tuple[StageTimeline, ...]]:
-    place = bench.place
+    mesh = bench.mesh
     medians = {name: statistics.median(sections[name] for sections, _ in traced) for name in traced[0][0]}
     blocks = " + ".join(
-        str(bench.layout).split(" | ")[part.index] for part in bench.layout.slices_of_rank(place.pp_rank)
+        str(bench.session.layout).split(" | ")[part.index] for part in bench.session.layout.slices_of_rank(mesh.pp_rank)
     )
-    everyone = _gather((place.pp_rank, blocks, medians, peak, [timeline for _, timeline in traced]), place)
+    everyone = _gather((mesh.pp_rank, blocks, medians, peak, [timeline for _, timeline in traced]), mesh)
     ratios = [bubble_ratios([entry[4][number] for entry in everyone]) for number in range(len(traced))]
     ranks = tuple(
         RankFigures(rank, pp_rank, text, sections, statistics.median(found[rank] for found in ratios), memory)
@@ -262,8 +249,8 @@ def _gather_ranks(
     return ranks, tuple(entry[4][-1] for entry in everyone)
 
 
-def _gather(value: Any, place: Place) -> list[Any]:
-    everyone: list[Any] = [None] * place.world_size
+def _gather(value: Any, mesh: Mesh) -> list[Any]:
+    everyone: list[Any] = [None] * mesh.world_size
     dist.all_gather_object(everyone, value)
     return everyone
 
@@ -271,19 +258,17 @@ def _gather(value: Any, place: Place) -> list[Any]:
 def _baseline(bench: Bench) -> Baseline:
     """The first step of the mix on both sides, in this process."""
     config, spec = bench.config, bench.spec
-    loader = build_loader(config, bench.derived, bench.place, bench.samples, bench.ledger, needs_pixels=True)
+    loader = build_loader(config, bench.derived, bench.mesh, bench.samples, needs_pixels=True)
     packs = loader.next_step().micro_batches
     loader.close()
     samples = [sample for pack in packs for sample in pack]
     padded = padded_batches(samples, config.data.seq_length)
     bench.chunks.clear()
-    _say(bench.place, f"transformers: {len(samples)} samples, in {len(padded)} padded batches and one by one")
+    _say(bench.mesh, f"transformers: {len(samples)} samples, in {len(padded)} padded batches and one by one")
     del bench.optimizer, bench.task, bench.runner, bench.tracer, bench.sections
     bench.platform.empty_cache()
     of_folder = replace(config, checkpoint=replace(config.checkpoint, init=config.model.hf_path))
-    found = beside_transformers(
-        of_folder, bench.shape, {OURS[0]: packs}, padded, bench.place, bench.platform, min(spec.steps, 10)
-    )
+    found = beside_transformers(bench.session, of_folder, {OURS[0]: packs}, padded, min(spec.steps, 10))
     side = found.faster(REFERENCES)
     ours, theirs = found.times[OURS[0]], found.times[side]
     return Baseline(
@@ -298,14 +283,14 @@ def _baseline(bench: Bench) -> Baseline:
 
 
 def _settings(bench: Bench) -> dict[str, Any]:
-    config, place = bench.config, bench.place
+    config, mesh = bench.config, bench.mesh
     return {
         "dtype": config.model.dtype,
-        "tp_size": place.tp_size,
-        "pp_size": place.pp_size,
-        "cp_size": place.cp_size,
-        "dp_size": place.dp_size,
-        "layout": str(bench.layout),
+        "tp_size": mesh.tp_size,
+        "pp_size": mesh.pp_size,
+        "cp_size": mesh.cp_size,
+        "dp_size": mesh.dp_size,
+        "layout": str(bench.session.layout),
         "threads": torch.get_num_threads(),
         "recompute": asdict(config.model.recompute),
         "freeze": asdict(config.model.freeze),
@@ -334,6 +319,6 @@ def _of_files(config: Config, samples: SampleSource) -> dict[str, Any]:
     }
 
 
-def _say(place: Place, text: str) -> None:
-    if place.rank == 0:
+def _say(mesh: Mesh, text: str) -> None:
+    if mesh.rank == 0:
         print(text, flush=True)

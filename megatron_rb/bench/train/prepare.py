@@ -13,10 +13,10 @@ import torch
 
 from megatron_rb.bench.train.mixes import load_mix
 from megatron_rb.bench.train.mock_data import MockSamples
-from megatron_rb.bench.train.spec import CONFIG_FILE, BenchSpec
+from megatron_rb.bench.train.spec import BenchSpec
 from megatron_rb.checkpoint.hf.folder import PICKLED, SAFETENSORS
 from megatron_rb.checkpoint.hf.training import write_benchmark_model, write_random_weights
-from megatron_rb.config.compose import load_config, save_config
+from megatron_rb.config.compose import CONFIG_FILE, load_config, save_config
 from megatron_rb.config.derive import Derived, derive, replica_size
 from megatron_rb.config.schema import Config
 from megatron_rb.platform import get_platform

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_rb.bench.train.mixes import Mix, mix_from_tree
 
-SPEC_FILE, CONFIG_FILE = "spec.json", "config.yaml"
+SPEC_FILE = "spec.json"
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def _with_plain_norms(
     """Norms of the language model with one added; FlagScale and Pai never store the vision tower's as gamma - 1."""
     if scratch is None:
         raise ValueError("the checkpoint stores norm weights as gamma - 1 (apply_layernorm_1p); name a scratch folder")
-    norms = [site.native for site in reading.sites if site.place.is_norm and site.native.startswith("language.")]
+    norms = [site.native for site in reading.sites if site.parameter.is_norm and site.native.startswith("language.")]
     raised, largest = raise_by_one({name: weights[name] for name in norms}, scratch / "norms.bin", reading.pool)
     reading.warnings.append(
         f"{len(norms)} norm weights of the language model were stored as gamma - 1: one was added in fp32, rounding "

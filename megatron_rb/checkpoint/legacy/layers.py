@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_rb.checkpoint.hf.non_parameters import ASKED_FOR, check_patterns, is_allowed, non_parameter
-from megatron_rb.checkpoint.legacy.names import VISION, KeyTarget, place_of
+from megatron_rb.checkpoint.legacy.names import VISION, LegacyParameter, legacy_parameter
 from megatron_rb.checkpoint.legacy.tree import LegacyTree, RankCheckpoint
 from megatron_rb.checkpoint.storage.tensors import StoredTensor
 
@@ -27,7 +27,7 @@ class Site:
     """One native parameter in the files of a pipeline stage, the same on every tensor-parallel rank."""
 
     native: str
-    place: KeyTarget
+    parameter: LegacyParameter
     pp_rank: int
     chunk: int
     key: str
@@ -49,20 +49,20 @@ def find_sites(tree: LegacyTree, allow_drop: Collection[str] = ()) -> tuple[list
             ranks of one stage hold different keys.
     """
     dropped: Dropped = []
-    found: dict[tuple[int, int], list[tuple[str, KeyTarget]]] = {}
+    found: dict[tuple[int, int], list[tuple[str, LegacyParameter]]] = {}
     for pp_rank in range(tree.pp_size):
         _check_same_keys(tree.stage(pp_rank))
         rank = tree.ranks[0, pp_rank]
         for chunk, content in enumerate(rank.chunks):
             found[pp_rank, chunk] = _parameters(rank, chunk, content, allow_drop, dropped)
     keys = {key for rank in tree.ranks.values() for chunk in rank.chunks for key in chunk}
-    known = {key for key in keys if place_of(key)}
+    known = {key for key in keys if legacy_parameter(key)}
     check_patterns(allow_drop, keys - known, known, tree.folder)
     firsts = _first_layers(tree, found)
     sites = [
-        Site(place.global_name(firsts[pp_rank, chunk] if place.is_text_layer else 0), place, pp_rank, chunk, key)
+        Site(it.global_name(firsts[pp_rank, chunk] if it.is_text_layer else 0), it, pp_rank, chunk, key)
         for (pp_rank, chunk), parameters in found.items()
-        for key, place in parameters
+        for key, it in parameters
     ]
     _check_stages(tree, sites)
     return sites, dropped
@@ -70,15 +70,15 @@ def find_sites(tree: LegacyTree, allow_drop: Collection[str] = ()) -> tuple[list
 
 def _parameters(
     rank: RankCheckpoint, chunk: int, content: Mapping[str, Any], allow_drop: Collection[str], dropped: Dropped
-) -> list[tuple[str, KeyTarget]]:
+) -> list[tuple[str, LegacyParameter]]:
     parameters = []
     for key, value in content.items():
         full = f"stage {rank.pp_rank}, {rank.chunk_name(chunk)}: {key}"
-        place = place_of(key)
-        reason = non_parameter(key) or (ASKED_FOR if place is None and is_allowed(key, allow_drop) else None)
+        found = legacy_parameter(key)
+        reason = non_parameter(key) or (ASKED_FOR if found is None and is_allowed(key, allow_drop) else None)
         if reason:
             dropped.append((full, reason))
-        elif place is None:
+        elif found is None:
             raise ValueError(_unknown(rank, key))
         elif value is None:
             dropped.append((full, "it holds nothing"))
@@ -89,7 +89,7 @@ def _parameters(
             )
         else:
             _check_type(rank, key, value)
-            parameters.append((key, place))
+            parameters.append((key, found))
     return parameters
 
 
@@ -102,7 +102,7 @@ def _check_type(rank: RankCheckpoint, key: str, value: StoredTensor) -> None:
 
 
 def _unknown(rank: RankCheckpoint, key: str) -> str:
-    known = [name for chunk in rank.chunks for name in chunk if place_of(name)]
+    known = [name for chunk in rank.chunks for name in chunk if legacy_parameter(name)]
     near = difflib.get_close_matches(key, known, 1)
     hint = f"the nearest known one is {near[0]}" if near else "no known one is near"
     return (
@@ -124,7 +124,7 @@ def _check_same_keys(stage: list[RankCheckpoint]) -> None:
             for key, value in content.items():
                 first = stage[0].chunks[chunk][key]
                 kinds = [(one.dtype, one.shape) if isinstance(one, StoredTensor) else None for one in (value, first)]
-                if kinds[0] != kinds[1] and place_of(key):
+                if kinds[0] != kinds[1] and legacy_parameter(key):
                     raise ValueError(
                         f"{rank.file.path} and {stage[0].file.path} hold {key} as {kinds[0]} and {kinds[1]}: they "
                         "are of "
@@ -133,7 +133,7 @@ def _check_same_keys(stage: list[RankCheckpoint]) -> None:
 
 
 def _first_layers(
-    tree: LegacyTree, found: Mapping[tuple[int, int], list[tuple[str, KeyTarget]]]
+    tree: LegacyTree, found: Mapping[tuple[int, int], list[tuple[str, LegacyParameter]]]
 ) -> dict[tuple[int, int], int]:
     """Global number of the first text layer of every stage and chunk: chunk 0 of all stages, then chunk 1, ..."""
     firsts, total = {}, 0
@@ -141,7 +141,7 @@ def _first_layers(
         for pp_rank in range(tree.pp_size):
             rank = tree.ranks[0, pp_rank]
             parameters = found[pp_rank, chunk]
-            layers = {place.layer or 0 for _, place in parameters if place.is_text_layer}
+            layers = {it.layer or 0 for _, it in parameters if it.is_text_layer}
             if layers != set(range(len(layers))):
                 raise ValueError(
                     f"{rank.file.path}: {rank.chunk_name(chunk)} holds the layers {sorted(layers)}; "

@@ -24,8 +24,8 @@ class Cut(Enum):
 
 
 @dataclass(frozen=True)
-class KeyTarget:
-    """Where a key of a state dict belongs."""
+class LegacyParameter:
+    """What a key of a state dict stands for."""
 
     native: str
     """Native name; `{layer}` stands for the layer's global number."""
@@ -77,21 +77,21 @@ _NORM_NAMES = {"vision": ("norm1", "norm2"), "language": ("input_norm", "post_at
 _LAYER = re.compile(r"(vision|language)_model\.decoder\.layers\.(\d+)\.(.+)")
 
 
-def place_of(key: str) -> KeyTarget | None:
-    """Where a key belongs; None for one that is no parameter of a Qwen2.5-VL."""
+def legacy_parameter(key: str) -> LegacyParameter | None:
+    """What a key stands for; None for one that is no parameter of a Qwen2.5-VL."""
     if key in _FIXED:
         native, cut = _FIXED[key]
-        return KeyTarget(native, None, cut)
+        return LegacyParameter(native, None, cut)
     if key in _FIXED_NORMS:
-        return KeyTarget(_FIXED_NORMS[key], None, Cut.WHOLE, is_norm=True)
+        return LegacyParameter(_FIXED_NORMS[key], None, Cut.WHOLE, is_norm=True)
     match = _LAYER.fullmatch(key)
     if not match:
         return None
     tower, layer, rest = match[1], int(match[2]), match[3]
     if rest in _NORMS_IN_LAYER:
         norm = _NORM_NAMES[tower][_NORMS_IN_LAYER[rest]]
-        return KeyTarget(f"{tower}.layers.{{layer}}.{norm}.weight", layer, Cut.WHOLE, is_norm=True)
+        return LegacyParameter(f"{tower}.layers.{{layer}}.{norm}.weight", layer, Cut.WHOLE, is_norm=True)
     if rest in _IN_LAYER:
         native, cut = _IN_LAYER[rest]
-        return KeyTarget(f"{tower}.layers.{{layer}}.{native}", layer, cut)
+        return LegacyParameter(f"{tower}.layers.{{layer}}.{native}", layer, cut)
     return None

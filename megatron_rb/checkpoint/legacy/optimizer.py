@@ -119,7 +119,7 @@ def _join(reading: Reading, mapped: Mapping[tuple[int, int], Mapped], moment: st
         if len(parts) < len(held):
             raise Unmappable(f"{site.native} was trained on {len(parts)} of {len(held)} tensor-parallel ranks only")
         tensor = join_parts(reading, site, parts)
-        if site.place.cut is Cut.WHOLE and any(differs(reading.pool, parts[0], part) for part in parts[1:]):
+        if site.parameter.cut is Cut.WHOLE and any(differs(reading.pool, parts[0], part) for part in parts[1:]):
             reading.warnings.append(
                 f"{moment} of {site.native} differs between tensor-parallel ranks; that of rank 0 is taken"
             )

@@ -238,7 +238,10 @@ def _map_buffer(
     rank: RankCheckpoint, members: Sequence[Local], world: Mapping[str, Any], shared: bool, pool: FilePool
 ) -> Mapped | None:
     slots = [
-        Slot(_numel(local.weight), shared and local.site.key.startswith(_EMBEDDINGS) and local.site.place.layer is None)
+        Slot(
+            _numel(local.weight),
+            shared and local.site.key.startswith(_EMBEDDINGS) and local.site.parameter.layer is None,
+        )
         for local in members
     ]
     length = world["param"].shape[0]

@@ -53,7 +53,7 @@ def join_parts(reading: Reading, site: Site, parts: Sequence[StoredTensor]) -> S
     """
     shape, tree = reading.shape(site), reading.tree
     try:
-        return _JOINS[site.place.cut](site.native, parts, shape)
+        return _JOINS[site.parameter.cut](site.native, parts, shape)
     except ValueError as error:
         raise ValueError(
             f"{site.describe(tree)} has the shape {parts[0].shape} on each of {tree.tp_size} tensor-parallel "
@@ -120,7 +120,7 @@ def _zeros(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_copies(reading: Reading, site: Site, parts: Sequence[StoredTensor]) -> None:
-    if site.place.cut is not Cut.WHOLE:
+    if site.parameter.cut is not Cut.WHOLE:
         return
     tree = reading.tree
     for tp_rank, part in enumerate(parts[1:], start=1):
@@ -133,7 +133,7 @@ def _check_copies(reading: Reading, site: Site, parts: Sequence[StoredTensor]) -
 
 def _check_padding(reading: Reading, site: Site, parts: Sequence[StoredTensor], whole: StoredTensor) -> None:
     """Padding of the vocabulary takes no part in the model; that of a gated MLP does not as long as it is zero."""
-    cut = site.place.cut
+    cut = site.parameter.cut
     dim = 1 if cut is Cut.COLUMNS else 0
     held = sum(part.shape[dim] for part in parts) if cut is not Cut.WHOLE else whole.shape[0]
     if held == whole.shape[dim]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from megatron_rb.checkpoint.hf.table import VISUAL
-from megatron_rb.checkpoint.legacy.names import TEXT, place_of
+from megatron_rb.checkpoint.legacy.names import TEXT, legacy_parameter
 
 GATE, UP = "_w", "_v"
 """Endings under which `singleton_local_shards` keeps the two halves of a gated layer apart."""
@@ -48,9 +48,9 @@ def stacked(key: str) -> tuple[str, str] | None:
 def native_name(key: str) -> str | None:
     """The native name of a parameter of megatron-core's layers, numbered globally; None for any other key."""
     key = _unwrapped(key)
-    place = place_of(key)
-    if place is not None:
-        return place.global_name(0)
+    parameter = legacy_parameter(key)
+    if parameter is not None:
+        return parameter.global_name(0)
     if key in _FIXED:
         return _FIXED[key]
     layer, merger = _LAYER.fullmatch(key), _MERGER.fullmatch(key)

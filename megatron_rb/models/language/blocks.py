@@ -37,6 +37,7 @@ class Embedding(torch.nn.Module):
         super().__init__()
         self.sequence_parallel = ctx.sequence_parallel
         self.rows = ctx.kernels.dynamic_padding
+        self.mesh = ctx.mesh
         self.tokens = tensor_parallel.VocabParallelEmbedding(
             shape.vocab_size, shape.hidden_size, init_method=torch.nn.init.zeros_, config=ctx.config
         )
@@ -54,7 +55,7 @@ class Embedding(torch.nn.Module):
         hidden = self.tokens(inputs.input_ids.unsqueeze(0)).transpose(0, 1)
         if visual is not None:
             if inputs.keys is not None:
-                visual = context.gather_rows(visual)
+                visual = context.gather_rows(visual, self.mesh.cp_group)
             # With no image in the batch the map is empty; the merger then still gets a gradient, of zeros.
             hidden = merge_rows(hidden, visual, inputs.visual, self.rows)
         if self.sequence_parallel:
@@ -71,6 +72,7 @@ class SelfAttention(torch.nn.Module):
 
     def __init__(self, ctx: BuildContext, shape: TextShape) -> None:
         super().__init__()
+        self.mesh = ctx.mesh
         self.head_dim = shape.head_dim
         self.heads_per_group = shape.num_heads // shape.num_query_groups
         rows = (shape.num_heads + 2 * shape.num_query_groups) * shape.head_dim
@@ -96,7 +98,7 @@ class SelfAttention(torch.nn.Module):
         else:
             q, k = apply_mrope(q, k, cos, sin, implementation=self.rope)
         if inputs.keys is not None:
-            k, v = context.gather_keys(k, v, inputs.keys.ranges)
+            k, v = context.gather_keys(k, v, inputs.keys.ranges, self.mesh.cp_group)
             attended = self.core(q, k, v, inputs.samples, inputs.keys.segments)
         elif cache is None:
             attended = self.core(q, k, v, inputs.samples)

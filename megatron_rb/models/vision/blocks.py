@@ -11,7 +11,6 @@ from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.kernels.window_attention.op import chosen_kernel, window_attention
 from megatron_rb.models.inputs import VisionInputs
 from megatron_rb.models.layers import MLP, BuildContext, column_linear, row_linear
-from megatron_rb.parallel import groups
 from megatron_rb.parallel.sharding import ShardSpec, set_shard
 from megatron_rb.shapes.towers import VisionShape
 
@@ -22,6 +21,7 @@ class PatchEmbed(torch.nn.Module):
     def __init__(self, ctx: BuildContext, shape: VisionShape) -> None:
         super().__init__()
         self.sequence_parallel = ctx.sequence_parallel
+        self.mesh = ctx.mesh
         self.weight = _replicated(ctx, shape.hidden_size, shape.patch_dim)
         self.bias = _replicated(ctx, shape.hidden_size) if shape.patch_bias else None
         side = shape.position_grid_side
@@ -33,7 +33,7 @@ class PatchEmbed(torch.nn.Module):
         pixels = inputs.pixels.to(self.weight.dtype, copy=inputs.pixels_shared)
         if inputs.pixels_shared:
             # What one rank has the others have zeros for, so the sum is exact.
-            dist.all_reduce(pixels, group=groups.tp_group())
+            dist.all_reduce(pixels, group=self.mesh.tp_group)
         hidden = torch.nn.functional.linear(pixels, self.weight, self.bias)
         if self.position is not None:
             taps = torch.nn.functional.embedding(inputs.position_taps, self.position)

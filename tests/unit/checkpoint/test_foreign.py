@@ -14,6 +14,11 @@ from megatron_rb.checkpoint.conversion.import_hf import import_folder
 from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
 from megatron_rb.checkpoint.conversion.verify import verify
 from megatron_rb.checkpoint.hf.reader import HFReader
+from megatron_rb.layout.mesh import RankGrid
+from megatron_rb.parallel.mesh import Mesh
+from megatron_rb.parallel.session import Session
+from megatron_rb.platform.cpu import CpuPlatform
+from megatron_rb.shapes.balance import default_layout
 from megatron_rb.shapes.published import CONFIGS
 from megatron_rb.shapes.shape import load_shape, shape_from_dict
 from megatron_rb.tools.launch import check_form
@@ -74,6 +79,7 @@ KINDS = {
     zero: "holds DeepSpeed ZeRO shards; make whole weights",
 }
 SHAPE = shape_from_dict(CONFIGS["RoboBrain2.5-8B"])
+SESSION = Session(CpuPlatform(), Mesh(RankGrid()), SHAPE, default_layout(SHAPE, 1), torch.device("cpu"))
 READERS = {
     "import": lambda folder, out: import_folder(folder, out),
     "export": lambda folder, out: export_checkpoint(folder, out),
@@ -81,7 +87,7 @@ READERS = {
     "verify": lambda folder, out: verify(folder, folder),
     "model.hf_path": lambda folder, out: HFReader(folder, load_shape(folder)),
     "launch": lambda folder, out: check_form(str(folder)),
-    "checkpoint.init": lambda folder, out: initialise([], SHAPE, None, str(folder), 0),  # type: ignore[arg-type]
+    "checkpoint.init": lambda folder, out: initialise([], SESSION, str(folder), 0),
 }
 
 

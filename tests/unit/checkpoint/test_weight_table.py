@@ -94,18 +94,19 @@ def test_qwen2_vl_has_the_weights_of_transformers_model(name):
 def test_the_table_has_the_shapes_of_the_model_itself(model):
     """The table is written without building a model; here one is built, on the meta device."""
     install_mcore_shims(get_platform("cpu"))
+    from megatron_rb.layout.mesh import RankGrid
     from megatron_rb.models.build import ModelOptions, build_stages, named_parameters
-    from megatron_rb.models.layers import LocalLayers
-    from megatron_rb.parallel.groups import Place, build_groups, destroy_groups
+    from megatron_rb.parallel.groups import build_mesh, destroy_groups
+    from megatron_rb.parallel.session import Session
     from megatron_rb.parallel.sharding import shard_of, stored_shape
     from megatron_rb.shapes.balance import default_layout
 
     shape = shape_from_dict(CONFIGS[model] if model in CONFIGS else qwen2_vl(model))
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        build_groups(1, 1, 1, timeout_minutes=1, seed=0)
-        lone = Place(0, 1, 0, 1, 0, 1, 1, 0, 1)
-        stages = build_stages(shape, default_layout(shape, 1), lone, ModelOptions(), LocalLayers(), "meta")
+        lone = build_mesh(RankGrid(), 1, timeout_minutes=1, seed=0)
+        session = Session(get_platform("cpu"), lone, shape, default_layout(shape, 1), torch.device("meta"))
+        stages = build_stages(session, ModelOptions())
         specs = {name: shard_of(parameter) for name, parameter in named_parameters(stages)}
     finally:
         destroy_groups()

@@ -1,12 +1,18 @@
 """The table that says which implementation an operator takes."""
 
+import ast
 import importlib
+import inspect
+import re
 
 import pytest
 import torch
 
+from megatron_rb.config.rules import CHOICES, check_values
+from megatron_rb.config.schema import Config, KernelsConfig
 from megatron_rb.kernels import dispatch
-from megatron_rb.kernels.dispatch import Call, KernelRequests, kernel_table, select
+from megatron_rb.kernels.dispatch import TABLE, Call, kernel_table, select
+from megatron_rb.models.kernel_report import SETTING
 from megatron_rb.platform.cpu import CpuPlatform
 from megatron_rb.platform.cuda import CudaPlatform
 
@@ -140,7 +146,34 @@ def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="there is no operator 'rope'; there are mrope"):
         select("rope", CpuPlatform(), WINDOW)
     with pytest.raises(ValueError, match="mrope has no implementation 'cuda'; use auto, triton, torch"):
-        KernelRequests(mrope="cuda")
+        select("mrope", CpuPlatform(), WINDOW, "cuda")
+
+
+@pytest.mark.parametrize("name", vars(KernelsConfig()))
+def test_what_a_setting_of_kernels_may_be_is_what_is_implemented(name):
+    implemented = ("auto", *(row.name for row in TABLE[name]))
+    assert CHOICES[f"kernels.{name}"] == implemented
+    documented = set(re.findall(r"`(\w+)`", field_docs(KernelsConfig)[name]))
+    assert documented == set(implemented)
+
+
+def test_every_operator_follows_a_setting():
+    assert {SETTING.get(operator, operator) for operator in TABLE} == set(vars(KernelsConfig()))
+    for operator, setting in SETTING.items():
+        assert [row.name for row in TABLE[operator]] == [row.name for row in TABLE[setting]]
+
+
+def test_an_implementation_that_does_not_exist_is_refused_with_the_settings():
+    with pytest.raises(ValueError, match="kernels.varlen_attention 'transformer_engine' is not known; use auto, flash"):
+        check_values(Config(kernels=KernelsConfig(varlen_attention="transformer_engine")))
+
+
+def field_docs(section: type) -> dict[str, str]:
+    """The docstring under every field of a dataclass, by its name."""
+    [body] = ast.parse(inspect.getsource(section)).body
+    assert isinstance(body, ast.ClassDef)
+    pairs = zip(body.body, body.body[1:], strict=False)
+    return {ast.unparse(a.target): b.value.value for a, b in pairs if isinstance(a, ast.AnnAssign)}  # type: ignore
 
 
 def test_the_choice_is_logged_once(caplog):

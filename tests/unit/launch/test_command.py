@@ -75,7 +75,7 @@ def test_job_follows_the_config(tmp_path: Path):
     job = build_job(config, derive(config, load_shape(_model(tmp_path))))
     assert (job.processes, job.master_port, job.patience.grace, job.run_dir) == (2, 5, 3.0, Path("runs/n").absolute())
     assert job.env["A"] == "b c"
-    assert job.arguments == ("--config", str(job.run_dir / "config.yaml"))
+    assert job.arguments == ("megatron_rb.app.main:train_folder", str(job.run_dir))
 
 
 def test_the_environment_of_the_vendor_comes_with_the_platform_and_the_cluster_wins(tmp_path: Path):

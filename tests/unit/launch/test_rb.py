@@ -126,7 +126,7 @@ def test_launch_writes_the_config_and_starts_every_rank_from_it(model: Path, tmp
     settings = [f"model.hf_path={model}", "parallel=tp2", f"run_dir={run_dir}", f"data.train=[{data}]"]
     settings.append(f"cluster.env.PYTHONPATH={tmp_path}")
     assert cli.main(["launch", *settings]) == 0
-    arguments = ["--config", str(run_dir / "config.yaml")]
+    arguments = ["megatron_rb.app.main:train_folder", str(run_dir)]
     assert (run_dir / "logs/rank_1.log").read_text() == f"1 {arguments}\n"
     assert f"0 {arguments}" in capfd.readouterr().out
     assert config_from_file(run_dir / "config.yaml") == load_config(settings)

@@ -12,8 +12,8 @@ from megatron_rb.launch.render import environment_script, host_script, node_scri
 
 ODD = "a 'b'  \"c\" $HOME\n`two` \\ lines é"
 JOB = JobSpec(
-    "megatron_rb.app.main",
-    ("--config", "/runs/a run/config.yaml"),
+    "megatron_rb.app.worker",
+    ("megatron_rb.app.main:train_folder", "/runs/a run"),
     8,
     Path("/runs/a run"),
     name="my run",

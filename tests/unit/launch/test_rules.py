@@ -8,7 +8,7 @@ import pytest
 from megatron_rb.launch.failure import FailureKind, kind_of_exit
 from megatron_rb.launch.hostfile import read_hosts
 from megatron_rb.launch.job import Host, JobSpec
-from megatron_rb.launch.limits import Beat, Limits, Progress
+from megatron_rb.launch.limits import Beat, Limits, RankProgress
 from megatron_rb.launch.record import AttemptNote, effective_time_ratio, running_seconds
 from megatron_rb.launch.simulate import FaultFigures, simulate_ettr
 from megatron_rb.launch.topology import choose_nodes, leaf_of_nodes, rank_table, table_text
@@ -43,7 +43,7 @@ def test_unknown_phase_has_the_configured_limit():
 
 def test_limit_of_a_step_follows_the_slowest():
     limits = Limits(600.0)
-    progress = Progress(limits, now=0.0)
+    progress = RankProgress(limits, now=0.0)
     for step, time in ((1, 10.0), (2, 11.0), (3, 14.0), (4, 15.0)):
         progress.see(Beat(1, "step", step, time), now=time)
     assert limits.slowest["step"] == 3.0
@@ -54,7 +54,7 @@ def test_limit_of_a_step_follows_the_slowest():
 
 def test_time_before_a_phase_changes_is_that_of_the_phase():
     limits = Limits(600.0)
-    progress = Progress(limits, now=0.0)
+    progress = RankProgress(limits, now=0.0)
     for phase, time in (("init", 0.0), ("step", 20.0), ("checkpoint", 21.0), ("step", 26.0)):
         progress.see(Beat(1, phase, 1, time), now=time)
     assert limits.slowest == {"init": 20.0, "checkpoint": 5.0}

@@ -2,8 +2,9 @@
 
 import pytest
 
+from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.models.build import ModelOptions, core_config
-from megatron_rb.parallel.groups import Place
+from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.shapes.shape import load_shape
 from tests.parity.tiny_models import write_model
 
@@ -12,7 +13,7 @@ from tests.parity.tiny_models import write_model
 def test_outputs_are_freed_after_a_send_only_where_the_schedule_waits_for_it(vpp_size, tmp_path):
     """A tensor whose data is exchanged while gloo sends it arrives as whatever took its memory."""
     shape = load_shape(write_model(tmp_path / "hf", "qwen3_vl", seed=0))
-    place = Place(0, 2, 0, 1, 0, 2, vpp_size, 0, 1)
-    config = core_config(shape, place, ModelOptions())
+    mesh = Mesh(RankGrid(pp_size=2), vpp_size=vpp_size)
+    config = core_config(shape, mesh, ModelOptions())
     assert config.overlap_p2p_comm == (vpp_size > 1)
     assert not (config.overlap_p2p_comm and config.deallocate_pipeline_outputs)

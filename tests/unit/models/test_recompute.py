@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megatron_rb.layout import parse_layout
+from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.platform import get_platform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 from tests.unit.planner.cases import tiny
@@ -13,9 +14,10 @@ install_mcore_shims(get_platform("cpu"))
 from megatron_rb.bench.blocks import draw_micro_batch  # noqa: E402
 from megatron_rb.models.build import ModelOptions, build_stages, fill_weights, random_weights  # noqa: E402
 from megatron_rb.models.inputs import to_device  # noqa: E402
-from megatron_rb.models.layers import LocalLayers  # noqa: E402
 from megatron_rb.models.stage import Recompute  # noqa: E402
-from megatron_rb.parallel.groups import Place, build_groups, destroy_groups  # noqa: E402
+from megatron_rb.parallel.groups import build_mesh, destroy_groups  # noqa: E402
+from megatron_rb.parallel.mesh import Mesh  # noqa: E402
+from megatron_rb.parallel.session import Session  # noqa: E402
 
 
 def test_every_slice_does_the_same_unless_it_has_a_number_of_its_own():
@@ -27,8 +29,7 @@ def test_every_slice_does_the_same_unless_it_has_a_number_of_its_own():
 @pytest.fixture
 def lone_world():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    build_groups(1, 1, 1, timeout_minutes=1, seed=0)
-    yield
+    yield build_mesh(RankGrid(), 1, timeout_minutes=1, seed=0)
     destroy_groups()
     torch.distributed.destroy_process_group()
 
@@ -39,9 +40,10 @@ def gradients(recompute: Recompute) -> tuple[list[torch.Tensor], int]:
     layout = parse_layout("P v*2 | v M E t*3 L", 3, 3, 2)
     stages = []
     for rank in range(2):
-        place = Place(0, 2, 0, 1, rank, 2, 1, 0, 1)
-        stages += build_stages(shape, layout, place, ModelOptions(recompute=recompute), LocalLayers(), "cpu")
-    fill_weights(stages, Place(0, 1, 0, 1, 0, 1, 1, 0, 1), random_weights(stages, 0))
+        mesh = Mesh(RankGrid(pp_size=2), rank)
+        session = Session(get_platform("cpu"), mesh, shape, layout, torch.device("cpu"))
+        stages += build_stages(session, ModelOptions(recompute=recompute))
+    fill_weights(stages, Mesh(RankGrid()), random_weights(stages, 0))
     calls = []
     for stage in stages:
         for layer in [*stage.vision.layers.values(), *stage.language.layers.values()]:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from megatron_rb.parallel.groups import cpu_threads_of_rank
+from megatron_rb.parallel.world import cpu_threads_of_rank
 
 
 @pytest.mark.parametrize(

@@ -14,41 +14,42 @@ from tests.unit.planner.cases import tiny
 
 install_mcore_shims(get_platform("cpu"))
 
+from megatron_rb.app.session import session_of  # noqa: E402
 from megatron_rb.bench.blocks import build_blocks, calls_of, draw_micro_batch, sizes_of  # noqa: E402
 from megatron_rb.bench.step import one_process  # noqa: E402
 from megatron_rb.config.optimizers import OPTIMIZERS  # noqa: E402
-from megatron_rb.models.build import DTYPES  # noqa: E402
 from megatron_rb.models.inputs import to_device  # noqa: E402
 from megatron_rb.models.layers import LocalAttention  # noqa: E402
 from megatron_rb.models.work import training_flops, work_of  # noqa: E402
 from megatron_rb.parallel import context  # noqa: E402
-from megatron_rb.parallel.groups import destroy_groups  # noqa: E402
 from megatron_rb.planner.cost import Frozen, model_flops  # noqa: E402
 from megatron_rb.planner.memory import memory_model, state_bytes  # noqa: E402
 from megatron_rb.planner.work import PARTS, Part, Shards, forward_work, parameters  # noqa: E402
 from megatron_rb.planner.workload import MicroBatchLimits  # noqa: E402
+from megatron_rb.platform.dtypes import DTYPES  # noqa: E402
+from megatron_rb.shapes.balance import default_layout  # noqa: E402
 
 FAMILIES = ("RoboBrain2.0-7B", "RoboBrain2.5-4B")
 
 
 @pytest.fixture(scope="module")
-def place():
-    yield one_process(get_platform("cpu"), 1)
-    destroy_groups()
+def session():
+    with session_of(one_process("", 1), tiny(4, 2)) as session:
+        yield session
     dist.destroy_process_group()
 
 
-def blocks(family: str, dtype: str, place, samples: int = 4, cp_size: int = 1):
+def blocks(family: str, dtype: str, session, samples: int = 4, cp_size: int = 1):
     shape = tiny(4, 2, family)
-    trainable = build_blocks(shape, dtype, place, get_platform("cpu"))
+    trainable = build_blocks(session.with_model(shape, default_layout(shape, 1)), dtype)
     drawn = draw_micro_batch(shape, 512, 1024, samples=samples, cp_size=cp_size)
     batch = to_device(drawn, shape, torch.device("cpu"))
     return shape, trainable, batch, list(calls_of(trainable.chunks[0].module, batch))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_flops_are_what_torch_counts(family: str, place):
-    shape, _, batch, calls = blocks(family, "fp32", place)
+def test_flops_are_what_torch_counts(family: str, session):
+    shape, _, batch, calls = blocks(family, "fp32", session)
     works = forward_work(shape, Shards(1, False, 4), sizes_of(batch))
     for call in calls:
         inputs = call.inputs(torch.float32, torch.device("cpu"))
@@ -63,8 +64,8 @@ def test_flops_are_what_torch_counts(family: str, place):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_parameters_are_those_of_the_blocks(family: str, place):
-    shape, trainable, _, _ = blocks(family, "fp32", place)
+def test_parameters_are_those_of_the_blocks(family: str, session):
+    shape, trainable, _, _ = blocks(family, "fp32", session)
     stage = trainable.chunks[0].module
     sizes = parameters(shape, 1)
 
@@ -94,7 +95,7 @@ def alone_in_a_context_group(monkeypatch):
     """What a rank keeps of messages has their shapes; the values do not matter, so its own stand for the others'."""
     whole = LocalAttention.forward
 
-    def gather_keys(k, v, ranges):
+    def gather_keys(k, v, ranges, group):
         rows = torch.arange(sum(stop - start for start, stop in ranges)) % len(k)
         return k[rows], v[rows]
 
@@ -102,7 +103,7 @@ def alone_in_a_context_group(monkeypatch):
         return whole(self, q, k, v, segments) if keys is None else KeptByFlash.apply(q, k, v).flatten(1)
 
     monkeypatch.setattr(context, "gather_keys", gather_keys)
-    monkeypatch.setattr(context, "gather_rows", lambda local: torch.cat([local] * 2))
+    monkeypatch.setattr(context, "gather_rows", lambda local, group: torch.cat([local] * 2))
     monkeypatch.setattr(LocalAttention, "forward", attention)
 
 
@@ -111,9 +112,9 @@ def alone_in_a_context_group(monkeypatch):
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kept_activations_are_what_autograd_keeps(
-    family: str, dtype: str, samples: int, cp_size: int, place, alone_in_a_context_group
+    family: str, dtype: str, samples: int, cp_size: int, session, alone_in_a_context_group
 ):
-    shape, trainable, batch, calls = blocks(family, dtype, place, samples, cp_size)
+    shape, trainable, batch, calls = blocks(family, dtype, session, samples, cp_size)
     # Counted as if a context-parallel rank saw all keys, as with one sample, and its tokens an even part of the visual
     # rows, as with several.
     at_most = {Part.DECODER} if samples > 1 else {Part.EMBEDDING}

@@ -35,10 +35,10 @@ def shape(tmp_path):
 
 
 def test_steps_are_padded_and_memory_starts_anew_before_one_that_outgrows_all(shape, monkeypatch):
-    monkeypatch.setattr(sft.groups, "replica_group_gloo", lambda: None)
+    monkeypatch.setattr(sft, "replica_group_gloo", lambda mesh: None)
     calls, sizes = [], []
     task = sft.SupervisedFineTuning(
-        SimpleNamespace(shape=shape, place=SimpleNamespace(tp_rank=0, tp_size=1, cp_rank=0, cp_size=1)),
+        SimpleNamespace(shape=shape, mesh=SimpleNamespace(tp_rank=0, tp_size=1, cp_rank=0, cp_size=1)),
         Loader([Size(10, 8), Size(10, 8), Size(70, 8), Size(10, 8)]),
         None,
         None,

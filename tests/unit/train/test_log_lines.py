@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from megatron_rb.app.main import show_log_lines
+from megatron_rb.app.log_lines import show_log_lines
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,44 +14,55 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_rb.app.session import session_of
+from megatron_rb.bench.blocks import ALONE, calibration_of, draw_micro_batch, sizes_of, time_blocks
+from megatron_rb.bench.plan.two_processes import (
+    DTYPE,
+    EQUAL,
+    KEPT_SPLITS,
+    PP_SIZE,
+    Case,
+    cases_of,
+    device_of,
+    layouts_of,
+    planning_task,
+)
+from megatron_rb.config.compose import CONFIG_FILE, config_from_file
+from megatron_rb.config.schema import Config, ModelConfig
+from megatron_rb.parallel.session import Session
+from megatron_rb.parallel.world import world_from_environment
+from megatron_rb.planner.calibration import load_calibration
+from megatron_rb.planner.cost import Pricing
+from megatron_rb.planner.device import load_device
+from megatron_rb.planner.task import PlanTask
 from megatron_rb.planner.workload import MicroBatches
-from megatron_rb.platform import get_platform
-from megatron_rb.platform.mcore_shims import install_mcore_shims
+from megatron_rb.train.build import build_trainable
+from megatron_rb.train.step import Runner, train_pass
 
-MINUTES = 15.0
 BLOCK_ROUNDS = 7
 
 
-def main(argv: Sequence[str]) -> int:
+def measure_cases(folder: Path) -> None:
     """Write `blocks<N>.json` (calibration) and `case<N>.json` (times of every layout) into a folder."""
-    folder = Path(argv[0])
     spec = json.loads((folder / "spec.json").read_text())
-    platform = get_platform("cpu")
-    install_mcore_shims(platform)
-
-    from megatron_rb.bench.plan.two_processes import cases_of
-    from megatron_rb.parallel.groups import start_process_group, world_from_environment
-
+    side_by_side = config_from_file(folder / CONFIG_FILE)
+    in_a_pipeline = replace(side_by_side, parallel=replace(side_by_side.parallel, pp_size=PP_SIZE))
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[world_from_environment()[0] % len(cores)]})
-    torch.set_num_threads(1)
-    start_process_group(platform, MINUTES)
-    link = measure_link()
     for number, case in enumerate(cases_of(spec["cases"])):
-        batches = _micro_batches(case)
-        calibrate(case, folder / f"blocks{number}.json", platform)
-        content: dict[str, Any] = {"link": link, "batches": [list(values[0]) for values in vars(batches).values()]}
-        content["times"] = measure(case, batches, link, folder / f"blocks{number}.json", platform, spec["rounds"])
+        batches, calibration = _micro_batches(case), folder / f"blocks{number}.json"
+        content: dict[str, Any] = {"batches": [list(values[0]) for values in vars(batches).values()]}
+        with session_of(side_by_side, case.shape) as session:
+            link = content["link"] = measure_link()
+            calibrate(session, case, calibration)
+        task = planning_task(case, batches, device_of(link), load_calibration(calibration))
+        with session_of(in_a_pipeline, case.shape) as session:
+            content["times"] = measure(session, case, task, spec["rounds"])
         if dist.get_rank() == 0:
             (folder / f"case{number}.json").write_text(json.dumps(content))
-    dist.barrier()
-    dist.destroy_process_group()
-    return 0
 
 
-def _micro_batches(case) -> MicroBatches:
-    from megatron_rb.bench.blocks import draw_micro_batch, sizes_of
-
+def _micro_batches(case: Case) -> MicroBatches:
     drawn = [draw_micro_batch(case.shape, tokens, patches, n) for n, (tokens, patches) in enumerate(case.sizes)]
     seen = [sizes_of(batch) for batch in drawn]
     names = list(vars(seen[0]))
@@ -79,47 +89,22 @@ def _ping(values: int, rounds: int) -> float:
     return float(np.median(taken))
 
 
-def calibrate(case, path: Path, platform) -> None:
+def calibrate(session: Session, case: Case, path: Path) -> None:
     """Time the blocks on both cores at once, since both work in a pipeline; the mean of the two is kept."""
-    from megatron_rb.bench.blocks import calibration_of, time_blocks
-    from megatron_rb.bench.plan.two_processes import DTYPE
-    from megatron_rb.parallel.groups import build_groups, destroy_groups
-    from megatron_rb.planner.cost import Pricing
-    from megatron_rb.planner.device import load_device
-
-    place = build_groups(1, 1, 1, MINUTES, seed=0)
     pricing = Pricing(load_device("cpu"), DTYPE)
-    sizes = sorted(set(case.sizes))
-    times = time_blocks(case.shape, pricing, place, platform, sizes, BLOCK_ROUNDS, lambda _: dist.barrier())
+    times = time_blocks(session, pricing, sorted(set(case.sizes)), BLOCK_ROUNDS, lambda _: dist.barrier())
     measured = torch.tensor([item.measured for item in times], dtype=torch.float64)
     dist.all_reduce(measured)
     times = [replace(item, measured=value / 2) for item, value in zip(times, measured.tolist(), strict=True)]
-    if dist.get_rank() == 0:
-        info = ", ".join(f"{name} {value}" for name, value in platform.info().items())
+    if session.mesh.rank == 0:
+        info = ", ".join(f"{name} {value}" for name, value in session.platform.info().items())
         calibration_of(times, pricing.device, DTYPE, f"{info}, two processes").save(path)
     dist.barrier()
-    destroy_groups()
 
 
-def measure(
-    case, batches: MicroBatches, link: dict[str, float], calibration: Path, platform, rounds: int
-) -> dict[str, list[float]]:
+def measure(session: Session, case: Case, task: PlanTask, rounds: int) -> Mapping[str, list[float]]:
     """Seconds of a step under every layout, by round: the slower of the two processes."""
-    from megatron_rb.bench.plan.two_processes import (
-        EQUAL,
-        KEPT_SPLITS,
-        PP_SIZE,
-        device_of,
-        layouts_of,
-        planning_task,
-    )
-    from megatron_rb.parallel.groups import build_groups, destroy_groups
-    from megatron_rb.planner.calibration import load_calibration
-
-    task = planning_task(case, batches, device_of(link), load_calibration(calibration))
-    layouts = layouts_of(case, task)
-    place = build_groups(1, PP_SIZE, 1, MINUTES, seed=0)
-    steps = {role: _step(case, layout, place, platform) for role, layout in layouts.items()}
+    steps = {role: _step(session.with_model(case.shape, cut), case) for role, cut in layouts_of(case, task).items()}
     first = {role: _timed(step) for role, step in steps.items()}  # also the warm-up
     splits = sorted((role for role in steps if role.startswith("ViT and")), key=lambda role: first[role])
     kept = ["planned", EQUAL, *splits[:KEPT_SPLITS]]
@@ -127,9 +112,8 @@ def measure(
     for number in range(rounds):
         for role in kept:
             times[role].append(_timed(steps[role]))
-        if dist.get_rank() == 0:
+        if session.mesh.rank == 0:
             print(f"{case.name}: round {number + 1} of {rounds}", flush=True)
-    destroy_groups()
     return times
 
 
@@ -143,18 +127,10 @@ def _timed(step: Callable[[], None]) -> float:
     return float(taken)
 
 
-def _step(case, layout, place, platform):
-    from megatron_rb.bench.blocks import ALONE, draw_micro_batch
-    from megatron_rb.bench.plan.two_processes import DTYPE
-    from megatron_rb.config.schema import Config, ModelConfig
-    from megatron_rb.train.build import build_trainable
-    from megatron_rb.train.step import Runner, train_pass
-
-    shape = case.shape
-    config = Config(model=ModelConfig(dtype=DTYPE), parallel=ALONE)
-    trainable = build_trainable(config, shape, layout, place, platform, init="random")
-    runner = Runner(trainable.chunks, shape, place, platform.current_device())
-    batches = [draw_micro_batch(shape, tokens, patches, n) for n, (tokens, patches) in enumerate(case.sizes)]
+def _step(session: Session, case: Case) -> Callable[[], None]:
+    trainable = build_trainable(session, Config(model=ModelConfig(dtype=DTYPE), parallel=ALONE), init="random")
+    runner = Runner(trainable.chunks, session)
+    batches = [draw_micro_batch(case.shape, tokens, patches, n) for n, (tokens, patches) in enumerate(case.sizes)]
 
     def step() -> None:
         for chunk in trainable.chunks:
@@ -164,7 +140,3 @@ def _step(case, layout, place, platform):
         trainable.optimizer.step()
 
     return step
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
