@@ -16,7 +16,7 @@ from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
 from megatron_rb.tasks.sft import SupervisedFineTuning
 from megatron_rb.tasks.value import ValueEstimation
-from megatron_rb.train.allocator import start_memory_anew
+from megatron_rb.train.allocator import empty_cache
 from megatron_rb.train.step import Runner
 
 TASKS: dict[str, type[SupervisedFineTuning]] = {"sft": SupervisedFineTuning, "value": ValueEstimation}
@@ -53,7 +53,7 @@ def build_task(config: Config, derived: Derived, runner: Runner, samples: TaskDa
         micro_batch_multiple=derived.micro_batch_multiple,
         padding=_padding(config, derived, runner.session, samples.training),
         pin_memory=platform.offers("pinned_memory"),
-        start_memory_anew=partial(start_memory_anew, platform),
+        empty_cache=partial(empty_cache, platform),
     )
 
 

@@ -96,7 +96,7 @@ class SupervisedFineTuning:
         micro_batch_multiple: see `StepLoader`.
         padding: sizes that micro-batches are padded to; None = their own.
         pin_memory: whether the device copies from page-locked memory without waiting.
-        start_memory_anew: gives cached device memory back and says so; called before a step that outgrew the padding.
+        empty_cache: gives cached device memory back and says so; called before a step that outgrew the padding.
     """
 
     def __init__(
@@ -112,11 +112,11 @@ class SupervisedFineTuning:
         micro_batch_multiple: int,
         padding: PaddingPolicy | None = None,
         pin_memory: bool = False,
-        start_memory_anew: Callable[[PaddingPlan], None] = lambda plan: None,
+        empty_cache: Callable[[PaddingPlan], None] = lambda plan: None,
     ) -> None:
         self.padding = padding
         self.pin_memory = pin_memory
-        self.start_memory_anew = start_memory_anew
+        self.empty_cache = empty_cache
         self.runner = runner
         self.loader = loader
         self.evaluation = evaluation
@@ -137,7 +137,7 @@ class SupervisedFineTuning:
         for number in self._drop_failed(step.micro_batches, failed):
             batches[number] = self._pack(step.micro_batches[number], size_of(plan, number))
         if plan.outgrown is not None:
-            self.start_memory_anew(plan)
+            self.empty_cache(plan)
         return StepBatches(batches, step.epoch, waited)
 
     def run(self, batches: Sequence[MicroBatch]) -> list[dict[str, torch.Tensor]]:

@@ -36,8 +36,8 @@ from megatron_rb.tasks.build import TaskData, build_loader, build_task
 from megatron_rb.train.build import build_trainable
 from megatron_rb.train.peak import peak_of
 from megatron_rb.train.run import seed_everything
-from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import Runner, update
+from megatron_rb.train.timers import StepTimers
 from megatron_rb.train.totals import sum_over_world
 from megatron_rb.train.trace import PassTracer
 
@@ -68,8 +68,8 @@ class Bench:
         self.chunks, self.optimizer = trainable.chunks, trainable.optimizer
         self.runner = Runner(self.chunks, session)
         self.task = build_task(config, self.derived, self.runner, self.samples)
-        self.sections = SectionTimer([chunk.module for chunk in self.chunks], self.platform, every=1)
-        self.tracer = PassTracer(self.chunks, self.platform, self.mesh, self.sections)
+        self.timers = StepTimers([chunk.module for chunk in self.chunks], self.platform, every=1)
+        self.tracer = PassTracer(self.chunks, self.platform, self.mesh, self.timers)
 
     def _samples(self) -> SampleSource:
         config = self.config
@@ -120,7 +120,7 @@ class Bench:
         total = time.perf_counter() - start
         timeline = self.tracer.timeline()
         forward, backward = timeline.busy("forward"), timeline.busy("backward")
-        vision, language = (self.sections.seconds[name] for name in ("vision", "language"))
+        vision, language = (self.timers.seconds[name] for name in ("vision", "language"))
         sections = {
             "data": data.wait_seconds,
             "vision forward": vision,
@@ -265,7 +265,7 @@ def _baseline(bench: Bench) -> Baseline:
     padded = padded_batches(samples, config.data.seq_length)
     bench.chunks.clear()
     _say(bench.mesh, f"transformers: {len(samples)} samples, in {len(padded)} padded batches and one by one")
-    del bench.optimizer, bench.task, bench.runner, bench.tracer, bench.sections
+    del bench.optimizer, bench.task, bench.runner, bench.tracer, bench.timers
     bench.platform.empty_cache()
     of_folder = replace(config, checkpoint=replace(config.checkpoint, init=config.model.hf_path))
     found = beside_transformers(bench.session, of_folder, {OURS[0]: packs}, padded, min(spec.steps, 10))

@@ -47,7 +47,7 @@ def test_steps_are_padded_and_memory_starts_anew_before_one_that_outgrows_all(sh
         sequence_parallel=False,
         micro_batch_multiple=1,
         padding=PaddingPolicy(Size(64, 64), Size(1, 4), num_buckets=4),
-        start_memory_anew=lambda plan: calls.append((len(sizes), plan.outgrown)),
+        empty_cache=lambda plan: calls.append((len(sizes), plan.outgrown)),
     )
     for _ in range(4):
         (batch,) = task.next_step().micro_batches
