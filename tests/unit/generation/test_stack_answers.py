@@ -1,9 +1,11 @@
+import argparse
 import json
 import shutil
 
 import pytest
 
 from megatron_rb.config.compose import CONFIG_FILE, config_from_file, load_config, save_config
+from megatron_rb.generation.answer_source import add_arguments, answers_of
 from megatron_rb.generation.questions import Questions
 from megatron_rb.generation.spec import GenerationSpec, Sampling, part_file
 from megatron_rb.generation.stack_answers import StackRequest, answer_with_stack, find_weights
@@ -132,6 +134,23 @@ def test_kernels_of_the_run_that_cannot_run_here_are_refused_with_the_way_out(
         Questions(QUESTIONS, tmp_path, out), StackRequest(str(run), settings=settings), workers(calls, out)
     )
     assert (calls[0][1].model.layers, calls[0][1].kernels.varlen_attention) == ("auto", "auto")
+
+
+def test_the_command_line_changes_what_the_run_says(hf, tmp_path):
+    run = trained_run(tmp_path, hf, "kernels.mrope=triton", "kernels.rms_norm=torch")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, 8, "")
+    options = parser.parse_args(["--ckpt", str(run), "--set", "kernels.mrope=torch", "--set", "model.layers=local"])
+    out, calls, started = tmp_path / "a.jsonl", [], []
+
+    def start(function, folder, processes):
+        started.append(function)
+        return workers(calls, out)(folder, processes)
+
+    assert len(answers_of(options, Questions(QUESTIONS, tmp_path, out), start)) == len(QUESTIONS)
+    config = calls[0][1]
+    assert (config.kernels.mrope, config.kernels.rms_norm, config.model.layers) == ("torch", "torch", "local")
+    assert started == ["megatron_rb.generation.run:answer"]
 
 
 @pytest.mark.parametrize(
