@@ -1,6 +1,6 @@
 # make demo   set up, then train, save, resume, export and check a small model on this machine
 # make test   set up, then the tests; ARGS="-k name" passes on to pytest
-# make test-fast  set up, then the tests of one process
+# make test-fast  set up, then the tests of one process and one world: a family's layouts against transformers
 # make bench  set up, then the benchmarks
 # make lint   set up, then ruff and mypy
 # make docs   set up, then the pages of docs/ as a site, links and anchors checked (needs mkdocs-material)
@@ -13,6 +13,7 @@ PYTHON ?=
 TORCH_INDEX ?=
 ARGS ?=
 ALONE := tests/unit tests/architecture tests/interpreter
+ONE_WORLD := 'tests/parity/test_layouts.py::test_every_layout_equals_transformers[qwen2_5_vl]'
 BIN := .venv/bin
 
 # Ranks share the cores; `rb launch` gives each its own share.
@@ -33,7 +34,7 @@ test: .venv/.ready
 	exit $$status
 
 test-fast: .venv/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE) $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE) $(ONE_WORLD) $(ARGS)
 
 bench: .venv/.ready
 	$(BIN)/rb bench

@@ -12,6 +12,7 @@ from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.checkpoint.sharded import TrainingState
 from megatron_rb.config.derive import Derived, derive, derive_steps
+from megatron_rb.config.optimizers import OPTIMIZERS
 from megatron_rb.config.schema import Config
 from megatron_rb.data.build import RefusedRows, build_dataset, build_encoder
 from megatron_rb.data.dataset import ConversationDataset
@@ -24,10 +25,13 @@ from megatron_rb.parallel.attempt import Attempt
 from megatron_rb.parallel.collectives import rank_zero_first
 from megatron_rb.parallel.session import Session
 from megatron_rb.parallel.world import world_from_environment
+from megatron_rb.planner.device import Peak
 from megatron_rb.shapes.shape import load_shape, model_fingerprint
 from megatron_rb.tasks.build import TaskData, build_task
 from megatron_rb.train.build import Trainable, build_trainable
 from megatron_rb.train.guard import UpdateGuard, not_finite_parameters
+from megatron_rb.train.peak import known_peak
+from megatron_rb.train.profiler import StepProfiler
 from megatron_rb.train.run import Run, layout_state, seed_everything
 from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer
@@ -42,7 +46,9 @@ def assemble(config: Config, heartbeat: Heartbeat, attempt: Attempt) -> Run:
     """
     derived = derive(config, load_shape(config.model.hf_path), world_from_environment()[2])
     session = open_session(config)
-    _log_start(config, derived, session)
+    profiler = _profiler(config, derived, session)  # first, so that a history of memory is whole
+    peak = known_peak(session.platform, config.model.dtype, config.metrics.peak_tflops)
+    _log_start(config, derived, session, peak)
     checkpoints = _checkpoints(config, derived, attempt)
     samples = _samples(config, derived, session, checkpoints)
     train_steps = derive_steps(
@@ -82,6 +88,8 @@ def assemble(config: Config, heartbeat: Heartbeat, attempt: Attempt) -> Run:
         SectionTimer(modules, session.platform, config.metrics.compare_ranks_every),
         _capture(config, derived, session, trainable),
         UpdateGuard(config.optimizer.max_bad_steps, skipped_updates(derived.run_dir / METRICS_FILE) if first else 0),
+        profiler,
+        peak,
         step=first_step,
         saved_step=first_step if first_step else -1,
     )
@@ -158,7 +166,7 @@ def _check_weights(trainable: Trainable, origin: str) -> None:
         )
 
 
-def _log_start(config: Config, derived: Derived, session: Session) -> None:
+def _log_start(config: Config, derived: Derived, session: Session, peak: Peak | None) -> None:
     """Say what runs where; settings whose kernels cannot run here are refused on every rank."""
     kernels = taken_line(report_of_run(config, session.platform, session.shape))
     mesh, platform = session.mesh, session.platform
@@ -167,6 +175,24 @@ def _log_start(config: Config, derived: Derived, session: Session) -> None:
     print(
         f"{config.name}: {platform.name}, {mesh.world_size} processes = tp {mesh.tp_size} x pp {mesh.pp_size} x "
         f"{f'cp {mesh.cp_size} x ' if mesh.cp_size > 1 else ''}dp {mesh.dp_size}, layout {session.layout}, run folder "
-        f"{Path(derived.run_dir)}\n{kernels}",
+        f"{Path(derived.run_dir)}\n{kernels}\n{_optimizer_words(config)}; MFU is a share of {_peak_words(peak)}",
         flush=True,
     )
+
+
+def _profiler(config: Config, derived: Derived, session: Session) -> StepProfiler:
+    settings = config.metrics.profile
+    folder = Path(settings.dir) if settings.dir else derived.run_dir / "profile"
+    return StepProfiler(settings, folder, session.mesh.rank, session.platform)
+
+
+def _optimizer_words(config: Config) -> str:
+    traits = OPTIMIZERS[config.optimizer.name]
+    shared = ", shared out among data-parallel ranks" if config.parallel.distributed_optimizer else ""
+    return f"optimizer {config.optimizer.name}: {traits.state_bytes} bytes of state per trained parameter{shared}"
+
+
+def _peak_words(peak: Peak | None) -> str:
+    if peak is None:
+        return "nothing, the peak of this device is not known (metrics.peak_tflops states it)"
+    return f"{peak.flops / 1e12:.4g} TFLOP/s ({peak.source})"

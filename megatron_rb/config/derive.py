@@ -9,7 +9,7 @@ from typing import Protocol
 
 from megatron_rb.config.optimizers import check_optimizer
 from megatron_rb.config.rules import either
-from megatron_rb.config.schema import Config, DataConfig, ParallelConfig, RecomputeConfig, ScheduleConfig
+from megatron_rb.config.schema import Config, DataConfig, ParallelConfig, ProfileConfig, RecomputeConfig, ScheduleConfig
 from megatron_rb.layout import PipelineLayout, parse_layout
 from megatron_rb.layout.token_axis import token_multiple
 
@@ -98,6 +98,7 @@ def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
     tokens = token_multiple(parallel.cp_size, parallel.tp_size if sequence_parallel else 1)
     _check_data(config.data, parallel, tokens)
     _check_capture(config.metrics.capture.every, parallel.cp_size)
+    _check_profile(config.metrics.profile, world_size)
     run_dir = Path(config.run_dir)
     return Derived(
         world_size=world_size,
@@ -251,6 +252,15 @@ def _check_step_size(data: DataConfig, dp_size: int, multiple: int) -> None:
             f"global_batch_size {data.global_batch_size} leaves some of the {dp_size} data-parallel ranks without a "
             f"sample; use at least {dp_size}"
         )
+
+
+def _check_profile(profile: ProfileConfig, world_size: int) -> None:
+    steps = [step for step in profile.steps if step < 1]
+    if steps:
+        raise ValueError(f"metrics.profile.steps names step {steps[0]}; the first step of a run is 1")
+    ranks = [rank for rank in profile.ranks if not 0 <= rank < world_size]
+    if ranks and (profile.steps or profile.memory):
+        raise ValueError(f"metrics.profile.ranks names rank {ranks[0]}; the run has ranks 0 to {world_size - 1}")
 
 
 def _check_capture(every: int, cp_size: int) -> None:

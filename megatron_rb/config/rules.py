@@ -66,6 +66,7 @@ LEAST: dict[str, float] = {
     "checkpoint.keep_last": 0,
     "metrics.log_every": 1,
     "metrics.compare_ranks_every": 0,
+    "metrics.peak_tflops": 0,
     "metrics.capture.every": 0,
     "metrics.capture.limit": 1,
     "metrics.capture.samples": 1,

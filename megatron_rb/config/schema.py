@@ -247,6 +247,19 @@ class CaptureConfig:
 
 
 @dataclass
+class ProfileConfig:
+    steps: list[int] = field(default_factory=list)
+    """Optimizer steps of which torch.profiler writes a trace, e.g. `[10, 11]`; empty = none."""
+    ranks: list[int] = field(default_factory=lambda: [0])
+    """Ranks that write one."""
+    memory: bool = False
+    """Keep who allocated device memory; these ranks write a snapshot after the last of the steps, and every rank at an
+    out-of-memory error."""
+    dir: str = ""
+    """Folder of traces and snapshots; empty = `<run_dir>/profile`."""
+
+
+@dataclass
 class MetricsConfig:
     log_every: int = 1
     """Steps between log lines."""
@@ -258,7 +271,11 @@ class MetricsConfig:
     """Write a PNG of the curves into the run folder."""
     compare_ranks_every: int = 50
     """Steps between two comparisons of the ranks' times, which name a rank that holds the others up; 0 = never."""
+    peak_tflops: float = 0.0
+    """Peak of a device in TFLOP/s, what MFU is a share of; 0 = that of its data sheet (conf/device), and no MFU where
+    that is not known."""
     capture: CaptureConfig = field(default_factory=CaptureConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from megatron_rb.metrics.columns import line
 from megatron_rb.metrics.record import EvalRecord, StepRecord
 from megatron_rb.metrics.stragglers import RankRecord
 
@@ -93,40 +94,12 @@ def describe(record: StepRecord, left: float) -> str:
     Args:
         left: estimated seconds until the end of the run.
     """
-    norm = "-" if record.grad_norm is None else f"{record.grad_norm:.3g}"
-    parts = [
-        f"loss {record.loss:.4f}",
-        f"lr {_rates(record.learning_rates)}",
-        f"grad norm {norm}",
-        f"{quantity(record.tokens_per_second)} tokens/s",
-        f"{quantity(record.patches_per_second)} patches/s",
-        f"data wait {record.data_wait_share:.0%}",
-    ]
-    if record.memory_bytes is not None:
-        parts.append(f"memory {record.memory_bytes / 2**30:.1f} GiB")
-    if record.skipped_updates:
-        parts.append(f"{record.skipped_updates} updates skipped")
-    return "  ".join([*parts, f"{record.seconds:.2f} s", f"left {duration(left)}"])
-
-
-def _rates(rates: dict[str, float]) -> str:
-    if len(set(rates.values())) <= 1:
-        return next((f"{rate:.2e}" for rate in rates.values()), "-")
-    return " ".join(f"{name} {rate:.2e}" for name, rate in rates.items())
+    return "  ".join([*line(record), f"left {duration(left)}"])
 
 
 def remaining_seconds(recent: deque[float], steps: int) -> float:
     """Time that is left at the pace of the recent steps."""
     return sum(recent) / len(recent) * max(steps, 0) if recent else 0.0
-
-
-def quantity(value: float) -> str:
-    """Three digits and a thousands suffix: `941`, `12.3k`, `1.25M`."""
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            scaled = value / limit
-            return f"{scaled:.{max(0, 2 - len(str(int(scaled))) + 1)}f}{suffix}"
-    return f"{value:.0f}"
 
 
 def duration(seconds: float) -> str:

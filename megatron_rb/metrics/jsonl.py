@@ -1,6 +1,6 @@
 """`metrics.jsonl`: every step and evaluation of a run as one line of JSON.
 
-A line is `{"kind": "step", ...}` with the fields of `StepRecord` and the two rates, or an evaluation,
+A line is `{"kind": "step", ...}` with the numbers of `metrics.columns`, or an evaluation,
 `{"kind": "eval", "step": ..., "values": {...}}`.
 JSON has no NaN and no infinity; they are written as the strings "nan", "inf" and "-inf", which Python's `float` reads.
 """
@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatron_rb.metrics.columns import values
 from megatron_rb.metrics.record import EvalRecord, StepRecord
 from megatron_rb.metrics.stragglers import RankRecord
 
@@ -33,8 +34,7 @@ class JsonlWriter:
         self._file = self.path.open("a", encoding="utf-8")
 
     def write_step(self, record: StepRecord) -> None:
-        rates = {"tokens_per_second": record.tokens_per_second, "patches_per_second": record.patches_per_second}
-        self._write({"kind": "step", **asdict(record), **rates})
+        self._write({"kind": "step", **values(record)})
 
     def write_eval(self, record: EvalRecord) -> None:
         self._write({"kind": "eval", **asdict(record)})

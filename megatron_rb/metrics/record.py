@@ -28,6 +28,12 @@ class StepRecord:
     data_wait_seconds: float
     memory_bytes: int | None
     """Peak memory of the device; None where it is not known."""
+    flops: float = 0.0
+    """Floating-point operations that forward and backward pass need at least, ViT included, over all devices: real rows
+    only, nothing for what is computed again or for frozen weights."""
+    devices: int = 1
+    peak_flops: float | None = None
+    """Per second and device, what MFU is a share of; None where it is not known."""
     skipped_updates: int = 0
     """Updates of the run so far that were skipped, this step's included: loss or gradient norm was not finite, or there
     was nothing to learn."""
@@ -39,6 +45,16 @@ class StepRecord:
     @property
     def patches_per_second(self) -> float:
         return _rate(self.num_patches, self.seconds)
+
+    @property
+    def tflops(self) -> float:
+        """TFLOP/s of a device."""
+        return _rate(self.flops, self.seconds) / self.devices / 1e12
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilization, 0..1."""
+        return self.tflops * 1e12 / self.peak_flops if self.peak_flops else None
 
     @property
     def data_wait_share(self) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from megatron_rb.config.schema import MetricsConfig
+from megatron_rb.metrics.columns import tagged
 from megatron_rb.metrics.console import ConsoleWriter
 from megatron_rb.metrics.jsonl import JsonlWriter
 from megatron_rb.metrics.record import EvalRecord, StepRecord
@@ -44,22 +45,8 @@ class TensorBoardWriter:
         self._events = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def write_step(self, record: StepRecord) -> None:
-        values = {
-            "train/loss": record.loss,
-            "train/grad_norm": record.grad_norm,
-            "train/loss_scale": record.loss_scale,
-            "train/labels": record.num_labels,
-            "train/skipped_updates": record.skipped_updates,
-            "speed/tokens_per_second": record.tokens_per_second,
-            "speed/patches_per_second": record.patches_per_second,
-            "speed/step_seconds": record.seconds,
-            "speed/data_wait_share": record.data_wait_share,
-            "speed/memory_bytes": record.memory_bytes,
-            **{f"learning_rate/{name}": rate for name, rate in record.learning_rates.items()},
-        }
-        for name, value in values.items():
-            if value is not None:
-                self._events.add_scalar(name, value, record.step)
+        for tag, value in tagged(record).items():
+            self._events.add_scalar(tag, value, record.step)
 
     def write_eval(self, record: EvalRecord) -> None:
         for name, value in record.values.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -14,6 +15,8 @@ import yaml
 from megatron_rb.config.written import load_yaml, value_of
 
 CONF_MODULE = "megatron_rb.conf"
+SLOWER_FORMS = {"PCIE", "NVL"}
+"""Words in the names of devices that share a number with a faster one; their data sheets say less."""
 
 
 @dataclass(frozen=True)
@@ -169,3 +172,23 @@ def _number(value: Any, name: str, origin: str, least: float | None = None) -> f
     if number <= 0 if least is None else number < least:
         raise ValueError(f"{origin}: {name} is {number:g}; it must be {'above' if least is None else 'at least'} 0")
     return number
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What model FLOPs utilization is a share of."""
+
+    flops: float
+    """Per second and device."""
+    source: str
+
+
+def published_peak(device: str, dtype: str) -> Peak | None:
+    """The peak of a device by the name its runtime gives it; None when no shipped description is of it."""
+    words = set(re.split(r"[\W_]+", device.upper()))
+    for name in device_names():
+        known = load_device(name)
+        number = name.split("_")[-1].upper()
+        if number in words and number != "CPU" and not words & SLOWER_FORMS and dtype in known.peak_flops:
+            return Peak(known.peak(dtype), f"{known.name}, {dtype}, from conf/device/{name}.yaml")
+    return None

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from megatron_rb.platform.move import move_module
 
-CAPABILITIES = ("te", "triton", "flash_attn", "fused_adam", "pinned_memory")
-"""What `Platform.offers` answers: Transformer Engine, Triton, flash-attn, a vendor's fused Adam, page-locked memory."""
+CAPABILITIES = ("te", "triton", "flash_attn", "fused_adam", "pinned_memory", "memory_history")
+"""What `Platform.offers` answers: Transformer Engine, Triton, flash-attn, a vendor's fused Adam, page-locked memory, a
+history of allocations."""
 Use = Literal["compute", "collective", "autocast"]
 """What a dtype is wanted for: matrix products, collectives between processes, the low precision of autocast."""
 
@@ -149,6 +151,22 @@ class Platform(ABC):
             reason = self.why_not(dtype, use)
             if reason is not None:
                 raise ValueError(f"{_short(dtype)} for {use} on {self.name}: {reason}; use model.dtype=fp32")
+
+    def named_range(self, name: str) -> AbstractContextManager[Any]:
+        """A block of code as profilers show it; vendors add their own mark (NVTX) to torch's."""
+        return torch.profiler.record_function(name)
+
+    def profiler_activities(self) -> list[torch.profiler.ProfilerActivity]:
+        """What torch.profiler records here."""
+        return [torch.profiler.ProfilerActivity.CPU]
+
+    def record_memory_history(self, recorded: bool) -> None:
+        """Begin or stop to keep who allocated device memory; only where `memory_history` is offered."""
+        raise ValueError(f"platform {self.name} keeps no history of its memory")
+
+    def write_memory_snapshot(self, path: Path) -> None:
+        """Write the history as a pickle for pytorch.org/memory_viz."""
+        raise ValueError(f"platform {self.name} keeps no history of its memory")
 
     def autocast(self, dtype: torch.dtype, enabled: bool = True) -> torch.autocast:
         """torch's mixed precision on this device."""

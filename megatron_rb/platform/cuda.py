@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +48,21 @@ class CudaPlatform(AcceleratorPlatform):
         torch.backends.cuda.matmul.allow_tf32 = allowed
         torch.backends.cudnn.allow_tf32 = allowed
 
+    def named_range(self, name: str) -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        stack.enter_context(torch.profiler.record_function(name))
+        stack.enter_context(torch.cuda.nvtx.range(name))
+        return stack
+
+    def profiler_activities(self) -> list[torch.profiler.ProfilerActivity]:
+        return [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+
+    def record_memory_history(self, recorded: bool) -> None:
+        torch.cuda.memory._record_memory_history(enabled="all" if recorded else None)
+
+    def write_memory_snapshot(self, path: Path) -> None:
+        torch.cuda.memory._dump_snapshot(str(path))
+
     def _offers(self, capability: str) -> bool:
         match capability:
             case "te":
@@ -56,7 +73,7 @@ class CudaPlatform(AcceleratorPlatform):
                 return package_exists("flash_attn")  # flash-attn 4 alone leaves a folder of this name
             case "fused_adam":
                 return self._offers("te") or nvidia_apex_exists()
-            case "pinned_memory":
+            case "pinned_memory" | "memory_history":
                 return True
         return False
 

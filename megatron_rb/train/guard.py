@@ -89,7 +89,7 @@ class UpdateGuard:
 def describe(step: int, totals: StepTotals, grad_norm: float | None, findings: Sequence[Finding]) -> str:
     """What is wrong with a step, where, in one sentence."""
     if not totals.num_labels:
-        return f"step {step} has nothing to learn: none of its {totals.num_samples} samples could be read"
+        return f"step {step} has nothing to learn: none of its {totals.work.samples} samples could be read"
     norm = "" if grad_norm is None else f", gradient norm {grad_norm:g}"
     parts = [f"step {step}: loss {totals.loss:g}{norm}"]
     for kind in ("weights", "loss", "gradients"):

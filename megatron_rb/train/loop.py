@@ -26,9 +26,10 @@ def train(run: Run) -> bool:
         while not run.finished:
             start = time.perf_counter()
             run.sections.begin_step(run.step)
-            data = run.task.next_step()
             rates = run.schedule.learning_rates()
-            outcome = run.update(data.micro_batches, stop.requested)
+            with run.profiler.of_step(run.step + 1):
+                data = run.next_batches()
+                outcome = run.update(data.micro_batches, stop.requested)
             run.schedule.step()
             run.step += 1
             run.report(data, outcome, rates, start)

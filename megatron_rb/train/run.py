@@ -24,10 +24,13 @@ from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.record import EvalRecord, StepRecord
 from megatron_rb.metrics.writers import Writer
 from megatron_rb.models.inputs import MicroBatch
+from megatron_rb.models.work import training_flops
 from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
+from megatron_rb.planner.device import Peak
 from megatron_rb.platform import Platform
 from megatron_rb.train.guard import Finding, UpdateGuard, check_state, find_not_finite
+from megatron_rb.train.profiler import StepProfiler
 from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import Results, accumulate, apply_gradients
@@ -65,6 +68,9 @@ class Run:
     sections: SectionTimer
     capture: StepCapture
     guard: UpdateGuard
+    profiler: StepProfiler
+    peak: Peak | None
+    """What MFU is a share of."""
     step: int = 0
     saved_step: int = -1
     save_due: bool = False
@@ -78,6 +84,11 @@ class Run:
     def finished(self) -> bool:
         return self.step >= self.train_steps
 
+    def next_batches(self) -> StepBatches:
+        """The batches of the next step."""
+        with self.profiler.named_range("data"):
+            return self.task.next_step()
+
     def update(self, batches: Sequence[MicroBatch], stop_requested: bool) -> StepOutcome:
         """Forward, backward and, when all numbers are finite, the optimizer step."""
 
@@ -85,10 +96,12 @@ class Run:
             with self.capture.of_step(self.step + 1, batches):
                 return self.task.run(batches)
 
-        results, norm = accumulate(self.chunks, self.optimizer, run)
+        with self.profiler.named_range("forward and backward"):
+            results, norm = accumulate(self.chunks, self.optimizer, run)
         totals = self.totals(results, batches, stop_requested, finite_norm=norm is None or math.isfinite(norm))
         if totals.sound:
-            apply_gradients(self.optimizer, norm)
+            with self.profiler.named_range("optimizer"):
+                apply_gradients(self.optimizer, norm)
             return StepOutcome(totals, norm)
         return StepOutcome(totals, norm, find_not_finite(self.chunks, results, batches, self.mesh))
 
@@ -112,13 +125,16 @@ class Run:
                 grad_norm=outcome.grad_norm,
                 learning_rates=rates,
                 loss_scale=float(self.optimizer.get_loss_scale().item()),
-                num_tokens=totals.num_tokens,
+                num_tokens=totals.work.tokens,
                 num_labels=totals.num_labels,
-                num_patches=totals.num_patches,
-                num_samples=totals.num_samples,
+                num_patches=totals.work.patches,
+                num_samples=totals.work.samples,
                 seconds=time.perf_counter() - start,
                 data_wait_seconds=data.wait_seconds,
                 memory_bytes=memory.peak_allocated or memory.allocated,
+                flops=training_flops(self.session.shape, totals.work, self.config.model.freeze).total,
+                devices=self.mesh.world_size,
+                peak_flops=self.peak.flops if self.peak is not None else None,
                 skipped_updates=self.guard.skipped + (not totals.sound),
             )
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.distributed as dist
 
 from megatron_rb.models.inputs import MicroBatch
+from megatron_rb.models.work import Work, work_of
 from megatron_rb.parallel.mesh import Mesh
 
 
@@ -19,9 +20,8 @@ class StepTotals:
 
     loss_sum: float
     num_labels: int
-    num_tokens: int
-    num_patches: int
-    num_samples: int
+    work: Work
+    """Real rows of the batches; its labels are those of the rows, `num_labels` those that a loss was computed of."""
     stop_requested: bool
     """Some rank received a stop signal."""
     finite_norm: bool = True
@@ -46,18 +46,28 @@ def sum_over_world(
     finite_norm: bool = True,
 ) -> StepTotals:
     """Every rank calls this once a step; every rank gets the same numbers."""
-    values = torch.zeros(7, dtype=torch.float64)
+    own = {"loss_sum": 0.0, "num_labels": 0.0, "stops": float(stop_requested), "bad_norms": float(not finite_norm)}
     if mesh.tp_rank == 0 and results:
         # One transfer from the device for the whole step.
         sums = torch.stack([torch.stack([result["loss_sum"], result["num_labels"]]) for result in results])
-        values[:2] = sums.cpu().double().sum(0)
-    if mesh.tp_rank == 0 and mesh.pp_rank == 0:
-        values[2] = sum(batch.text.num_real_tokens for batch in batches)
-        values[3] = sum(batch.vision.num_real_patches for batch in batches)
-        # Context-parallel ranks have their own tokens and patches of the same samples.
-        values[4] = sum(len(batch.sample_ids) for batch in batches) if mesh.cp_rank == 0 else 0
-    values[5], values[6] = float(stop_requested), float(not finite_norm)
+        own["loss_sum"], own["num_labels"] = sums.cpu().double().sum(0).tolist()
+    work = asdict(_own_work(batches, mesh))
+    values = torch.tensor([*own.values(), *work.values()], dtype=torch.float64)
     dist.all_reduce(values)
-    loss_sum, *counts, stops, bad_norms = values.tolist()
-    labels, tokens, patches, samples = map(round, counts)
-    return StepTotals(loss_sum, labels, tokens, patches, samples, stop_requested=stops > 0, finite_norm=not bad_norms)
+    found = dict(zip([*own, *work], values.tolist(), strict=True))
+    return StepTotals(
+        found["loss_sum"],
+        round(found["num_labels"]),
+        Work(**{name: round(found[name]) for name in work}),
+        stop_requested=found["stops"] > 0,
+        finite_norm=not found["bad_norms"],
+    )
+
+
+def _own_work(batches: Sequence[MicroBatch], mesh: Mesh) -> Work:
+    """What this rank adds to the work of the world: one tensor-parallel rank of the first stage speaks for all."""
+    if mesh.tp_rank or mesh.pp_rank:
+        return Work()
+    work = sum((work_of(batch) for batch in batches), Work())
+    # Context-parallel ranks have their own tokens and patches of the same samples.
+    return replace(work, samples=0) if mesh.cp_rank else work

@@ -20,7 +20,7 @@ FLOORS = (
     ("app",),
     ("bench", "cli"),
 )
-"""The ground floor first. A room imports its own floor and lower ones."""
+"""The ground floor first. A room imports its own floor and lower ones; `bench` measures the launcher as well."""
 LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 BESIDE = ("launch", "tools", "conf")
 STARTS_PROCESSES = ("bench",)
@@ -84,6 +84,10 @@ def test_pure_rooms_do_without_torch(room: str):
 @pytest.mark.parametrize(("names", "rooms"), ONLY_IN, ids=lambda value: " ".join(value) or "nowhere")
 def test_library_stays_in_its_rooms(names: tuple[str, ...], rooms: tuple[str, ...]):
     assert [source.room for source in sources() if source.uses(*names) and not source.is_in(*rooms)] == []
+
+
+def test_product_does_not_import_its_tests():
+    assert [source.room for source in sources() if source.uses("tests")] == []
 
 
 def calls_at_import(tree: ast.AST) -> set[str]:

@@ -1,9 +1,6 @@
 """`rb bench train` from command to report: one process beside transformers, and two pipeline stages."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,10 +9,9 @@ import pytest
 from megatron_rb.bench.train.compare import compare
 from megatron_rb.bench.train.result import SECTIONS, load_result
 from megatron_rb.shapes.shape import load_shape
+from tests.distributed.forked import run_forked
 from tests.parity.tiny_models import write_model
 from tests.unit.bench.train.samples import MIX
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +23,7 @@ def bench_train(model, out: Path, *words: str):
     mix = out.parent / "mix.json"
     mix.write_text(json.dumps(asdict(MIX)))
     command = ["bench", "train", "--model", model, "--mix", mix, "--out", out, "--steps", 4, "--warmup", 1, *words]
-    environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "COLUMNS": "150",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", *map(str, command)],
-        cwd=out.parent,
-        env=environment,
-        timeout=280,
-        text=True,
-        capture_output=True,
-    )
+    done = run_forked("megatron_rb.cli", *command, folder=out.parent, timeout=280, COLUMNS="150")
     assert done.returncode == 0, done.stdout + done.stderr
     return load_result(out), done.stdout
 

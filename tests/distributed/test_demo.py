@@ -1,9 +1,7 @@
 """The demo runs from data to a reloaded export, and `rb parity` tells equal from different."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,9 @@ from safetensors.torch import load_file
 from megatron_rb.checkpoint.hf.oracle import run_transformers
 from megatron_rb.parity.samples import draw_samples
 from megatron_rb.shapes.shape import load_shape
+from tests.distributed.forked import REPOSITORY, run_forked
 from tests.parity.tiny_models import write_model
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SUMMARY = {
     "layout": None,
     "world_size": None,
@@ -39,20 +37,7 @@ SUMMARY = {
 
 
 def rb(*words: object, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess:
-    environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "COLUMNS": "150",
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", *map(str, words)],
-        cwd=folder,
-        env=environment,
-        timeout=timeout,
-        text=True,
-        capture_output=True,
-    )
+    return run_forked("megatron_rb.cli", *words, folder=folder, timeout=timeout, COLUMNS="150")
 
 
 @pytest.mark.timeout(800)

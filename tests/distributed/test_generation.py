@@ -1,9 +1,7 @@
 """Answers equal transformers' `generate`, whatever the layout and the batch."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +15,10 @@ from megatron_rb.generation.questions import Questions
 from megatron_rb.shapes.shape import load_shape
 from megatron_rb.tools import demo_model
 from tests.distributed.cases_generation import prompts_of
+from tests.distributed.forked import REPOSITORY, run_forked
 from tests.distributed.world import run_world
 from tests.parity.tiny_models import write_model
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 HELDOUT = REPOSITORY / "examples" / "robosim" / "heldout"
 SEED, TOKENS = 7, 14
 
@@ -94,15 +92,7 @@ def test_every_layout_answers_as_transformers_generates(family, tmp_path):
 
 
 def command(*words: object, folder: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", *map(str, words)],
-        cwd=folder,
-        env=environment,
-        timeout=120,
-        text=True,
-        capture_output=True,
-    )
+    return run_forked("megatron_rb.cli", *words, folder=folder, timeout=120)
 
 
 @pytest.mark.timeout(200)

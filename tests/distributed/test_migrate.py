@@ -1,8 +1,6 @@
 """A run that moves between clusters goes on as if it had stayed: through every layout, to musa and back."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from megatron_rb.checkpoint.conversion.verify import verify
 from megatron_rb.checkpoint.manifest import find_checkpoint
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
 from megatron_rb.shapes.shape import load_shape
+from tests.distributed.forked import run_forked
 from tests.distributed.world import run_world
 from tests.parity.layouts import context_layouts, layouts
 from tests.parity.tiny_models import write_model
@@ -95,8 +94,8 @@ def test_forward_passes_are_equal_after_every_path(tmp_path):
         (windowed, tmp_path / "from_megatron"),
     ]
     for one, other in pairs:
-        command = [sys.executable, "-m", "megatron_rb.cli", "convert", "verify", one, other, "--forward", "--json"]
-        found = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=200)
+        command = ["convert", "verify", one, other, "--forward", "--json"]
+        found = run_forked("megatron_rb.cli", *command, folder=tmp_path, timeout=200)
         assert found.returncode == 0, found.stderr
         result = json.loads(found.stdout[found.stdout.index("{\n") :])
         assert result["equal"] and result["forward"] <= 1e-4, (one, other, result["forward"])

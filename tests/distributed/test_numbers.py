@@ -1,10 +1,7 @@
 """Runs whose numbers are not finite, or that can learn nothing, end with a sentence and without harm."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +9,7 @@ import pytest
 from megatron_rb.builders.build import SampleMix, write_split
 from megatron_rb.checkpoint.hf.tiny import TinySize, conversation_texts, write_tiny_model
 from megatron_rb.launch.status import run_status
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.distributed.forked import REPOSITORY, run_forked
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +46,8 @@ def rb(command: str, inputs: Path, run_dir: Path, *settings: str) -> tuple[int, 
         "metrics.plots=false",
         "platform.name=cpu",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", command, *words, *settings],
-        cwd=REPOSITORY,
-        timeout=150,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    line = ["megatron_rb.cli", command, *words, *settings]
+    done = run_forked(*line, folder=REPOSITORY, timeout=150, merged=True)
     return done.returncode, done.stdout
 
 

@@ -109,9 +109,10 @@ def with_one_other_value(hf: Path, copy: Path) -> Path:
 def captures(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("captures")
     every = [case for family in FAMILIES for case in cases(folder, family)]
+    case, arguments = "tests.distributed.cases_numerics:capture", {"cases": every, "folder": str(folder)}
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TRITON_INTERPRET", "1")
-        run_world("tests.distributed.cases_numerics:capture", 2, timeout=240, cases=every, folder=str(folder))
+        run_world(case, 2, timeout=240, fresh=True, **arguments)  # the interpreter is chosen when triton is imported
     return folder
 
 

@@ -88,9 +88,9 @@ def runs(inputs, tmp_path_factory):
 
 
 def world(cases: dict[str, dict], simulated: str) -> dict[str, dict]:
-    results = run_world(
-        "tests.platform.cases_training:demo_runs", WORLD, timeout=400, cases=list(cases.values()), simulated=simulated
-    )
+    case, arguments = "tests.platform.cases_training:demo_runs", {"cases": list(cases.values()), "simulated": simulated}
+    # megatron-core can be adapted to one device in a process, which has to be there before.
+    results = run_world(case, WORLD, timeout=400, fresh=bool(simulated), **arguments)
     device = {f"{simulated}:0"} if simulated else {"cpu"}
     for rank in results:
         assert all(set(result["devices"]) == device for result in rank)

@@ -28,7 +28,9 @@ def test_a_run_changes_the_release_of_torch_and_comes_back(tmp_path, monkeypatch
     def run(path: str, name: str, stop: int = 0, *settings: str) -> list[float]:
         monkeypatch.setenv("PYTHONPATH", path)
         case = {"settings": [*common, *settings, f"run_dir={tmp_path / name}"], "stop": stop}
-        return run_world("tests.platform.cases_training:demo_runs", 1, timeout=200, cases=[case])[0][0]["losses"]
+        # Another release of torch needs an interpreter of its own.
+        world = run_world("tests.platform.cases_training:demo_runs", 1, timeout=200, fresh=True, cases=[case])
+        return world[0][0]["losses"]
 
     monkeypatch.setenv("PYTHONPATH", there)
     version = subprocess.run([sys.executable, "-c", "import torch; print(torch.__version__)"], capture_output=True)

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from megatron_rb.bench.step import OURS, REFERENCES, beside_transformers
 from megatron_rb.bench.timing import median_ratio
 from megatron_rb.bench.train.mock_data import MockSamples
-from megatron_rb.bench.train.peak import peak_of
 from megatron_rb.bench.train.result import Baseline, RankFigures, Result, StepFigures, save_result
 from megatron_rb.bench.train.spec import BenchSpec, read_spec
 from megatron_rb.checkpoint.hf.training import padded_batches
@@ -35,6 +34,7 @@ from megatron_rb.parallel.session import Session
 from megatron_rb.shapes.shape import model_fingerprint
 from megatron_rb.tasks.build import TaskData, build_loader, build_task
 from megatron_rb.train.build import build_trainable
+from megatron_rb.train.peak import peak_of
 from megatron_rb.train.run import seed_everything
 from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import Runner, update

@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_rb.metrics.balance import Balance
 from megatron_rb.metrics.timeline import Span, StageTimeline
+from megatron_rb.planner.device import Peak
 
 FORMAT = 1
 RESULT_FILE, REPORT_FILE, PICTURE_FILE = "result.json", "report.md", "report.png"
@@ -49,15 +50,6 @@ class RankFigures:
     bubble: float
     """Share of the passes of its pipeline in which it computed nothing."""
     peak_memory_bytes: int | None
-
-
-@dataclass(frozen=True)
-class Peak:
-    """What MFU is a share of."""
-
-    flops: float
-    """Per second and device."""
-    source: str
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections import deque
 import pytest
 from rich.console import Console
 
-from megatron_rb.metrics.console import ConsoleWriter, describe, duration, quantity, remaining_seconds
+from megatron_rb.metrics.columns import quantity
+from megatron_rb.metrics.console import ConsoleWriter, describe, duration, remaining_seconds
 from megatron_rb.metrics.record import EvalRecord
 from tests.unit.metrics.records import step_record
 
@@ -28,10 +29,10 @@ def test_without_a_terminal_every_so_many_steps_and_the_last_one_give_a_line():
 
 
 def test_a_line_names_every_number():
-    text = describe(step_record(3, grad_norm=None, memory_bytes=None), left=95.0)
+    text = describe(step_record(3, grad_norm=None, memory_bytes=None, flops=2.4e12, devices=2), left=95.0)
     assert text == (
         "loss 2.5000  lr vision 1.00e-06 merger 2.00e-06 language 4.00e-06  grad norm -  2.00k tokens/s  "
-        "6.00k patches/s  data wait 5%  2.00 s  left 1m35s"
+        "6.00k patches/s  0.6 TFLOP/s  data wait 5%  2.00 s  left 1m35s"
     )
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from megatron_rb.bench.train.compare import compare
-from megatron_rb.bench.train.peak import published_peak
 from megatron_rb.bench.train.result import load_result, save_result
 from megatron_rb.cli import main as rb
+from megatron_rb.planner.device import published_peak
 from tests.unit.bench.train.samples import result
 
 STEADY = [1.0] * 8

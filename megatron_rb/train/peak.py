@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 import torch
 import torch.distributed as dist
 
-from megatron_rb.bench.train.result import Peak
-from megatron_rb.planner.device import device_names, load_device
+from megatron_rb.planner.device import Peak, published_peak
 from megatron_rb.platform import Platform
 from megatron_rb.platform.dtypes import DTYPES
 
-SLOWER_FORMS = {"PCIE", "NVL"}
-"""Words in the names of devices that share a number with a faster one; their data sheets say less."""
 CPU_SIDE, SIDE = 1024, 8192
 """Of the square matrices whose product is measured."""
 
 
-def peak_of(platform: Platform, dtype: str, stated_tflops: float) -> Peak:
-    """As stated, else as published, else measured; every rank calls this."""
+def known_peak(platform: Platform, dtype: str, stated_tflops: float = 0.0) -> Peak | None:
+    """As stated, else as published; None where nothing is known."""
     if stated_tflops:
-        return Peak(stated_tflops * 1e12, "stated with --peak-tflops")
-    return published_peak(str(platform.info()["device"]), dtype) or _measured(platform, dtype)
+        return Peak(stated_tflops * 1e12, "stated")
+    return published_peak(str(platform.info()["device"]), dtype)
 
 
-def published_peak(device: str, dtype: str) -> Peak | None:
-    """The peak of a device by the name its runtime gives it; None when no shipped description is of it."""
-    words = set(re.split(r"[\W_]+", device.upper()))
-    for name in device_names():
-        known = load_device(name)
-        number = name.split("_")[-1].upper()
-        if number in words and number != "CPU" and not words & SLOWER_FORMS and dtype in known.peak_flops:
-            return Peak(known.peak(dtype), f"{known.name}, {dtype}, from conf/device/{name}.yaml")
-    return None
+def peak_of(platform: Platform, dtype: str, stated_tflops: float = 0.0) -> Peak:
+    """As stated, else as published, else measured; every rank calls this."""
+    return known_peak(platform, dtype, stated_tflops) or _measured(platform, dtype)
 
 
 def _measured(platform: Platform, dtype: str) -> Peak:
