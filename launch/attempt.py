@@ -1,4 +1,4 @@
-"""What is known about an attempt while it runs, and how it ended."""
+"""How an attempt ended, and what an engine does for one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from megatron_rb.launch.failure import Failure
 from megatron_rb.launch.plan import AttemptPlan
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why an attempt failed."""
-
-    kind: str
-    """`configuration`, `rank`, `hang`, `node` or `start`."""
-    text: str
-    code: int = 1
-    rank: int | None = None
-    node: str = ""
-    phase: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,13 +43,3 @@ class Starter(Protocol):
     def order(self, channels: Sequence[Channel], word: str) -> None:
         """Pass `stop`, `dump` or `kill` on to all machines."""
         ...
-
-
-@dataclass
-class RankState:
-    """What a supervisor said last about a rank."""
-
-    phase: str = "start"
-    step: int = 0
-    sections: Mapping[str, float] = field(default_factory=dict)
-    code: int | None = None

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_rb.launch.limits import Beat, Limits, Progress
+from megatron_rb.launch.limits import Beat, Limits, RankProgress
 
 DUMP_REQUEST = "dump"
 
@@ -39,7 +39,7 @@ class Beats:
         self.folder = folder
         self.limits = limits
         now = time.monotonic()
-        self.progress = {rank: Progress(limits, now) for rank in ranks}
+        self.progress = {rank: RankProgress(limits, now) for rank in ranks}
         self.exits: dict[int, int] = {}
         """Exit code by rank, of those that have ended."""
 

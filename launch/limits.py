@@ -47,7 +47,7 @@ class Beat:
 
 
 @dataclass
-class Progress:
+class RankProgress:
     """Follows one process through its reports.
 
     Args:

@@ -23,6 +23,8 @@ from megatron_rb.launch.command import RankCommand
 from megatron_rb.launch.outer_job import without_ranks
 
 _PR_SET_PDEATHSIG = 1
+NODE = "localhost"
+"""The name of this machine in records and tables."""
 
 
 @dataclass

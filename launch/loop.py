@@ -10,10 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from megatron_rb.launch.attempt import AttemptResult, RankState
+from megatron_rb.launch.attempt import AttemptResult
+from megatron_rb.launch.failure import FailureKind
 from megatron_rb.launch.handed_on import check_secrets
 from megatron_rb.launch.job import JobSpec, write_whole
 from megatron_rb.launch.plan import STOP_FILE, AttemptPlan, fence_file, owner, sign_of_life
+from megatron_rb.launch.ranks import RankState
 from megatron_rb.launch.record import (
     COMPLETED,
     FAILED,
@@ -206,7 +208,7 @@ class Loop:
         if self.record.attempts and self.record.attempts[-1].ended is None:
             note = self.record.attempts[-1]
             steps = read_steps(self.job.run_dir, last=5)
-            note.ended, note.outcome, note.kind = now(), "failed", "node"
+            note.ended, note.outcome, note.kind = now(), "failed", FailureKind.NODE
             note.last_step = max((entry["step"] for entry in steps), default=note.resumed_from)
             note.lost_steps = lost_steps(self.job, note.last_step)
             note.cause = "the machine of the batch script was lost, or its job was ended from outside"

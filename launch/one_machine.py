@@ -7,18 +7,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_rb.launch.attempt import AttemptResult, Failure, RankState
+from megatron_rb.launch.attempt import AttemptResult
 from megatron_rb.launch.beats import Beats
 from megatron_rb.launch.command import build_commands
+from megatron_rb.launch.failure import Failure, describe_exit, kind_of_exit
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.limits import Limits
-from megatron_rb.launch.local import free_port, start_ranks
+from megatron_rb.launch.local import NODE, free_port, start_ranks
 from megatron_rb.launch.loop import Loop
 from megatron_rb.launch.plan import AttemptPlan, beats_dir, stacks_dir
 from megatron_rb.launch.supervise import Supervisor
-from megatron_rb.launch.verdict import class_of_exit
-
-NODE = "localhost"
 
 
 class LocalEngine:
@@ -47,10 +45,9 @@ class LocalEngine:
         beats = Beats(folder, range(self.job.processes), limits)
         try:
             ranks = start_ranks(build_commands(self.job, self.job.python, self._environment(plan, folder)))
-            supervisor = Supervisor(ranks, self.signals, self.job.patience.grace, beats, lambda: _publish(beats, loop))
-            code = supervisor.run()
-            beats.look()
-            return _result(supervisor, beats, code)
+            grace = self.job.patience.grace
+            supervisor = Supervisor(ranks, self.signals, grace, beats, loop.publish, plan.number)
+            return _result(supervisor, beats, supervisor.run())
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -67,27 +64,10 @@ class LocalEngine:
         }
 
 
-def _publish(beats: Beats, loop: Loop) -> None:
-    known = {rank: progress.beat for rank, progress in beats.progress.items()}
-    loop.publish({rank: RankState(b.phase, b.step, b.sections) for rank, b in known.items() if b is not None})
-
-
 def _result(supervisor: Supervisor, beats: Beats, code: int) -> AttemptResult:
-    seen = {rank: progress.beat for rank, progress in beats.progress.items()}
-    last_step = max((beat.step for beat in seen.values() if beat is not None), default=0)
-    failure = None
-    if supervisor.hang is not None:
-        hang = supervisor.hang
-        text = f"rank {hang.rank} made no progress for {hang.seconds:.0f} s in phase '{hang.phase}'"
-        failure = Failure("hang", f"{text} after step {hang.step}", 124, hang.rank, NODE, hang.phase)
-    elif code:
-        rank = supervisor.failed_rank
-        beat = seen.get(rank) if rank is not None else None
-        phase = beat.phase if beat is not None else "start"
-        text = f"rank {rank} ended with code {code}" if rank is not None else f"ended with code {code}"
-        failure = Failure(class_of_exit(code), f"{text} after step {last_step}", code, rank, NODE, phase)
-    first = seen.get(0)
-    # Without a report (a program that is no trainer) a world that leaves without being asked to has finished.
-    finished = first.phase == "finished" if first is not None else not supervisor.received
-    outcome = "failed" if failure is not None else "finished" if finished else "stopped"
-    return AttemptResult(outcome, failure, last_step, slowest=dict(beats.limits.slowest))
+    ranks = supervisor.ranks
+    if code and ranks.failure is None:  # they died of the signal that was passed on
+        last_step = max(state.step for state in ranks.states.values())
+        text = f"{NODE} {describe_exit(code)} after step {last_step}"
+        ranks.fail(Failure(kind_of_exit(code), text, code, None, NODE, ranks.states[0].phase))
+    return ranks.result(bool(supervisor.received), beats.limits.slowest)

@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from megatron_rb.launch.failure import FailureKind
 from megatron_rb.launch.job import write_whole
 
 RECORD = "run.json"
@@ -39,8 +40,8 @@ class AttemptNote:
     last_step: int = 0
     lost_steps: int = 0
     """Steps done in this attempt that no checkpoint holds."""
-    kind: str = ""
-    """Of the failure: `configuration`, `rank`, `hang`, `node` or `start`."""
+    kind: FailureKind | Literal[""] = ""
+    """Of the failure; empty = it has not failed."""
     cause: str = ""
     rank: int | None = None
     node: str = ""
@@ -77,13 +78,27 @@ class RunRecord:
 
 
 def load_record(run_dir: Path) -> RunRecord | None:
-    """The record of a run folder; None when there is none."""
+    """The record of a run folder; None when there is none.
+
+    Raises:
+        ValueError: it names a kind of failure that there is not.
+    """
     path = run_dir / RECORD
     if not path.is_file():
         return None
     data: dict[str, Any] = json.loads(path.read_text())
-    data["attempts"] = [AttemptNote(**note) for note in data["attempts"]]
+    data["attempts"] = [_attempt_note(note, path) for note in data["attempts"]]
     return RunRecord(**data)
+
+
+def _attempt_note(entry: dict[str, Any], path: Path) -> AttemptNote:
+    kind = entry.get("kind", "")
+    if kind not in ("", *FailureKind):
+        raise ValueError(
+            f"{path}: attempt {entry['number']} failed by {kind!r}, which is no kind of failure; there are "
+            f"{', '.join(FailureKind)}. Read it with the version that wrote it, or start in another run_dir"
+        )
+    return AttemptNote(**entry | {"kind": FailureKind(kind) if kind else ""})
 
 
 def newest_checkpoint(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""What `srun` itself says about the tasks of a step: one that fails is told at once, long before the step ends."""
+"""What `srun` itself says about the tasks of a step: it names one that fails at once, long before the step ends."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from megatron_rb.launch.attempt import Failure, RankState
+from megatron_rb.launch.failure import Failure, FailureKind
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.plan import AttemptPlan
+from megatron_rb.launch.ranks import RankState
 
-TELL_SECONDS = 0.5
+SETTLE_SECONDS = 0.5
 """From srun's word about a task until it counts: what others say meanwhile belongs to the cause."""
 _ENDED = re.compile(r"srun: error: \S+: tasks? (\d[\d,-]*): (.+)")
 _EXIT_CODE = re.compile(r"Exited with exit code (\d+)")
@@ -37,49 +38,51 @@ class EndedTasks:
 
     tasks: dict[int, EndedTask] = field(default_factory=dict)
 
-    def hear(self, line: str, now: float) -> None:
+    def read(self, line: str, now: float) -> None:
         """Take in a line of srun; others are of no concern."""
         found = _ENDED.match(line)
         if found is not None:
             for number in _numbers(found[1]):
                 self.tasks.setdefault(number, EndedTask(found[2], now))
 
-    def told(self, now: float) -> dict[int, EndedTask]:
+    def settled(self, now: float) -> dict[int, EndedTask]:
         """Those that count by now."""
-        return {number: task for number, task in self.tasks.items() if now - task.at > TELL_SECONDS}
+        return {number: task for number, task in self.tasks.items() if now - task.at > SETTLE_SECONDS}
 
 
 def unreported_end(
     job: JobSpec,
     plan: AttemptPlan,
     ranks: Mapping[int, RankState],
-    heard: Collection[str],
-    told: Mapping[int, EndedTask],
+    reported: Collection[str],
+    ended: Mapping[int, EndedTask],
     last_words: str,
     now: float,
 ) -> Failure | None:
     """The failure behind tasks that have ended without a supervisor's word; None = there is none.
 
     Args:
-        heard: machines whose supervisor has spoken.
+        reported: machines whose supervisor has reported.
         last_words: of srun and what it started.
     """
     per_node = job.processes if job.launcher == "srun" else 1
     # The first task of a machine starts its supervisor and waits for it.
-    unstarted = [node for index, node in enumerate(plan.nodes) if index * per_node in told and node not in heard]
+    unstarted = [node for index, node in enumerate(plan.nodes) if index * per_node in ended and node not in reported]
     if unstarted and len(unstarted) == len(plan.nodes):
-        return Failure("start", f"no machine could start its processes: {last_words}")
+        return Failure(FailureKind.START, f"no machine could start its processes: {last_words}")
     if unstarted:
-        return Failure("node", f"{unstarted[0]} could not start its processes: {last_words}", 1, None, unstarted[0])
+        return Failure(
+            FailureKind.NODE, f"{unstarted[0]} could not start its processes: {last_words}", 1, None, unstarted[0]
+        )
     width = job.processes // per_node
-    for number, task in told.items():
+    for number, task in ended.items():
         lost = [
             rank for rank in range(number * width, (number + 1) * width) if rank in ranks and ranks[rank].code is None
         ]
         if lost and now - task.at > job.patience.silence:
             node = plan.nodes[lost[0] // job.processes]
             text = f"rank {lost[0]} on {node} has ended without a report; srun: {task.words}"
-            return Failure("rank", text, task.code, lost[0], node, ranks[lost[0]].phase)
+            return Failure(FailureKind.RANK, text, task.code, lost[0], node, ranks[lost[0]].phase)
     return None
 
 

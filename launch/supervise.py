@@ -6,13 +6,15 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from megatron_rb.launch.beats import Beats, Hang
-from megatron_rb.launch.local import RankProcess
+from megatron_rb.launch.beats import Beats
+from megatron_rb.launch.failure import describe_exit, signal_name
+from megatron_rb.launch.local import NODE, RankProcess
+from megatron_rb.launch.ranks import Ranks, RankState
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_SECONDS, _LOOK_SECONDS, _DUMP_SECONDS = 0.02, 0.5, 1.5
@@ -44,49 +46,49 @@ class Supervisor:
     Args:
         beats: the progress that the ranks report; None = a hang is not looked for.
         publish: called about twice a second.
+        attempt: number of the attempt of a run.
     """
 
     def __init__(
         self,
-        ranks: Sequence[RankProcess],
+        processes: Sequence[RankProcess],
         received: list[int],
         grace_seconds: float,
         beats: Beats | None = None,
-        publish: Callable[[], None] = lambda: None,
+        publish: Callable[[Mapping[int, RankState]], None] = lambda states: None,
+        attempt: int = 0,
     ) -> None:
-        self.ranks = ranks
+        self.processes = processes
         self.beats = beats
         self.publish = publish
-        self.hang: Hang | None = None
-        self.failed_rank: int | None = None
-        """The first that failed."""
+        self.ranks = Ranks({process.rank: NODE for process in processes}, attempt)
         self.looked_at = 0.0
         self.received = received
         """Signals sent to the launcher; grows while `run` waits."""
         self.grace_seconds = grace_seconds
         self.stop_signal = 0
-        self.failure_code = 0
         self.deadline = float("inf")
         self.handled = 0
 
     def run(self) -> int:
         try:
-            while running := [rank for rank in self.ranks if rank.exit_code is None]:
+            while running := [process for process in self.processes if process.exit_code is None]:
                 self._forward_signals(running)
-                for rank in running:
-                    if rank.poll():
-                        self._on_error(rank)
+                for process in running:
+                    if process.poll():
+                        self._on_error(process)
                 self._look_for_hang()
                 self._keep_deadline()
                 time.sleep(_POLL_SECONDS)
         finally:
-            for rank in self.ranks:  # whatever happened above, nobody stays behind
-                rank.send(signal.SIGKILL)
-                while rank.poll() is None:
+            for process in self.processes:  # whatever happened above, nobody stays behind
+                process.send(signal.SIGKILL)
+                while process.poll() is None:
                     time.sleep(_POLL_SECONDS)
-        if self.failure_code or all(rank.exit_code == 0 for rank in self.ranks):
-            return self.failure_code
-        return 128 + self.stop_signal
+        self._read_progress()
+        if self.ranks.failure is not None:
+            return self.ranks.failure.code
+        return 0 if all(process.exit_code == 0 for process in self.processes) else 128 + self.stop_signal
 
     def _forward_signals(self, running: Sequence[RankProcess]) -> None:
         while self.handled < len(self.received):
@@ -96,44 +98,57 @@ class Supervisor:
                 _say("interrupted twice: killing all ranks")
                 self.deadline = 0.0
                 continue
-            _say(f"{_name(signum)}: passed on to {len(running)} ranks, which have {self.grace_seconds:g} s to leave")
+            who = f"{len(running)} ranks, which have {self.grace_seconds:g} s to leave"
+            _say(f"{signal_name(signum)}: passed on to {who}")
             self.stop_signal = signum
-            for rank in running:
-                rank.send(signum)
+            for process in running:
+                process.send(signum)
             self._start_clock()
 
     def _look_for_hang(self) -> None:
         now = time.monotonic()
-        if self.beats is None or self.hang is not None or now - self.looked_at < _LOOK_SECONDS:
+        if self.beats is None or now - self.looked_at < _LOOK_SECONDS:
             return
         self.looked_at = now
-        self.beats.look()
-        self.publish()
-        ended = {rank.rank for rank in self.ranks if rank.exit_code is not None}
+        self._read_progress()
+        self.publish(self.ranks.states)
+        ended = {process.rank for process in self.processes if process.exit_code is not None}
         self.beats.exits.update(dict.fromkeys(ended, 0))
-        self.hang = self.beats.hang()
-        if self.hang is not None:
-            hang = self.hang
-            _say(
-                f"rank {hang.rank} made no progress for {hang.seconds:.0f} s in phase '{hang.phase}' after step "
-                f"{hang.step} (limit {hang.limit:.0f} s): writing the stacks of all ranks, then killing them"
-            )
+        hang = self.beats.hang()
+        if hang is not None and self.ranks.failure is None:
+            self.ranks.hang(hang)
             self.beats.ask_for_stacks()
             time.sleep(_DUMP_SECONDS)
-            self.failure_code, self.deadline = 124, 0.0
+            assert self.ranks.failure is not None
+            _say(f"{self.ranks.failure.text}; killing all ranks")
+            self.deadline = 0.0
 
-    def _on_error(self, rank: RankProcess) -> None:
-        code = rank.exit_code or 0
-        told = {code for signum in self.received for code in (-signum, 128 + signum)}
-        killed_by_us = self.deadline == 0.0 and code == -signal.SIGKILL
-        if self.failure_code or code in told or killed_by_us:
-            return  # follows from the first failure, or from what the rank was told
-        self.failure_code = code if code > 0 else 128 - code
-        self.failed_rank = rank.rank
-        _say(f"rank {rank.rank} {describe_exit(code)}; the end of {rank.log}:")
-        for line in last_words(rank.log, rank.log_start):
+    def _read_progress(self) -> None:
+        if self.beats is None:
+            return
+        self.beats.look()
+        for rank, progress in self.beats.progress.items():
+            if progress.beat is not None:
+                self.ranks.move(rank, progress.beat.phase, progress.beat.step, progress.beat.sections)
+
+    def _on_error(self, process: RankProcess) -> None:
+        code = _shell_code(process.exit_code or 0)
+        killed_by_us = self.deadline == 0.0 and code == 128 + signal.SIGKILL
+        if killed_by_us or code in [128 + signum for signum in self.received]:
+            return  # it has done what it was asked to
+        self._read_progress()
+        before = self.ranks.failure
+        self.ranks.end(process.rank, code)
+        if self.ranks.failure is before:
+            return  # follows from the first failure
+        _say(f"rank {process.rank} {describe_exit(code)}; the end of {process.log}:")
+        for line in last_words(process.log, process.log_start):
             _say(f"    {line}")
-        others = [other for other in self.ranks if other.exit_code is None]
+        if before is None:
+            self._stop_others()
+
+    def _stop_others(self) -> None:
+        others = [process for process in self.processes if process.exit_code is None]
         if others:
             _say(f"stopping {len(others)} other ranks, which have {self.grace_seconds:g} s to leave")
         for other in others:
@@ -146,20 +161,13 @@ class Supervisor:
     def _keep_deadline(self) -> None:
         if time.monotonic() < self.deadline:
             return
-        late = [rank for rank in self.ranks if rank.exit_code is None]
+        late = [process for process in self.processes if process.exit_code is None]
         if late and self.deadline:
-            _say(f"killing rank {', '.join(str(rank.rank) for rank in late)}: no end after {self.grace_seconds:g} s")
+            ranks = ", ".join(str(process.rank) for process in late)
+            _say(f"killing rank {ranks}: no end after {self.grace_seconds:g} s")
         self.deadline = 0.0
-        for rank in late:
-            rank.send(signal.SIGKILL)
-
-
-def describe_exit(code: int) -> str:
-    """What an exit code says, in words."""
-    if code >= 0:
-        return f"failed with exit code {code}"
-    hint = " (often: the machine ran out of memory)" if code == -signal.SIGKILL else ""
-    return f"was killed by {_name(-code)}{hint}"
+        for process in late:
+            process.send(signal.SIGKILL)
 
 
 def last_words(log: Path, start: int) -> list[str]:
@@ -181,11 +189,9 @@ def last_words(log: Path, start: int) -> list[str]:
     return lines[-_TAIL_LINES:] or ["(the log is empty)"]
 
 
-def _name(signum: int) -> str:
-    try:
-        return signal.Signals(signum).name
-    except ValueError:
-        return f"signal {signum}"
+def _shell_code(code: int) -> int:
+    """The exit code of a process as a shell has it, from that of `subprocess` (negative = died of that signal)."""
+    return code if code >= 0 else 128 - code
 
 
 def _say(text: str) -> None:

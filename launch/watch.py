@@ -6,21 +6,23 @@ import json
 import os
 import re
 import selectors
-import signal
 import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from megatron_rb.launch.attempt import AttemptResult, Channel, Failure, RankState, Starter
+from megatron_rb.launch.attempt import AttemptResult, Channel, Starter
+from megatron_rb.launch.beats import Hang
+from megatron_rb.launch.failure import Failure, FailureKind
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.limits import Limits
 from megatron_rb.launch.plan import AttemptPlan, give_up_ownership, owner
+from megatron_rb.launch.ranks import Ranks, RankState
 from megatron_rb.launch.record import newest_checkpoint
 from megatron_rb.launch.step_words import EndedTasks, unreported_end
 from megatron_rb.launch.topology import rank_table
-from megatron_rb.launch.verdict import class_of_exit
 
 TURN_SECONDS, DUMP_SECONDS, FENCE_SECONDS, END_SECONDS, ASK_AGAIN_SECONDS = 0.1, 1.5, 1.0, 10.0, 2.0
 PUBLISH_SECONDS, KILL_SECONDS = 0.5, 1.5
@@ -45,16 +47,13 @@ class AttemptWatch:
         publish: Callable[[Mapping[int, RankState]], None],
     ) -> None:
         self.job, self.plan, self.starter, self.signals, self.publish = job, plan, starter, signals, publish
-        self.ranks = {place.rank: RankState() for place in rank_table(job, plan.nodes)}
-        self.node_of = {place.rank: place.node for place in rank_table(job, plan.nodes)}
-        self.heard: dict[str, float] = {}
+        self.ranks = Ranks({place.rank: place.node for place in rank_table(job, plan.nodes)}, plan.number)
+        self.reported_at: dict[str, float] = {}
+        """Last report of each machine, in monotonic seconds."""
         self.limits = Limits(job.patience.hang, dict(plan.slowest), job.patience.least)
         self.words: deque[str] = deque(maxlen=20)
         """What srun or ssh said themselves."""
         self.ended = EndedTasks()
-        self.failure: Failure | None = None
-        self.first_step_at: float | None = None
-        self.noticed_at: float | None = None
         self.asked_at = float("-inf")
         self.end_at = self.failed_at = float("inf")
         self.lost = False
@@ -81,7 +80,7 @@ class AttemptWatch:
                 if not self._read(key.fd):
                     selector.unregister(key.fileobj)
                     self._on_closed(next(c for c in channels if c.process.stdout is key.fileobj), len(channels))
-            if all(state.code is not None for state in self.ranks.values()):
+            if self.ranks.all_ended():
                 return
             ended = all(channel.process.poll() is not None for channel in channels)
             if ended and (was_ended or not selector.get_map()):
@@ -92,49 +91,50 @@ class AttemptWatch:
             self._pass_signals(channels)
             self._find_ended_tasks(now)
             self._find_silent_nodes(now)
-            if self.failure is not None and self.noticed_at is None:
-                self.noticed_at = time.time()
             if now - published_at > PUBLISH_SECONDS:
                 published_at = now
-                self.publish(self.ranks)
+                self.publish(self.ranks.states)
             if now - slow_at > FENCE_SECONDS:
                 slow_at = now
                 self.lost = owner(self.job.run_dir) != self.plan.id
-            if self.failure is not None and self.end_at == float("inf") and self._is_explained(now):
+            if self.ranks.failure is not None and self.end_at == float("inf") and self._is_explained(now):
                 self._begin_end(channels, now)
             if self.lost or now > self.end_at:
                 return
 
     def _begin_end(self, channels: Sequence[Channel], now: float) -> None:
         """Kill at once, or after the stacks of a hang are written."""
-        assert self.failure is not None
+        assert self.ranks.failure is not None
         self.end_at = now
-        if self.failure.kind == "hang":
+        if self.ranks.failure.kind is FailureKind.HANG:
             self.starter.order(channels, "dump")
             self.end_at += DUMP_SECONDS
 
     def _is_explained(self, now: float) -> bool:
-        """A rank may fail because the machine of another one is gone: wait until every machine has spoken since."""
-        assert self.failure is not None
-        if self.failure.kind != "rank":
+        """A rank may fail because the machine of another one is gone: wait until every machine has reported since."""
+        failure = self.ranks.failure
+        assert failure is not None
+        if failure.kind is not FailureKind.RANK:
             return True
         self.failed_at = min(self.failed_at, now)
-        unheard = [node for node in self._unfinished_nodes() if self.heard.get(node, self.started) <= self.failed_at]
-        silent = [node for node in unheard if now - self.heard.get(node, self.started) > self.job.patience.silence]
+        awaited = [node for node in self._unfinished_nodes() if self._last_report(node) <= self.failed_at]
+        silent = [node for node in awaited if now - self._last_report(node) > self.job.patience.silence]
         if silent:
-            text = f"{silent[0]} has not answered for {self.job.patience.silence:g} s; {self.failure.text}"
-            self.failure = Failure("node", text, 1, None, silent[0])
-        return not unheard or bool(silent)
+            text = f"{silent[0]} has not answered for {self.job.patience.silence:g} s; {failure.text}"
+            self._fail_by_node(silent[0], text)
+        return not awaited or bool(silent)
 
     def _unfinished_nodes(self) -> list[str]:
-        return [
-            node
-            for node in self.plan.nodes
-            if any(state.code is None for rank, state in self.ranks.items() if self.node_of[rank] == node)
-        ]
+        return self.ranks.unfinished_nodes(self.plan.nodes)
+
+    def _last_report(self, node: str) -> float:
+        return self.reported_at.get(node, self.started)
+
+    def _fail_by_node(self, node: str, text: str, code: int = 1) -> None:
+        self.ranks.fail(Failure(FailureKind.NODE, text, code, None, node))
 
     def _end(self, channels: Sequence[Channel]) -> None:
-        done = all(state.code is not None for state in self.ranks.values())
+        done = self.ranks.all_ended()
         if not done and not self.lost:
             give_up_ownership(self.job.run_dir, self.plan)
             self._wait_for_channels(channels, KILL_SECONDS)
@@ -143,7 +143,7 @@ class AttemptWatch:
         end = time.monotonic() + END_SECONDS
         # The supervisors leave when they have seen that this process is there to take note of the end.
         while done and time.monotonic() < end and any(channel.process.poll() is None for channel in channels):
-            self.publish(self.ranks)
+            self.publish(self.ranks.states)
             time.sleep(TURN_SECONDS)
         for channel in channels:
             try:
@@ -168,77 +168,54 @@ class AttemptWatch:
         if rest:
             self.unfinished[descriptor] = rest
         for line in lines:
-            self._hear(line.decode(errors="replace").strip())
+            self._take_in(line.decode(errors="replace").strip())
         return bool(chunk)
 
-    def _hear(self, line: str) -> None:
+    def _take_in(self, line: str) -> None:
         if not line.startswith('{"kind"'):
             if line:
                 self.words.append(line)
-                self.ended.hear(line, time.monotonic())
+                self.ended.read(line, time.monotonic())
                 print(line, flush=True)
             return
         message: dict[str, Any] = json.loads(line)
-        self.heard[message["node"]] = time.monotonic()
+        self.reported_at[message["node"]] = time.monotonic()
         if message["kind"] == "beat":
             self.limits.learn(message["slowest"])
             for rank, (phase, step, sections) in message["ranks"].items():
-                self._move(int(rank), phase, step)
-                self.ranks[int(rank)].sections = sections
+                self.ranks.move(int(rank), phase, step, sections)
         elif message["kind"] == "exit":
-            self._move(message["rank"], message["phase"], message["step"])
-            self._on_exit(message["rank"], message["code"])
-        elif message["kind"] == "hang" and self.failure is None:
-            self._on_hang(message)
-
-    def _move(self, rank: int, phase: str, step: int) -> None:
-        state = self.ranks[rank]
-        if phase == "step" and self.first_step_at is None:
-            self.first_step_at = time.time()
-        state.phase, state.step = phase, max(step, state.step)
-
-    def _on_exit(self, rank: int, code: int) -> None:
-        self.ranks[rank].code = code
-        if code == 0:
-            return
-        kind, node = class_of_exit(code), self.node_of[rank]
-        if self.failure is None or (kind == "configuration" and self.failure.kind == "rank"):
-            text = f"rank {rank} on {node} {_describe(code)} after step {self.ranks[rank].step}"
-            self.failure = Failure(kind, text, code, rank, node, self.ranks[rank].phase)
-
-    def _on_hang(self, message: Mapping[str, Any]) -> None:
-        rank, phase = message["rank"], message["phase"]
-        text = (
-            f"rank {rank} on {message['node']} made no progress for {message['seconds']:.0f} s in phase '{phase}' "
-            f"after step {message['step']} (limit {message['limit']:.0f} s); stacks of all ranks are in "
-            f"stacks/attempt_{self.plan.number}"
-        )
-        self.failure = Failure("hang", text, 124, rank, message["node"], phase)
+            self.ranks.move(message["rank"], message["phase"], message["step"])
+            self.ranks.end(message["rank"], message["code"])
+        elif message["kind"] == "hang":
+            self.ranks.hang(Hang(**{name: message[name] for name in Hang.__dataclass_fields__}))
 
     def _on_closed(self, channel: Channel, channels: int) -> None:
         """The connection to one machine of several has ended; its ranks have not."""
+        failure = self.ranks.failure
         gone = [node for node in channel.nodes if node in self._unfinished_nodes()]
-        if channels > 1 and gone and (self.failure is None or self.failure.kind == "rank"):
-            cause = f"; {self.failure.text}" if self.failure is not None else ""
-            text = f"the connection to {gone[0]} has ended: {self._last_words()}{cause}"
-            self.failure = Failure("node", text, 1, None, gone[0])
+        if channels > 1 and gone and (failure is None or failure.kind is FailureKind.RANK):
+            cause = f"; {failure.text}" if failure is not None else ""
+            self._fail_by_node(gone[0], f"the connection to {gone[0]} has ended: {self._last_words()}{cause}")
 
     def _find_ended_tasks(self, now: float) -> None:
-        if self.failure is None:
-            self.failure = unreported_end(
-                self.job, self.plan, self.ranks, self.heard, self.ended.told(now), self._last_words(), now
-            )
+        if self.ranks.failure is not None:
+            return
+        states, ended = self.ranks.states, self.ended.settled(now)
+        failure = unreported_end(self.job, self.plan, states, self.reported_at, ended, self._last_words(), now)
+        if failure is not None:
+            self.ranks.fail(failure)
 
     def _find_silent_nodes(self, now: float) -> None:
-        if self.failure is not None:
+        if self.ranks.failure is not None:
             return
         for node in self._unfinished_nodes():  # where all ranks have ended the supervisor has ended too
-            silent = now - self.heard.get(node, self.started)
-            if node in self.heard and silent > self.job.patience.silence:
-                self.failure = Failure("node", f"{node} has not answered for {silent:.1f} s", 1, None, node)
-            elif node not in self.heard and silent > START_SECONDS:
+            silent = now - self._last_report(node)
+            if node in self.reported_at and silent > self.job.patience.silence:
+                self._fail_by_node(node, f"{node} has not answered for {silent:.1f} s")
+            elif node not in self.reported_at and silent > START_SECONDS:
                 text = f"{node} did not start its processes within {START_SECONDS:g} s"
-                self.failure = Failure("node", f"{text}: {self._last_words()}", 1, None, node)
+                self._fail_by_node(node, f"{text}: {self._last_words()}")
 
     def _pass_signals(self, channels: Sequence[Channel]) -> None:
         now = time.monotonic()
@@ -248,41 +225,25 @@ class AttemptWatch:
 
     def _blame_channels(self, channels: Sequence[Channel]) -> None:
         """Everything has ended, yet some ranks have not reported."""
-        if self.failure is None:
-            silent = sorted({self.node_of[rank] for rank, state in self.ranks.items() if state.code is None})
-            code = next((channel.process.returncode for channel in channels if channel.process.returncode), 1)
-            named = re.search(r"failed on node (\S+?):", "\n".join(self.words))
-            if named is not None:
-                text = f"nothing can be started on {named[1]}: {self._last_words()}"
-                self.failure = Failure("node", text, code, None, named[1])
-                return
-            text = f"{', '.join(silent)} ended without a report: {self._last_words()}"
-            self.failure = Failure("start", text, code)
+        if self.ranks.failure is not None:
+            return
+        code = next((channel.process.returncode for channel in channels if channel.process.returncode), 1)
+        named = re.search(r"failed on node (\S+?):", "\n".join(self.words))
+        if named is not None:
+            self._fail_by_node(named[1], f"nothing can be started on {named[1]}: {self._last_words()}", code)
+            return
+        silent = sorted(self._unfinished_nodes())
+        text = f"{', '.join(silent)} ended without a report: {self._last_words()}"
+        self.ranks.fail(Failure(FailureKind.START, text, code))
 
     def _last_words(self) -> str:
         return "; ".join(list(self.words)[-3:]) or "no message"
 
     def _result(self) -> AttemptResult:
-        last_step = max((state.step for state in self.ranks.values()), default=0)
-        outcome = "failed"
-        if self.lost:
-            outcome = "lost"
-        elif self.failure is None:
-            outcome = "finished" if self.ranks[0].phase == "finished" else "stopped"
-        return AttemptResult(
-            outcome, self.failure, last_step, self.first_step_at, self.noticed_at, dict(self.limits.slowest)
-        )
+        result = self.ranks.result(bool(self.signals), self.limits.slowest)
+        return replace(result, outcome="lost") if self.lost else result
 
 
 def lost_steps(job: JobSpec, last_step: int) -> int:
     """Steps that no checkpoint holds."""
     return max(0, last_step - newest_checkpoint(job.checkpoint_dir))
-
-
-def _describe(code: int) -> str:
-    if code <= 128:
-        return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(code - 128).name}"
-    except ValueError:
-        return f"ended with exit code {code}"

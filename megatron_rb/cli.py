@@ -1,17 +1,13 @@
-"""`rb`: finds the subcommand's file in tools/ and runs its `main`; imports nothing heavy itself."""
+"""`rb`: a table of its words and what each runs in tools/; imports nothing heavy itself."""
 
 from __future__ import annotations
 
-import ast
 import difflib
-import importlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from megatron_rb.config.commands import Command, listing
 from megatron_rb.config.failures import complain, exit_code_of
-
-TOOLS = Path(__file__).parent / "tools"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,35 +31,152 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def commands() -> dict[str, str]:
-    """Every subcommand with the first line of its docstring."""
-    files = sorted(path for path in TOOLS.glob("*.py") if not path.stem.startswith("_"))
-    return {path.stem.replace("_", "-"): _first_line(path) for path in files}
-
-
 def _run(name: str, arguments: list[str]) -> int:
-    known = commands()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(COMMANDS)}"
         raise ValueError(f"rb has no command '{name}'{hint}")
-    module = importlib.import_module(f"megatron_rb.tools.{name.replace('-', '_')}")
-    return int(module.main(arguments) or 0)
-
-
-def _first_line(path: Path) -> str:
-    # Parsed, not imported: the overview must not wait for torch.
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n", 1)[0]
+    return COMMANDS[name].run(arguments)
 
 
 def _overview() -> str:
-    known = commands()
-    width = max(map(len, known), default=0)
-    lines = [f"  {name:<{width}}  {text}" for name, text in known.items()]
-    return "\n".join(
-        ["usage: rb [--debug] <command> [arguments]", "", *lines, "", "`rb <command> --help` tells more about one."]
-    )
+    usage, more = "usage: rb [--debug] <command> [arguments]", "`rb <command> --help` tells more about one."
+    return "\n".join([usage, "", *listing(COMMANDS), "", more])
 
+
+def _bench(argv: list[str]) -> int:
+    from megatron_rb.tools.bench import main as run
+
+    return run(argv)
+
+
+def _compare(argv: list[str]) -> int:
+    from megatron_rb.tools.compare import main as run
+
+    return run(argv)
+
+
+def _convert(argv: list[str]) -> int:
+    from megatron_rb.tools.convert import main as run
+
+    return run(argv)
+
+
+def _data(argv: list[str]) -> int:
+    from megatron_rb.tools.data import main as run
+
+    return run(argv)
+
+
+def _demo(argv: list[str]) -> int:
+    from megatron_rb.tools.demo import main as run
+
+    return run(argv)
+
+
+def _demo_data(argv: list[str]) -> int:
+    from megatron_rb.tools.demo_data import main as run
+
+    return run(argv)
+
+
+def _demo_model(argv: list[str]) -> int:
+    from megatron_rb.tools.demo_model import main as run
+
+    return run(argv)
+
+
+def _doctor(argv: list[str]) -> int:
+    from megatron_rb.tools.doctor import main as run
+
+    return run(argv)
+
+
+def _eval(argv: list[str]) -> int:
+    from megatron_rb.tools.eval import main as run
+
+    return run(argv)
+
+
+def _launch(argv: list[str]) -> int:
+    from megatron_rb.tools.launch import main as run
+
+    return run(argv)
+
+
+def _parity(argv: list[str]) -> int:
+    from megatron_rb.tools.parity import main as run
+
+    return run(argv)
+
+
+def _plan(argv: list[str]) -> int:
+    from megatron_rb.tools.plan import main as run
+
+    return run(argv)
+
+
+def _train(argv: list[str]) -> int:
+    from megatron_rb.tools.train import main as run
+
+    return run(argv)
+
+
+def _value(argv: list[str]) -> int:
+    from megatron_rb.tools.value import main as run
+
+    return run(argv)
+
+
+COMMANDS = {
+    "bench": Command(
+        "Measure training steps, packing, conversions, recovery, data, kernels and captures; compare two results.",
+        _bench,
+    ),
+    "compare": Command(
+        "Compare two runs of one recipe, or the tensors inside one step of each: runs, capture, numerics.", _compare
+    ),
+    "convert": Command(
+        "Move checkpoints between formats and clusters, and prove that nothing was lost: import, export, "
+        "migrate, verify.",
+        _convert,
+    ),
+    "data": Command(
+        "Look at a data set: `rb data stats data.train=[my.jsonl] model.hf_path=DIR --out stats.json` counts "
+        "sample sizes.",
+        _data,
+    ),
+    "demo": Command(
+        "The main job on this machine: import, train in 4 processes, evaluate, export, reload with transformers.", _demo
+    ),
+    "demo-data": Command("`rb demo-data`: training and held-out conversations from simulated episodes.", _demo_data),
+    "demo-model": Command(
+        "`rb demo-model`: a tiny randomly initialised Hugging Face folder of the RoboBrain architecture.", _demo_model
+    ),
+    "doctor": Command(
+        "Check every machine of a cluster: devices, memory, disk, libraries, speed and links; name the bad one.",
+        _doctor,
+    ),
+    "eval": Command(
+        "Score a model, or recorded answers, on FlagEvalMM's data.json: table, json and an HTML report with pictures.",
+        _eval,
+    ),
+    "launch": Command(
+        "Start a training run here, over ssh or under Slurm, and look after it, e.g. `rb launch experiment=demo`.",
+        _launch,
+    ),
+    "parity": Command("Compare this stack with transformers on the same samples: blocks, logits, gradients.", _parity),
+    "plan": Command(
+        "Predict the fastest layout for a model, a kind of device and a data set, e.g. `rb plan "
+        "model=robobrain20_32b ...`.",
+        _plan,
+    ),
+    "train": Command("Be one process of a training run; srun, torchrun or `rb launch` start one per device.", _train),
+    "value": Command(
+        "Dense value: `label` episodes into hop samples, `score` episodes with answers of a model, `plot` the curves.",
+        _value,
+    ),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

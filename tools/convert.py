@@ -25,7 +25,7 @@ from megatron_rb.checkpoint.conversion.from_megatron import convert_megatron
 from megatron_rb.checkpoint.conversion.import_hf import import_folder
 from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
 from megatron_rb.checkpoint.conversion.outcome import Summary
-from megatron_rb.checkpoint.conversion.verify import Comparison, find_side, verify
+from megatron_rb.checkpoint.conversion.verify import FolderComparison, find_side, verify
 from megatron_rb.launch.workers import start_workers
 
 
@@ -44,13 +44,13 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         console.print("stopped; run the same command again to go on: finished files are kept")
         return 130
-    if isinstance(result, Comparison):
+    if isinstance(result, FolderComparison):
         return _verdict(o, result, console)
     show_summary(console, result)
     return 0
 
 
-def _run(o: Namespace, bars: ByteBars) -> Summary | Comparison:
+def _run(o: Namespace, bars: ByteBars) -> Summary | FolderComparison:
     if o.way == "verify":
         return verify(o.a, o.b, bars, o.hf)
     if o.way == "import":
@@ -62,7 +62,7 @@ def _run(o: Namespace, bars: ByteBars) -> Summary | Comparison:
     return migrate_checkpoint(o.ckpt, o.out, o.to, bars)
 
 
-def _verdict(o: Namespace, comparison: Comparison, console: Console) -> int:
+def _verdict(o: Namespace, comparison: FolderComparison, console: Console) -> int:
     if o.forward:
         comparison.forward = _forward(o)
     print(json.dumps(comparison.as_json(), indent=1)) if o.json else show_comparison(console, comparison)

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_rb.bench.demo_scores import Asked, evaluate_demo, write_demo_questions
+from megatron_rb.bench.demo_scores import DemoOptions, evaluate_demo, write_demo_questions
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import replica_size
 from megatron_rb.data.answer_file import read_answers
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--episodes", type=int, metavar="N", help="that are judged for progress (all)")
     args = parser.parse_args(argv)
-    settings, asked = ["experiment=demo", *args.settings], Asked(args.questions, args.episodes)
+    settings, asked = ["experiment=demo", *args.settings], DemoOptions(args.questions, args.episodes)
     config, started = load_config(settings), time.monotonic()
     if config.run_dir != str(ROOT):
         raise ValueError(
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _summarise(config, asked: Asked, started: float) -> dict:
+def _summarise(config, asked: DemoOptions, started: float) -> dict:
     from megatron_rb.evaluation.heldout import constant_loss
 
     records = [json.loads(line) for line in (ROOT / "metrics.jsonl").read_text().splitlines()]

@@ -30,10 +30,9 @@ from megatron_rb.planner.predict import Prediction
 from megatron_rb.planner.report import details, memory_lines, mode_line
 from megatron_rb.planner.report import settings as settings_of
 from megatron_rb.planner.search import plan
-from megatron_rb.planner.task import Task
+from megatron_rb.planner.task import PlanTask
 from megatron_rb.planner.work import Shards
-from megatron_rb.planner.workload import Budget as LargestBatch
-from megatron_rb.planner.workload import Sampler
+from megatron_rb.planner.workload import MicroBatchLimits, MicroBatchSampler
 from megatron_rb.shapes.balance import default_layout
 from megatron_rb.shapes.published import CONFIGS
 from megatron_rb.shapes.shape import RoboBrainShape, load_shape, shape_from_dict
@@ -240,7 +239,7 @@ def _device_of(config: Config) -> Device:
     return with_memory(device, config.planner.max_memory) if config.planner.max_memory else device
 
 
-def with_plan(config: Config, task: Task, item: Prediction) -> Config:
+def with_plan(config: Config, task: PlanTask, item: Prediction) -> Config:
     """A config with the settings of a planned choice."""
     tree = settings_of(task, item)
     recompute = dataclasses.replace(config.model.recompute, **tree["model"]["recompute"])
@@ -264,7 +263,7 @@ def memory_forecast(config: Config, derived: Derived, shape: RoboBrainShape) -> 
     shards = Shards(derived.tp_size, derived.sequence_parallel, 2 if config.model.dtype == "bf16" else 4, cp)
     optimizer = OPTIMIZERS[config.optimizer.name]
     state = state_bytes(config.model.dtype, config.parallel.distributed_optimizer, cp * derived.dp_size, optimizer)
-    largest = LargestBatch(-(-config.data.seq_length // cp), -(-config.data.max_patches // cp))
+    largest = MicroBatchLimits(-(-config.data.seq_length // cp), -(-config.data.max_patches // cp))
     frozen = Frozen(**dataclasses.asdict(config.model.freeze))
     layout = derived.layout or default_layout(shape, derived.pp_size)
     stages = stage_memory(
@@ -287,7 +286,7 @@ def recompute_of(settings: RecomputeConfig, num_slices: int) -> tuple[SliceRecom
     )
 
 
-def build_task(request: Request) -> Task:
+def build_task(request: Request) -> PlanTask:
     """The planning task of a request."""
     config = request.config
     parallel, freeze = config.parallel, config.model.freeze
@@ -296,8 +295,8 @@ def build_task(request: Request) -> Task:
         calibration.check(request.device.name, config.model.dtype)
     merge_unit = request.shape.vision.merge_unit
     batch = samples_of_a_step(config.data, request.histogram, merge_unit)
-    sampler = Sampler(request.histogram, merge_unit, batch, pack, seed=config.seed)
-    return Task(
+    sampler = MicroBatchSampler(request.histogram, merge_unit, batch, pack, seed=config.seed)
+    return PlanTask(
         model=request.shape,
         pricing=Pricing(request.device, config.model.dtype, calibration),
         gpus=request.gpus,

@@ -106,7 +106,7 @@ def sizes_of(batch: MicroBatch) -> MicroBatches:
 
 
 @dataclass(frozen=True)
-class Call:
+class TimedBlock:
     """A block with inputs for one micro-batch."""
 
     part: Part
@@ -119,7 +119,7 @@ class Call:
         return torch.randn(self.rows, 1, self.width, dtype=dtype, device=device, requires_grad=True)
 
 
-def calls_of(stage: RoboBrainStage, batch: MicroBatch) -> Iterator[Call]:
+def calls_of(stage: RoboBrainStage, batch: MicroBatch) -> Iterator[TimedBlock]:
     """Every kind of block once."""
     shape = stage.shape
     vision, language = stage.vision, stage.language
@@ -128,18 +128,18 @@ def calls_of(stage: RoboBrainStage, batch: MicroBatch) -> Iterator[Call]:
     merger, embedding, output = vision.merger, language.embedding, language.head
     patch_embed = vision.patch_embed
     assert patch_embed is not None and merger is not None and embedding is not None and output is not None
-    yield Call(Part.PATCH_EMBED, lambda _: patch_embed(batch.vision), 1, 1)
+    yield TimedBlock(Part.PATCH_EMBED, lambda _: patch_embed(batch.vision), 1, 1)
     for layer in vision.layers.values():
         part = Part.WINDOW_LAYER if layer.windowed else Part.FULL_LAYER
-        yield Call(part, partial(_with, layer, batch.vision), patches, hidden)
+        yield TimedBlock(part, partial(_with, layer, batch.vision), patches, hidden)
     for tap in vision.deepstack.values():
-        yield Call(Part.TAP, tap, patches, hidden)
-    yield Call(Part.MERGER, merger, patches, hidden)
-    yield Call(Part.EMBEDDING, lambda x: embedding(batch.text, x), merged, width)
+        yield TimedBlock(Part.TAP, tap, patches, hidden)
+    yield TimedBlock(Part.MERGER, merger, patches, hidden)
+    yield TimedBlock(Part.EMBEDDING, lambda x: embedding(batch.text, x), merged, width)
     for layer in language.layers.values():
-        yield Call(Part.DECODER, partial(_with, layer, batch.text), tokens, width)
+        yield TimedBlock(Part.DECODER, partial(_with, layer, batch.text), tokens, width)
 
-    yield Call(Part.HEAD, lambda x: output(x, batch.text, HeadOutput.LOSS), tokens, width)
+    yield TimedBlock(Part.HEAD, lambda x: output(x, batch.text, HeadOutput.LOSS), tokens, width)
 
 
 def _with(layer: torch.nn.Module, inputs: object, x: torch.Tensor) -> torch.Tensor:
@@ -178,7 +178,7 @@ def time_blocks(
     return times
 
 
-def _time(call: Call, inputs: torch.Tensor, platform: Platform, rounds: int) -> tuple[float, float]:
+def _time(call: TimedBlock, inputs: torch.Tensor, platform: Platform, rounds: int) -> tuple[float, float]:
     ahead, back = [], []
     for number in range(rounds + 1):
         platform.synchronize()

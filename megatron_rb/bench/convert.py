@@ -72,7 +72,7 @@ def _write_noise(out, noise: bytes, size: int, start: int) -> None:
 
 
 @dataclass(frozen=True)
-class Timing:
+class CommandCost:
     """One command."""
 
     seconds: float
@@ -90,7 +90,7 @@ class ConvertResult:
     largest_tensor: int
     copies: list[float]
     """Seconds of `cp` and `sync`."""
-    conversions: list[Timing]
+    conversions: list[CommandCost]
     round_trip_equal: bool | None = None
     """After the export: every tensor is byte for byte that of the source."""
 
@@ -178,7 +178,7 @@ def _time_copy(source: Path, target: Path) -> float:
     return seconds
 
 
-def _time_conversion(direction: str, source: Path, out: Path) -> Timing:
+def _time_conversion(direction: str, source: Path, out: Path) -> CommandCost:
     os.sync()
     given = "--hf" if direction == "import" else "--ckpt"
     command = [sys.executable, "-m", "megatron_rb.cli", "convert", direction, given, str(source), "--out", str(out)]
@@ -188,4 +188,4 @@ def _time_conversion(direction: str, source: Path, out: Path) -> Timing:
     seconds = time.perf_counter() - start
     if os.waitstatus_to_exitcode(status):
         raise RuntimeError(f"{' '.join(command)} failed")
-    return Timing(seconds, usage.ru_maxrss * 1024)
+    return CommandCost(seconds, usage.ru_maxrss * 1024)

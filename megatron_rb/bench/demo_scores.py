@@ -22,7 +22,7 @@ VIEW = "side"
 
 
 @dataclass(frozen=True)
-class Asked:
+class DemoOptions:
     """How much is asked."""
 
     questions: int
@@ -61,7 +61,7 @@ class DemoQuestions:
     """One row per ordered pair of neighbouring frames."""
 
 
-def demo_questions(data: Path, asked: Asked) -> DemoQuestions:
+def demo_questions(data: Path, asked: DemoOptions) -> DemoQuestions:
     """What is asked: the first pointing and uvd rows of `data`/heldout.jsonl, all pairs of its first episodes."""
     rows = _rows(data / "heldout.jsonl")
     chosen = [row for task in ("pointing", "uvd") for row in [r for r in rows if r["task"] == task][: asked.questions]]
@@ -116,14 +116,14 @@ def constant_answers(questions: DemoQuestions, data: Path) -> dict[str, str]:
     return {row["id"]: texts[row["task"]] for row in [*questions.rows, *questions.pairs]}
 
 
-def write_demo_questions(data: Path, asked: Asked, file: Path) -> None:
+def write_demo_questions(data: Path, asked: DemoOptions, file: Path) -> None:
     """All that is asked as rows of a training file, beside the held-out file, for `rb eval`."""
     questions = demo_questions(data, asked)
     lines = (json.dumps(row) + "\n" for row in [*questions.rows, *questions.pairs])
     file.write_text("".join(lines), encoding="utf-8")
 
 
-def evaluate_demo(data: Path, asked: Asked, answers: Mapping[str, str]) -> dict[str, Any]:
+def evaluate_demo(data: Path, asked: DemoOptions, answers: Mapping[str, str]) -> dict[str, Any]:
     """Scores of the answers by row id, and of the constant answer."""
     questions = demo_questions(data, asked)
     return {

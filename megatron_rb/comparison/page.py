@@ -25,7 +25,7 @@ border-bottom:1px solid #ccc}td:first-child,th:first-child{text-align:left}img{m
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of the page."""
 
     heading: str = ""
@@ -42,7 +42,7 @@ class Section:
         self.pictures.extend(base64.b64encode(path.read_bytes()).decode() for path in self.images)
 
 
-def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
+def write_page(path: Path, title: str, sections: Sequence[PageSection]) -> None:
     """Write the page; it appears whole or not at all."""
     text = Environment(autoescape=True).from_string(_PAGE).render(title=title, sections=sections)
     partial = path.with_name(path.name + ".partial")

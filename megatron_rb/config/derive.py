@@ -14,7 +14,7 @@ from megatron_rb.layout import PipelineLayout, parse_layout
 from megatron_rb.layout.token_axis import token_multiple
 
 
-class VisionSizes(Protocol):
+class DivisibleVision(Protocol):
     """What `derive` reads of a ViT."""
 
     @property
@@ -23,7 +23,7 @@ class VisionSizes(Protocol):
     def num_heads(self) -> int: ...
 
 
-class TextSizes(Protocol):
+class DivisibleText(Protocol):
     """What `derive` reads of a language model."""
 
     @property
@@ -38,13 +38,13 @@ class TextSizes(Protocol):
     def vocab_size(self) -> int: ...
 
 
-class ModelSizes(Protocol):
+class DivisibleModel(Protocol):
     """What `derive` reads of a model; a `RoboBrainShape` is one."""
 
     @property
-    def vision(self) -> VisionSizes: ...
+    def vision(self) -> DivisibleVision: ...
     @property
-    def text(self) -> TextSizes: ...
+    def text(self) -> DivisibleText: ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Derived:
     tokenizer: str
 
 
-def derive(config: Config, shape: ModelSizes, world_size: int = 0) -> Derived:
+def derive(config: Config, shape: DivisibleModel, world_size: int = 0) -> Derived:
     """Compute everything that depends on more than one setting.
 
     Args:
@@ -142,7 +142,7 @@ def derive_steps(schedule: ScheduleConfig, data: DataConfig, num_samples: int, n
     return math.ceil(schedule.epochs * num_samples / data.global_batch_size)
 
 
-def check_tp_size(tp_size: int, shape: ModelSizes) -> None:
+def check_tp_size(tp_size: int, shape: DivisibleModel) -> None:
     """Every size that tensor parallelism cuts must be a multiple of tp_size; the ViT's ffn need not, it is padded.
 
     Raises:
@@ -179,7 +179,7 @@ def _replica_text(parallel: ParallelConfig) -> str:
     return f"tp_size {parallel.tp_size} x pp_size {parallel.pp_size}{context}"
 
 
-def written_layout(parallel: ParallelConfig, shape: ModelSizes) -> PipelineLayout | None:
+def written_layout(parallel: ParallelConfig, shape: DivisibleModel) -> PipelineLayout | None:
     """The layout that `parallel.layout` says; None = none, it is to be balanced.
 
     Raises:

@@ -36,7 +36,7 @@ CODE = re.compile(r"`[^`]+`")
 
 
 @dataclass(frozen=True)
-class Line:
+class SettingLine:
     """One setting."""
 
     key: str
@@ -46,12 +46,12 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Section:
+class SettingsSection:
     """Settings that share the first part of their keys."""
 
     prefix: str
     """Empty for those without a section."""
-    lines: tuple[Line, ...]
+    lines: tuple[SettingLine, ...]
 
 
 def main(argv: list[str]) -> int:
@@ -66,18 +66,18 @@ def page() -> str:
     return "\n".join([INTRODUCTION, *(_section_text(section) for section in sections())])
 
 
-def sections() -> Iterator[Section]:
+def sections() -> Iterator[SettingsSection]:
     """Every section of the schema, in its order; a section within another follows it."""
     return _sections(Config, "")
 
 
-def _sections(section: type, prefix: str) -> Iterator[Section]:
+def _sections(section: type, prefix: str) -> Iterator[SettingsSection]:
     types, meanings = typing.get_type_hints(section), documentation(section)
     inner = [item for item in dataclasses.fields(section) if dataclasses.is_dataclass(types[item.name])]
     own = [item for item in dataclasses.fields(section) if item not in inner]
-    lines = [Line(prefix + item.name, types[item.name], _default(item), meanings[item.name]) for item in own]
+    lines = [SettingLine(prefix + item.name, types[item.name], _default(item), meanings[item.name]) for item in own]
     if lines:
-        yield Section(prefix.rstrip("."), tuple(lines))
+        yield SettingsSection(prefix.rstrip("."), tuple(lines))
     for item in inner:
         yield from _sections(types[item.name], f"{prefix}{item.name}.")
 
@@ -106,7 +106,7 @@ def _default(item: dataclasses.Field[Any]) -> Any:
     return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
 
 
-def _section_text(section: Section) -> str:
+def _section_text(section: SettingsSection) -> str:
     title = f"## {section.prefix}" if section.prefix else "## The run"
     rows = [_row(line) for line in section.lines]
     return "\n".join([title, "", *_files_of(section.prefix), *HEADER, *rows, ""])
@@ -117,7 +117,7 @@ def _files_of(group: str) -> list[str]:
     return [f"Files: {', '.join(f'`{group}={name}`' for name in names)}.", ""] if names else []
 
 
-def _row(line: Line) -> str:
+def _row(line: SettingLine) -> str:
     cells = (f"`{line.key}`", f"`{_type_name(line.declared)}`", _written(line.default), values(line.key), line.meaning)
     return f"| {' | '.join(map(_cell, cells))} |"
 

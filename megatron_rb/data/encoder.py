@@ -15,7 +15,7 @@ from megatron_rb.data.media import MediaInfo, inspect_media, load_frames, load_i
 from megatron_rb.data.patience import READ_SECONDS
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.processor import VisionProcessor
-from megatron_rb.data.prompt import ChatTemplate, Piece
+from megatron_rb.data.prompt import ChatTemplate, TextSpan
 from megatron_rb.data.sample import EncodedSample, VisionGrid
 from megatron_rb.data.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, VISION_END, VISION_START, Tokenizer
 from megatron_rb.shapes.families import VideoTime
@@ -84,7 +84,7 @@ class SampleEncoder:
         infos = infos[: len(shorter.media)]
         shown = self._all_shown(shorter, infos)
         text = self.template.prompt(self._with_boxes(shorter, infos, shown))
-        return self._assemble(shorter, shown, [Piece(text, learned=False)])
+        return self._assemble(shorter, shown, [TextSpan(text, learned=False)])
 
     def grid(self, ref: MediaRef, info: MediaInfo) -> VisionGrid:
         """Patches of an image or video, from its header alone."""
@@ -140,7 +140,7 @@ class SampleEncoder:
         writer = BoxWriter(self.processor.family.boxes_in_thousandths, self.box_text)
         return replace(conversation, turns=writer.written(conversation.turns, sizes, seen))
 
-    def _check_length(self, pieces: Sequence[Piece], max_tokens: int | None) -> None:
+    def _check_length(self, pieces: Sequence[TextSpan], max_tokens: int | None) -> None:
         most = self.tokenizer.most_bytes_per_id
         if max_tokens is None or most is None:
             return
@@ -149,7 +149,7 @@ class SampleEncoder:
             least = f"{size:,} bytes of text, at least {-(-size // most):,} tokens,"
             raise BadSample("too many tokens", f"{least} do not fit data.seq_length {max_tokens}")
 
-    def _assemble(self, conversation: Conversation, shown: Sequence[_Shown], pieces: list[Piece]) -> EncodedSample:
+    def _assemble(self, conversation: Conversation, shown: Sequence[_Shown], pieces: list[TextSpan]) -> EncodedSample:
         self._check_pixels(conversation.pixels_of, shown)
         waiting = iter(shown)
         encoded = [self._encode(piece, waiting) for piece in pieces]
@@ -163,7 +163,7 @@ class SampleEncoder:
             pixels=None,
         )
 
-    def _encode(self, piece: Piece, waiting: Iterator[_Shown]) -> tuple[np.ndarray, np.ndarray]:
+    def _encode(self, piece: TextSpan, waiting: Iterator[_Shown]) -> tuple[np.ndarray, np.ndarray]:
         """Ids and labels of one piece. Text is encoded with one placeholder per block, which is then repeated."""
         repeats: list[int] = []
 

@@ -39,7 +39,7 @@ class IndexRules:
 
 
 @dataclass(frozen=True)
-class Line:
+class FileLine:
     file: int
     number: int
     """From 1."""
@@ -72,32 +72,37 @@ class Refused:
 
 @dataclass(frozen=True)
 class Examined:
-    line: Line
+    line: FileLine
     found: list[Entry | Refused]
     unread: tuple[str, ...] = ()
     """Keys that mean nothing here."""
 
 
-def lines_of(files: Iterable[str]) -> Iterator[Line]:
+def lines_of(files: Iterable[str]) -> Iterator[FileLine]:
     """Every line of the files that is not empty."""
     for number, name in enumerate(files):
         offset = 0
         with open(name, "rb") as file:
             for count, content in enumerate(file, start=1):
                 if content.strip():
-                    yield Line(number, count, offset, content)
+                    yield FileLine(number, count, offset, content)
                 offset += len(content)
 
 
-def lines_at(places: Iterable[Sequence[int]], files: Sequence[str]) -> Iterator[Line]:
+def lines_at(places: Iterable[Sequence[int]], files: Sequence[str]) -> Iterator[FileLine]:
     """Lines by file number, line number, byte offset and length."""
     for file, number, offset, length in places:
         with open(files[file], "rb") as opened:
-            yield Line(file, number, offset, os.pread(opened.fileno(), length, offset))
+            yield FileLine(file, number, offset, os.pread(opened.fileno(), length, offset))
 
 
 def examine_all(
-    lines: Iterator[Line], files: Sequence[str], encoder: SampleEncoder, rules: IndexRules, threads: int, progress: bool
+    lines: Iterator[FileLine],
+    files: Sequence[str],
+    encoder: SampleEncoder,
+    rules: IndexRules,
+    threads: int,
+    progress: bool,
 ) -> Iterator[Examined]:
     """Look at every line, several at a time, in order."""
     total = sum(os.path.getsize(file) for file in files)
@@ -108,7 +113,7 @@ def examine_all(
             bar.advance(task, sum(len(line.content) for line in group))
 
 
-def examine(line: Line, file: str, encoder: SampleEncoder, rules: IndexRules) -> Examined:
+def examine(line: FileLine, file: str, encoder: SampleEncoder, rules: IndexRules) -> Examined:
     """Read a line, look at its media, and measure what it gives; whatever goes wrong is its refusal."""
     name = default_id(file, line.number)
     try:

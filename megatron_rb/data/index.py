@@ -125,7 +125,7 @@ def build_index(
     for file in files:
         _check_file(file)
     digests = tuple(map(file_digest, files))
-    found = _Found(files)
+    found = _RowCollector(files)
     for row in examine_all(lines_of(files), files, encoder, rules, threads, progress):
         found.add(row, ledger)
     if not found.entries:
@@ -145,7 +145,7 @@ def look_again(index: Index, encoder: SampleEncoder, rules: IndexRules, ledger: 
     if not repaired:
         return index
     problems = dict(zip(map(tuple, places), index.refused_problems, strict=True))
-    found = _Found(index.files, index)
+    found = _RowCollector(index.files, index)
     for row in repaired:
         found.rejected[problems[row.line.place]] -= 1
         del found.refused[row.line.place]
@@ -175,7 +175,7 @@ def _check_file(file: str) -> None:
 Place = tuple[int, int, int, int]
 
 
-class _Found:
+class _RowCollector:
     """What the rows of some files gave, before it becomes arrays."""
 
     def __init__(self, files: Sequence[str], known: Index | None = None) -> None:

@@ -32,7 +32,7 @@ PLACEHOLDERS = {
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextSpan:
     """A stretch of a rendered conversation."""
 
     text: str
@@ -66,7 +66,7 @@ class ChatTemplate:
         kinds = ((nodes.Name, "name"), (nodes.Getattr, "attr"), (nodes.Const, "value"))
         return frozenset(str(getattr(node, field)) for kind, field in kinds for node in tree.find_all(kind))
 
-    def pieces(self, conversation: Conversation, loss_turns: str = "all") -> list[Piece]:
+    def pieces(self, conversation: Conversation, loss_turns: str = "all") -> list[TextSpan]:
         """The whole conversation in order; what the model has to write itself is learned.
 
         Args:
@@ -87,23 +87,23 @@ class ChatTemplate:
         """The conversation, with the opening of the assistant's next turn."""
         return self._render(self._messages(conversation), conversation.tools, opens=True)
 
-    def _pieces(self, messages: list[Message], tools: Sequence[Any], learned: Set[int]) -> Iterator[Piece]:
+    def _pieces(self, messages: list[Message], tools: Sequence[Any], learned: Set[int]) -> Iterator[TextSpan]:
         done = ""
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             prompt = self._render(messages[:number], tools, opens=True)
             answered = self._render(messages[: number + 1], tools, opens=False)
-            yield Piece(_continuation(done, prompt), learned=False)
+            yield TextSpan(_continuation(done, prompt), learned=False)
             yield _answer(_continuation(prompt, answered), message, number in learned)
             done = answered
         if messages[-1]["role"] != "assistant":
-            yield Piece(_continuation(done, self._render(messages, tools, opens=False)), learned=False)
+            yield TextSpan(_continuation(done, self._render(messages, tools, opens=False)), learned=False)
 
-    def _last_piece(self, messages: list[Message], tools: Sequence[Any]) -> Iterator[Piece]:
+    def _last_piece(self, messages: list[Message], tools: Sequence[Any]) -> Iterator[TextSpan]:
         """The last turn alone, after a prompt as the model will see it when it has to write that turn."""
         prompt = self._render(messages[:-1], tools, opens=True)
-        yield Piece(prompt, learned=False)
+        yield TextSpan(prompt, learned=False)
         yield _answer(_continuation(prompt, self._render(messages, tools, opens=False)), messages[-1], True)
 
     def _messages(self, conversation: Conversation) -> list[Message]:
@@ -188,13 +188,13 @@ def _text(part: str | MediaRef | BoxRef | NameRef) -> str:
     return part
 
 
-def _answer(text: str, message: Message, learned: bool) -> Piece:
+def _answer(text: str, message: Message, learned: bool) -> TextSpan:
     """An assistant's turn as the template wrote it; it must not have left out what is to be learned."""
     held = [message.get("reasoning_content", ""), *(call["function"]["name"] for call in message.get("tool_calls", ()))]
     lost = [part for part in held if part.strip() not in text]
     if learned and lost:
         raise BadSample("chat template", f"the chat template leaves out {quoted(lost[0])}, which is to be learned")
-    return Piece(text, learned)
+    return TextSpan(text, learned)
 
 
 def _continuation(start: str, text: str) -> str:

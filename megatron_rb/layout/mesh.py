@@ -10,7 +10,7 @@ AXES = ("tp", "cp", "dp", "pp")
 
 
 @dataclass(frozen=True)
-class Coordinates:
+class RankCoordinates:
     """Where a rank stands on every axis of `AXES`, in their order."""
 
     tp: int
@@ -52,15 +52,15 @@ class RankGrid:
     def world_size(self) -> int:
         return self.tp_size * self.cp_size * self.dp_size * self.pp_size
 
-    def coordinates(self, rank: int) -> Coordinates:
+    def coordinates(self, rank: int) -> RankCoordinates:
         """Where a rank stands; the inverse of `rank`."""
         found = []
         for size in self.sizes:
             rank, place = divmod(rank, size)
             found.append(place)
-        return Coordinates(*found)
+        return RankCoordinates(*found)
 
-    def rank(self, coordinates: Coordinates) -> int:
+    def rank(self, coordinates: RankCoordinates) -> int:
         """The rank at coordinates: ((pp * dp_size + dp) * cp_size + cp) * tp_size + tp."""
         rank = 0
         for place, size in zip(reversed(astuple(coordinates)), reversed(self.sizes), strict=True):
@@ -73,7 +73,7 @@ class RankGrid:
         free = [
             range(size) if axis in axes else (place,) for axis, size, place in zip(AXES, self.sizes, own, strict=True)
         ]
-        return tuple(sorted(self.rank(Coordinates(*places)) for places in product(*free)))
+        return tuple(sorted(self.rank(RankCoordinates(*places)) for places in product(*free)))
 
     def groups(self, *axes: str) -> tuple[tuple[int, ...], ...]:
         """The groups of all ranks over some axes, each once, by their first rank."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch.distributed as dist
 
-from megatron_rb.layout.mesh import Coordinates, RankGrid
+from megatron_rb.layout.mesh import RankCoordinates, RankGrid
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Mesh:
     """By axes: `tp`, `cp`, `pp`, `dp_cp`; `parallel.groups.build_mesh` makes them."""
 
     @property
-    def at(self) -> Coordinates:
+    def at(self) -> RankCoordinates:
         return self.grid.coordinates(self.rank)
 
     @property

@@ -14,9 +14,9 @@ from megatron_rb.planner.work import (
     MERGER_PARTS,
     PARTS,
     VISION_PARTS,
+    BlockWork,
     Part,
     Shards,
-    Work,
     forward_work,
     parameters,
     part_counts,
@@ -77,7 +77,7 @@ class Pricing:
 
 
 def nominal_seconds(
-    work: Work, device: Device, dtype: str, passes: tuple[float, float, float] = (1, 1, 1)
+    work: BlockWork, device: Device, dtype: str, passes: tuple[float, float, float] = (1, 1, 1)
 ) -> np.ndarray:
     """Time of some work by the figures of the device.
 
@@ -116,7 +116,7 @@ def part_seconds(
 
 
 def compute_seconds(
-    part: Part, work: Work, pricing: Pricing, frozen: Frozen, num_parameters: int
+    part: Part, work: BlockWork, pricing: Pricing, frozen: Frozen, num_parameters: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Forward and backward time of a part without messages.
 

@@ -16,7 +16,7 @@ from megatron_rb.planner.cost import Frozen
 from megatron_rb.planner.schedule import most_in_flight
 from megatron_rb.planner.sizes import ModelSizes, TextSizes, VisionSizes, padded_ffn
 from megatron_rb.planner.work import PARTS, VISION_LAYERS, Part, Shards, gathered_values, parameters, part_counts
-from megatron_rb.planner.workload import Budget
+from megatron_rb.planner.workload import MicroBatchLimits
 
 LOGITS_BYTES = 512 * 2**20
 """Largest fp32 logits that the loss holds at a time (as in kernels/linear_cross_entropy)."""
@@ -106,7 +106,7 @@ def state_bytes(dtype: str, distributed: bool, copies: int, optimizer: Optimizer
 
 
 def memory_model(
-    model: ModelSizes, shards: Shards, largest: Budget, state: StateBytes, frozen: Frozen, reserved: float
+    model: ModelSizes, shards: Shards, largest: MicroBatchLimits, state: StateBytes, frozen: Frozen, reserved: float
 ) -> MemoryModel:
     """Bytes for micro-batches of which a rank has at most `largest` tokens and patches."""
     sizes = parameters(model, shards.tp_size)
@@ -133,7 +133,7 @@ def memory_model(
     )
 
 
-def _kept(model: ModelSizes, shards: Shards, largest: Budget) -> dict[Part, float]:
+def _kept(model: ModelSizes, shards: Shards, largest: MicroBatchLimits) -> dict[Part, float]:
     vision, text, item, tp = model.vision, model.text, shards.itemsize, shards.tp_size
     merged = vision.hidden_size * vision.merge_unit
     rows = largest.patches / vision.merge_unit
@@ -193,7 +193,7 @@ def _whole_keys(text: TextSizes, shards: Shards, tokens: float) -> float:
     return gathered_values(text, shards) * tokens * (shards.cp_size + 0.5) * shards.itemsize
 
 
-def _working(model: ModelSizes, shards: Shards, largest: Budget, kept: dict[Part, float]) -> list[float]:
+def _working(model: ModelSizes, shards: Shards, largest: MicroBatchLimits, kept: dict[Part, float]) -> list[float]:
     text, tp, item = model.text, shards.tp_size, shards.itemsize
     # The gradients of a layer's widest tensors live beside what it has kept.
     wide = {

@@ -11,7 +11,16 @@ from megatron_rb.planner.communication import boundary_bytes, data_parallel_seco
 from megatron_rb.planner.cost import model_flops, optimizer_seconds, part_seconds
 from megatron_rb.planner.memory import SliceRecompute, StageMemory, shared_parameters, stage_memory
 from megatron_rb.planner.partition import Choices, Pipeline, Played, first_cut, play, refine
-from megatron_rb.planner.task import Degrees, Infeasible, Task, computed_for, drawn_for, grid_of, memory_of, shards_of
+from megatron_rb.planner.task import (
+    Degrees,
+    Infeasible,
+    PlanTask,
+    computed_for,
+    drawn_for,
+    grid_of,
+    memory_of,
+    shards_of,
+)
 from megatron_rb.planner.work import PARTS, VISION_LAYERS, part_counts
 
 OVERLAP_SHARE = 0.8
@@ -37,7 +46,7 @@ class Prediction:
 
 
 def evaluate(
-    task: Task, degrees: Degrees, layout: PipelineLayout, recompute: tuple[SliceRecompute, ...] | None = None
+    task: PlanTask, degrees: Degrees, layout: PipelineLayout, recompute: tuple[SliceRecompute, ...] | None = None
 ) -> Prediction:
     """What a given layout is expected to do; without `recompute` the cheapest that fits is taken.
 
@@ -61,7 +70,7 @@ def evaluate(
     return predict(task, degrees, pipeline, played)
 
 
-def best_for(task: Task, degrees: Degrees, least_first: int = 1) -> Prediction:
+def best_for(task: PlanTask, degrees: Degrees, least_first: int = 1) -> Prediction:
     """The best cut for given degrees.
 
     Args:
@@ -77,7 +86,7 @@ def best_for(task: Task, degrees: Degrees, least_first: int = 1) -> Prediction:
     return predict(task, degrees, pipeline, refine(pipeline, lengths))
 
 
-def build_pipeline(task: Task, degrees: Degrees) -> Pipeline:
+def build_pipeline(task: PlanTask, degrees: Degrees) -> Pipeline:
     """Times and memory of one choice, for any cut."""
     shards, grid, device = shards_of(task, degrees), grid_of(task, degrees), task.pricing.device
     batches, weight = computed_for(task, degrees)
@@ -128,7 +137,7 @@ class StepTime:
         return self.pipeline + self.gradients + self.weights + self.optimizer
 
 
-def step_seconds(task: Task, degrees: Degrees, pipeline: Pipeline, played: Played) -> StepTime:
+def step_seconds(task: PlanTask, degrees: Degrees, pipeline: Pipeline, played: Played) -> StepTime:
     """Pipeline of the slowest replica, then what data parallelism and optimizer add on the slowest rank."""
     pricing, grid = task.pricing, grid_of(task, degrees)
     counts = pipeline.prefix[played.cuts[0, 1:]] - pipeline.prefix[played.cuts[0, :-1]]
@@ -154,7 +163,7 @@ def step_seconds(task: Task, degrees: Degrees, pipeline: Pipeline, played: Playe
 
 
 def _hidden_seconds(
-    task: Task, degrees: Degrees, pipeline: Pipeline, counts: np.ndarray, rank: int
+    task: PlanTask, degrees: Degrees, pipeline: Pipeline, counts: np.ndarray, rank: int
 ) -> tuple[float, float]:
     """Forward and backward time of one micro-batch in which messages of data parallelism may hide.
 
@@ -176,7 +185,7 @@ def expected_maximum(samples: np.ndarray, members: int) -> float:
     return float(ordered @ weights)
 
 
-def predict(task: Task, degrees: Degrees, pipeline: Pipeline, played: Played) -> Prediction:
+def predict(task: PlanTask, degrees: Degrees, pipeline: Pipeline, played: Played) -> Prediction:
     """All figures of one cut."""
     drawn = drawn_for(task, degrees)
     times = step_seconds(task, degrees, pipeline, played)
@@ -201,7 +210,7 @@ def predict(task: Task, degrees: Degrees, pipeline: Pipeline, played: Played) ->
     )
 
 
-def least_memory(task: Task, degrees: Degrees, layout: PipelineLayout) -> float:
+def least_memory(task: PlanTask, degrees: Degrees, layout: PipelineLayout) -> float:
     """Bytes that the fullest rank of a layout needs with every layer recomputed."""
     everything = (SliceRecompute(10**6, 10**6),) * layout.num_slices
     count = drawn_for(task, degrees).num_micro_batches

@@ -11,13 +11,13 @@ import numpy as np
 from megatron_rb.planner.memory import FRAGMENTATION, shared_parameters
 from megatron_rb.planner.partition import NEVER, shortest_maximum
 from megatron_rb.planner.predict import prefix_of
-from megatron_rb.planner.task import Degrees, Task, drawn_for, memory_of
+from megatron_rb.planner.task import Degrees, PlanTask, drawn_for, memory_of
 from megatron_rb.planner.work import part_counts
 
-Candidates = Callable[[Task], Iterable[Degrees]]
+Candidates = Callable[[PlanTask], Iterable[Degrees]]
 
 
-def why_no_memory(task: Task, candidates: list[Degrees], choices: Candidates) -> str:
+def why_no_memory(task: PlanTask, candidates: list[Degrees], choices: Candidates) -> str:
     """The memory that is there and that is needed, and the nearest ask that would fit.
 
     Args:
@@ -54,7 +54,7 @@ def _leanest(candidates: list[Degrees]) -> list[Degrees]:
     ]
 
 
-def _more_gpus(task: Task, choices: Candidates) -> int | None:
+def _more_gpus(task: PlanTask, choices: Candidates) -> int | None:
     for factor in (2, 4, 8, 16, 32):
         larger = replace(task, gpus=task.gpus * factor)
         candidates = list(choices(larger))
@@ -63,7 +63,7 @@ def _more_gpus(task: Task, choices: Candidates) -> int | None:
     return None
 
 
-def least_memory_of_any(task: Task, degrees: Degrees) -> float:
+def least_memory_of_any(task: PlanTask, degrees: Degrees) -> float:
     """Bytes that the fullest rank needs at least under any cut, with every layer recomputed and one slice a rank."""
     memory = memory_of(task, degrees)
     prefix = prefix_of(part_counts(task.model))

@@ -11,10 +11,10 @@ import yaml
 
 from megatron_rb.planner.memory import SliceRecompute, StageMemory
 from megatron_rb.planner.predict import Prediction
-from megatron_rb.planner.task import Task
+from megatron_rb.planner.task import PlanTask
 
 
-def mode_line(task: Task) -> str:
+def mode_line(task: PlanTask) -> str:
     """Says what the figures are, and that nothing was measured."""
     pricing = task.pricing
     source = f"figures of the device file of {pricing.device.name}"
@@ -23,7 +23,7 @@ def mode_line(task: Task) -> str:
     return f"{pricing.mode} prediction, not a measurement ({source})"
 
 
-def table(task: Task, predictions: Sequence[Prediction], rows: int = 10) -> str:
+def table(task: PlanTask, predictions: Sequence[Prediction], rows: int = 10) -> str:
     """The ranked choices as text, with why the others lose."""
     best = predictions[0]
     head = (
@@ -88,7 +88,7 @@ def _shares(item: Prediction) -> dict[str, float]:
     }
 
 
-def as_json(task: Task, predictions: Sequence[Prediction]) -> dict[str, Any]:
+def as_json(task: PlanTask, predictions: Sequence[Prediction]) -> dict[str, Any]:
     """The whole plan; `best` is the first of `ranked`."""
     ranked = [prediction_json(item) for item in predictions]
     return {
@@ -137,7 +137,7 @@ def prediction_json(item: Prediction) -> dict[str, Any]:
     }
 
 
-def settings(task: Task, item: Prediction) -> dict[str, Any]:
+def settings(task: PlanTask, item: Prediction) -> dict[str, Any]:
     """The choice as settings of a run, by section."""
     degrees = item.degrees
     micro_batches = task.global_micro_batches
@@ -172,7 +172,7 @@ def settings(task: Task, item: Prediction) -> dict[str, Any]:
     }
 
 
-def settings_text(task: Task, item: Prediction) -> str:
+def settings_text(task: PlanTask, item: Prediction) -> str:
     """A file for `rb launch ... settings=FILE`."""
     lines = [
         f"# {mode_line(task)}",
@@ -182,6 +182,6 @@ def settings_text(task: Task, item: Prediction) -> str:
     return "\n".join(lines) + "\n" + yaml.safe_dump(settings(task, item), sort_keys=False, width=1000)
 
 
-def write_json(task: Task, predictions: Sequence[Prediction], path: Path) -> None:
+def write_json(task: PlanTask, predictions: Sequence[Prediction], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(as_json(task, predictions), indent=1))

@@ -47,7 +47,7 @@ class Done(NamedTuple):
     """(place of the partner's posting, boundary, micro-batch)"""
 
 
-class Run(NamedTuple):
+class Compute(NamedTuple):
     """A rank computes."""
 
     rank: int
@@ -199,7 +199,7 @@ def _input_of(step: Pass, last_slice: int) -> Message | None:
 
 
 @functools.lru_cache(maxsize=256)
-def compiled(pp_size: int, vpp_size: int, num_micro_batches: int) -> tuple[Run | Posted | Done, ...]:
+def compiled(pp_size: int, vpp_size: int, num_micro_batches: int) -> tuple[Compute | Posted | Done, ...]:
     """The programs of all ranks in one order in which everything that is needed has happened before.
 
     Raises:
@@ -209,7 +209,7 @@ def compiled(pp_size: int, vpp_size: int, num_micro_batches: int) -> tuple[Run |
     places = [0] * pp_size
     posted: dict[Message, dict[int, int]] = defaultdict(dict)
     waiting = [False] * pp_size
-    order: list[Run | Posted | Done] = []
+    order: list[Compute | Posted | Done] = []
     number = 0
     own_place = [0] * pp_size
     moved = True
@@ -219,7 +219,7 @@ def compiled(pp_size: int, vpp_size: int, num_micro_batches: int) -> tuple[Run |
             while places[rank] < len(program):
                 step = program[places[rank]]
                 if isinstance(step, Pass):
-                    order.append(Run(rank, step))
+                    order.append(Compute(rank, step))
                 else:
                     if not waiting[rank]:
                         waiting[rank], own_place[rank], moved = True, number, True
@@ -268,7 +268,7 @@ def simulate(
         return Timing(total, total[None], total[None])
     times = {}
     for step in compiled(pp_size, vpp_size, forward.shape[1]):
-        if isinstance(step, Run):
+        if isinstance(step, Compute):
             kind, number, batch = step.step
             start = clock[step.rank]
             clock[step.rank] = start + (forward if kind == "F" else backward)[number, batch]

@@ -21,7 +21,7 @@ from megatron_rb.planner.sizes import ModelSizes
 from megatron_rb.planner.task import (
     Degrees,
     Infeasible,
-    Task,
+    PlanTask,
     budget_of,
     computed_for,
     drawn_for,
@@ -42,7 +42,7 @@ LEAST_FOUND = 8
 """Choices that are looked at though their lower bound says that they cannot be the best."""
 
 
-def plan(task: Task) -> list[Prediction]:
+def plan(task: PlanTask) -> list[Prediction]:
     """The fastest choices, best first.
 
     Raises:
@@ -69,7 +69,7 @@ def plan(task: Task) -> list[Prediction]:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Candidate:
     """A choice with the cut of the dynamic programme."""
 
     seconds: float
@@ -78,12 +78,12 @@ class _Found:
     lengths: tuple[int, ...]
 
 
-def _most_promising(task: Task, candidates: Sequence[Degrees]) -> list[_Found]:
+def _most_promising(task: PlanTask, candidates: Sequence[Degrees]) -> list[_Candidate]:
     """Choices in the order of what they could reach, until none that is left can be the best."""
     # (bound, whether it is the closer one of drawn micro-batches, degrees)
     queue = [(lower_bound(task, degrees), False, degrees) for degrees in candidates]
     heapq.heapify(queue)
-    found: list[_Found] = []
+    found: list[_Candidate] = []
     while queue:
         bound, is_close, degrees = heapq.heappop(queue)
         best = min((item.seconds for item in found), default=math.inf)
@@ -98,7 +98,7 @@ def _most_promising(task: Task, candidates: Sequence[Degrees]) -> list[_Found]:
     return found
 
 
-def _first_look(task: Task, degrees: Degrees) -> _Found | None:
+def _first_look(task: PlanTask, degrees: Degrees) -> _Candidate | None:
     """A choice with its first cut; None when none fits."""
     if least_memory_of_any(task, degrees) > task.pricing.device.memory:
         return None
@@ -109,14 +109,14 @@ def _first_look(task: Task, degrees: Degrees) -> _Found | None:
     played = _played(pipeline, lengths)
     if not np.isfinite(played.seconds[0]):
         return None
-    return _Found(step_seconds(task, degrees, pipeline, played).total, degrees, pipeline, lengths)
+    return _Candidate(step_seconds(task, degrees, pipeline, played).total, degrees, pipeline, lengths)
 
 
 def _played(pipeline: Pipeline, lengths: tuple[int, ...]) -> Played:
     return play(pipeline, np.concatenate([[0], np.cumsum(lengths)])[None])
 
 
-def feasible_degrees(task: Task) -> Iterator[Degrees]:
+def feasible_degrees(task: PlanTask) -> Iterator[Degrees]:
     """Every choice that the trainer accepts, whatever its memory.
 
     Raises:
@@ -133,7 +133,7 @@ def feasible_degrees(task: Task) -> Iterator[Degrees]:
                     yield from _rest(task, tp, pp, cp, dp, blocks)
 
 
-def _rest(task: Task, tp: int, pp: int, cp: int, dp: int, blocks: int) -> Iterator[Degrees]:
+def _rest(task: PlanTask, tp: int, pp: int, cp: int, dp: int, blocks: int) -> Iterator[Degrees]:
     asked = task.asked
     for vpp in [asked["vpp"]] if "vpp" in asked else VPP_SIZES if pp > 1 else (1,):
         if pp * vpp > blocks // (2 if vpp > 1 and "vpp" not in asked else 1):
@@ -149,7 +149,7 @@ def _rest(task: Task, tp: int, pp: int, cp: int, dp: int, blocks: int) -> Iterat
                 yield Degrees(tp, pp, vpp, dp, packs, sequence, cp)
 
 
-def tp_sizes(task: Task) -> list[int]:
+def tp_sizes(task: PlanTask) -> list[int]:
     """Tensor-parallel degrees that divide the model and stay on one machine."""
     sizes = []
     for size in range(1, task.pricing.device.devices_per_node + 1):
@@ -166,7 +166,7 @@ def _divides(tp_size: int, model: ModelSizes) -> bool:
     return True
 
 
-def _check_asked(task: Task) -> None:
+def _check_asked(task: PlanTask) -> None:
     tp, pp, cp = (task.asked.get(name, 1) for name in ("tp", "pp", "cp"))
     for name, value in task.asked.items():
         if value < (0 if name == "sequence_parallel" else 1):
@@ -189,7 +189,7 @@ def _check_asked(task: Task) -> None:
         raise ValueError(f"global_batch_size is {task.global_batch_size}; it must be at least 1")
 
 
-def lower_bound(task: Task, degrees: Degrees) -> float:
+def lower_bound(task: PlanTask, degrees: Degrees) -> float:
     """A step cannot be faster: the work of all samples shared evenly, the pipeline filled and emptied once, nothing
     lost to messages between stages, to uneven micro-batches or to uneven ranks.
     """
@@ -210,7 +210,7 @@ def lower_bound(task: Task, degrees: Degrees) -> float:
     return total / degrees.pp * (1 + (degrees.pp - 1) / (degrees.vpp * count))
 
 
-def sampled_bound(task: Task, degrees: Degrees, best: float = math.inf) -> float:
+def sampled_bound(task: PlanTask, degrees: Degrees, best: float = math.inf) -> float:
     """As `lower_bound`, for the drawn micro-batches: uneven ranks and the recompute that memory forces count, uneven
     stages do not.
 
@@ -233,7 +233,7 @@ def sampled_bound(task: Task, degrees: Degrees, best: float = math.inf) -> float
     return expected_maximum((work.mean(axis=1) * count + idle) / degrees.pp, degrees.dp)
 
 
-def forced_recompute(task: Task, degrees: Degrees, most_layers: float) -> float:
+def forced_recompute(task: PlanTask, degrees: Degrees, most_layers: float) -> float:
     """Decoder layers, over all ranks, that are recomputed at least; infinite when they do not fit even so.
 
     As if layers could be split, and nothing else took memory.
@@ -259,7 +259,7 @@ def forced_recompute(task: Task, degrees: Degrees, most_layers: float) -> float:
     return float((layers - plain) * (static / held.max() + kept) / saved)
 
 
-def _why_no_degrees(task: Task) -> str:
+def _why_no_degrees(task: PlanTask) -> str:
     cell = min(tp_sizes(task), default=1)
     if task.global_micro_batches:
         return (

@@ -12,17 +12,17 @@ from megatron_rb.planner.cost import Frozen, Pricing, model_flops
 from megatron_rb.planner.memory import MemoryModel, memory_model, state_bytes
 from megatron_rb.planner.sizes import ModelSizes
 from megatron_rb.planner.work import Shards
-from megatron_rb.planner.workload import Budget, Drawn, MicroBatches, Sampler
+from megatron_rb.planner.workload import Drawn, MicroBatches, MicroBatchLimits, MicroBatchSampler
 
 
 @dataclass(frozen=True)
-class Task:
+class PlanTask:
     """What is to be planned."""
 
     model: ModelSizes
     pricing: Pricing
     gpus: int
-    sampler: Sampler
+    sampler: MicroBatchSampler
     seq_length: int
     """Tokens of one pack, and the limit of a sample."""
     max_patches: int
@@ -72,15 +72,15 @@ class Infeasible(ValueError):
     """No choice fits; the message names what binds and the nearest choice that would do."""
 
 
-def shards_of(task: Task, degrees: Degrees) -> Shards:
+def shards_of(task: PlanTask, degrees: Degrees) -> Shards:
     return Shards(degrees.tp, degrees.sequence_parallel, task.pricing.itemsize, degrees.cp)
 
 
-def budget_of(task: Task, degrees: Degrees) -> Budget:
-    return Budget(task.seq_length * degrees.micro_batch, task.max_patches * degrees.micro_batch)
+def budget_of(task: PlanTask, degrees: Degrees) -> MicroBatchLimits:
+    return MicroBatchLimits(task.seq_length * degrees.micro_batch, task.max_patches * degrees.micro_batch)
 
 
-def drawn_for(task: Task, degrees: Degrees) -> Drawn:
+def drawn_for(task: PlanTask, degrees: Degrees) -> Drawn:
     """The sampled micro-batches of a choice."""
     return task.sampler.draw(budget_of(task, degrees), degrees.dp, _multiple(degrees))
 
@@ -90,7 +90,7 @@ def _multiple(degrees: Degrees) -> int:
     return degrees.pp if degrees.vpp > 1 else 1
 
 
-def computed_for(task: Task, degrees: Degrees) -> tuple[MicroBatches, float]:
+def computed_for(task: PlanTask, degrees: Degrees) -> tuple[MicroBatches, float]:
     """What a rank computes of the sampled micro-batches, padding included, and a factor on its time.
 
     The factor makes the drawn steps weigh what the average step weighs, so that choices do not differ by the luck of
@@ -110,24 +110,24 @@ def computed_for(task: Task, degrees: Degrees) -> tuple[MicroBatches, float]:
     return padded.of_context_rank(degrees.cp, frame), weight
 
 
-def grid_of(task: Task, degrees: Degrees) -> Grid:
+def grid_of(task: PlanTask, degrees: Degrees) -> Grid:
     return Grid(degrees.tp, degrees.cp, degrees.dp, degrees.pp, task.pricing.device.devices_per_node)
 
 
-def largest_of_rank(task: Task, degrees: Degrees) -> Budget:
+def largest_of_rank(task: PlanTask, degrees: Degrees) -> MicroBatchLimits:
     """The most that memory is needed for on a rank."""
     whole, cp = largest_micro_batch(task, degrees), degrees.cp
     patches = whole.patches
     if cp > 1:
         # Frames are not cut.
         patches = min(patches, max(-(-patches // cp), int(task.sampler.histogram.frame_patches.max(initial=0))))
-    return Budget(-(-whole.tokens // cp), patches)
+    return MicroBatchLimits(-(-whole.tokens // cp), patches)
 
 
-def largest_micro_batch(task: Task, degrees: Degrees) -> Budget:
+def largest_micro_batch(task: PlanTask, degrees: Degrees) -> MicroBatchLimits:
     """The largest micro-batch there can be: what padding fills the first step with."""
     histogram, budget = task.sampler.histogram, budget_of(task, degrees)
-    return Budget(
+    return MicroBatchLimits(
         _largest(histogram.tokens(task.sampler.merge_unit), histogram.counts, task.global_batch_size, budget.tokens),
         _largest(histogram.patches, histogram.counts, task.global_batch_size, budget.patches),
     )
@@ -141,7 +141,7 @@ def _largest(sizes: np.ndarray, counts: np.ndarray, samples: int, limit: int) ->
     return int(min(limit, (each * sizes[order]).sum()))
 
 
-def memory_of(task: Task, degrees: Degrees) -> MemoryModel:
+def memory_of(task: PlanTask, degrees: Degrees) -> MemoryModel:
     state = state_bytes(task.pricing.dtype, task.distributed_optimizer, degrees.cp * degrees.dp, task.optimizer)
     reserved, largest = task.pricing.device.reserved_memory, largest_of_rank(task, degrees)
     return memory_model(task.model, shards_of(task, degrees), largest, state, task.frozen, reserved)

@@ -11,14 +11,14 @@ from megatron_rb.planner.memory import slice_counts
 from megatron_rb.planner.partition import Choices, Pipeline, durations
 from megatron_rb.planner.predict import Prediction, build_pipeline
 from megatron_rb.planner.schedule import Pass, simulate
-from megatron_rb.planner.task import Task
+from megatron_rb.planner.task import PlanTask
 from megatron_rb.planner.work import LANGUAGE_PARTS, PARTS
 
 COLOURS = {"vision": "tab:orange", "language": "tab:blue"}
 MOST_LABELS = 400
 
 
-def draw_timeline(task: Task, item: Prediction, path: Path) -> None:
+def draw_timeline(task: PlanTask, item: Prediction, path: Path) -> None:
     """Write a PNG of one simulated step of one data-parallel replica, whole or not at all."""
     from matplotlib.figure import Figure  # a second of imports that only a picture needs
 
@@ -41,7 +41,7 @@ def draw_timeline(task: Task, item: Prediction, path: Path) -> None:
 
 
 def _play(
-    pipeline: Pipeline, task: Task, item: Prediction
+    pipeline: Pipeline, task: PlanTask, item: Prediction
 ) -> tuple[list[tuple[int, Pass, float, float]], list[dict[str, float]], float]:
     """The passes of the first drawn step, and the share of vision in each slice's passes."""
     cuts = np.concatenate([[0], np.cumsum(item.layout.slice_lengths)])[None]

@@ -56,7 +56,7 @@ class Shards:
 
 
 @dataclass(frozen=True)
-class Work:
+class BlockWork:
     """What the forward pass of one block does for each micro-batch."""
 
     matmul: np.ndarray
@@ -138,7 +138,7 @@ def _decoder_parameters(text: TextSizes, tp_size: int) -> int:
     return attention + mlp + 2 * h + 2 * text.head_dim * text.qk_norm
 
 
-def forward_work(model: ModelSizes, shards: Shards, batches: MicroBatches) -> dict[Part, Work]:
+def forward_work(model: ModelSizes, shards: Shards, batches: MicroBatches) -> dict[Part, BlockWork]:
     """What each part does in its forward pass."""
     works = {part: _vision_layer(model.vision, shards, batches, part) for part in VISION_LAYERS}
     merge = _merge(model, shards, batches)
@@ -152,14 +152,14 @@ def forward_work(model: ModelSizes, shards: Shards, batches: MicroBatches) -> di
     }
 
 
-def _patch_embed(vision: VisionSizes, shards: Shards, batches: MicroBatches) -> Work:
+def _patch_embed(vision: VisionSizes, shards: Shards, batches: MicroBatches) -> BlockWork:
     # Every tensor-parallel rank embeds all patches.
     matmul = 2.0 * batches.patches * vision.patch_dim * vision.hidden_size
     moved = batches.patches * (4.0 * vision.patch_dim + 4.0 * vision.hidden_size * shards.itemsize)
     return _work(matmul, 1, moved, 6)
 
 
-def _vision_layer(vision: VisionSizes, shards: Shards, batches: MicroBatches, part: Part) -> Work:
+def _vision_layer(vision: VisionSizes, shards: Shards, batches: MicroBatches, part: Part) -> BlockWork:
     tp, size, h = shards.tp_size, shards.itemsize, vision.hidden_size
     ffn = padded_ffn(vision.ffn_hidden_size, tp)
     products = 3 if vision.gated_mlp else 2
@@ -174,10 +174,10 @@ def _vision_layer(vision: VisionSizes, shards: Shards, batches: MicroBatches, pa
     )
     attended = np.maximum(pairs / np.maximum(batches.patches, 1), 1.0)
     weights = (4 * h * h / tp + products * h * ffn) * size
-    return Work(matmul, 4, attention, attended, moved + weights, 24)
+    return BlockWork(matmul, 4, attention, attended, moved + weights, 24)
 
 
-def _decoder(text: TextSizes, shards: Shards, batches: MicroBatches) -> Work:
+def _decoder(text: TextSizes, shards: Shards, batches: MicroBatches) -> BlockWork:
     tp, size, h = shards.tp_size, shards.itemsize, text.hidden_size
     ffn, heads, groups = padded_ffn(text.ffn_hidden_size, tp), text.num_heads // tp, text.num_query_groups // tp
     qkv = (heads + 2 * groups) * text.head_dim
@@ -188,10 +188,10 @@ def _decoder(text: TextSizes, shards: Shards, batches: MicroBatches) -> Work:
     moved = moved + batches.tokens * (4 * qkv + 6 * ffn) * size
     moved = moved + batches.tokens * mrope_bytes(1, heads, groups, text.head_dim, size)
     attended = np.maximum(batches.pairs / np.maximum(batches.tokens, 1) / 2, 1.0)
-    return Work(matmul, 4, attention, attended, moved + weights * size, 28)
+    return BlockWork(matmul, 4, attention, attended, moved + weights * size, 28)
 
 
-def _merge(model: ModelSizes, shards: Shards, batches: MicroBatches) -> Work:
+def _merge(model: ModelSizes, shards: Shards, batches: MicroBatches) -> BlockWork:
     vision = model.vision
     merged = vision.hidden_size * vision.merge_unit
     weights = merged * (merged + model.text.hidden_size) / shards.tp_size
@@ -200,11 +200,11 @@ def _merge(model: ModelSizes, shards: Shards, batches: MicroBatches) -> Work:
     return _work(2.0 * rows * weights, 2, moved + weights * shards.itemsize, 10)
 
 
-def _embedding(text: TextSizes, shards: Shards, batches: MicroBatches) -> Work:
+def _embedding(text: TextSizes, shards: Shards, batches: MicroBatches) -> BlockWork:
     return _work(0.0 * batches.tokens, 0, batches.tokens * 6.0 * text.hidden_size * shards.itemsize, 8)
 
 
-def _head(text: TextSizes, shards: Shards, batches: MicroBatches) -> Work:
+def _head(text: TextSizes, shards: Shards, batches: MicroBatches) -> BlockWork:
     vocabulary = text.vocab_size / shards.tp_size
     matmul = 2.0 * batches.labels * text.hidden_size * vocabulary
     # The logits are written, read as fp32 and passed over by the softmax and the loss.
@@ -219,6 +219,6 @@ def _norms_and_residuals(rows: np.ndarray, hidden_size: int, itemsize: int) -> n
     return rows * hidden_size * 2.0 * (norm + 3 * itemsize)
 
 
-def _work(matmul: np.ndarray, matmuls: int, moved: np.ndarray, operators: int) -> Work:
+def _work(matmul: np.ndarray, matmuls: int, moved: np.ndarray, operators: int) -> BlockWork:
     zero = np.zeros_like(moved, dtype=np.float64)
-    return Work(matmul + zero, matmuls, zero, zero + 1.0, moved + zero, operators)
+    return BlockWork(matmul + zero, matmuls, zero, zero + 1.0, moved + zero, operators)

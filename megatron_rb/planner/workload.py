@@ -56,7 +56,7 @@ class MicroBatches:
 
 
 @dataclass(frozen=True)
-class Budget:
+class MicroBatchLimits:
     """Limits of one micro-batch."""
 
     tokens: int
@@ -66,7 +66,7 @@ class Budget:
 def draw_micro_batches(
     histogram: Histogram,
     merge_unit: int,
-    budget: Budget,
+    budget: MicroBatchLimits,
     samples: int,
     ranks: int,
     multiple: int,
@@ -120,7 +120,7 @@ class Drawn:
     ranks: int
     """Ranks of each drawn step; the draws of a step lie together."""
 
-    def padded(self, largest: Budget, buckets: int) -> MicroBatches:
+    def padded(self, largest: MicroBatchLimits, buckets: int) -> MicroBatches:
         """What is computed when micro-batches are padded to `buckets` sizes up to the largest: every rank pads its n-th
         micro-batch to the largest n-th one. Padding is a segment of its own. 0 buckets = no padding.
         """
@@ -142,7 +142,7 @@ class Drawn:
         return np.broadcast_to(rows, (len(steps), self.ranks, values.shape[1])).reshape(values.shape)
 
 
-class Sampler:
+class MicroBatchSampler:
     """Draws the micro-batches of a layout once and hands out the same ones again.
 
     Args:
@@ -168,7 +168,7 @@ class Sampler:
         self.global_batch_size = global_batch_size
         self._pack, self._steps, self._seed = pack, steps, seed
         self._most_ranks, self._most_samples = most_ranks, most_samples
-        self._drawn: dict[tuple[Budget, int, int], Drawn] = {}
+        self._drawn: dict[tuple[MicroBatchLimits, int, int], Drawn] = {}
         self._remembered: dict[Hashable, Any] = {}
 
     def remember(self, key: Hashable, build: Callable[[], T]) -> T:
@@ -183,7 +183,7 @@ class Sampler:
         columns = sample_columns(self.histogram, self.merge_unit, np.arange(len(share)))
         return MicroBatches(*((columns * share).sum(axis=1, keepdims=True)))
 
-    def draw(self, budget: Budget, dp_size: int, multiple: int) -> Drawn:
+    def draw(self, budget: MicroBatchLimits, dp_size: int, multiple: int) -> Drawn:
         """The micro-batches of some ranks in some steps; of a very long step a part."""
         key = (budget, dp_size, multiple)
         if key not in self._drawn:

@@ -18,7 +18,7 @@ from megatron_rb.models.build import MODEL_PARTS, ModelPart, part_of
 
 
 @dataclass(frozen=True)
-class Implementation:
+class OptimizerSpec:
     """How megatron-core builds an optimizer."""
 
     settings: Callable[[OptimizerConfig], dict[str, Any]]
@@ -52,8 +52,8 @@ def _init_momentum(optimizer: torch.optim.Optimizer, config: object = None) -> N
 
 
 OPTIMIZERS = {
-    "adamw": Implementation(_adamw_settings, distributed=True),
-    "sgd": Implementation(_sgd_settings, distributed=False, init_state=_init_momentum),
+    "adamw": OptimizerSpec(_adamw_settings, distributed=True),
+    "sgd": OptimizerSpec(_sgd_settings, distributed=False, init_state=_init_momentum),
 }
 """By the names of `megatron_rb.config.optimizers`."""
 
@@ -130,7 +130,7 @@ def _named(name: str, matches) -> ParamKey:
     return ParamKey(with_name_predicate=ParamWithNamePredicate(name=name, fn=matches))
 
 
-def _allocate_state(optimizer: MegatronOptimizer, implementation: Implementation) -> None:
+def _allocate_state(optimizer: MegatronOptimizer, implementation: OptimizerSpec) -> None:
     """Allocate the state now instead of in the first step, so that memory is known and step 0 can be saved."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if getattr(part, "is_stub_optimizer", False) or part.optimizer is None:

@@ -18,11 +18,12 @@ FLOORS = (
     ("generation",),
     ("tasks", "evaluation", "parity", "comparison"),
     ("app",),
-    ("bench", "cli"),
+    ("bench",),
 )
 """The ground floor first. A room imports its own floor and lower ones; `bench` measures the launcher as well."""
 LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-BESIDE = ("launch", "tools", "conf")
+BESIDE = ("launch", "tools", "conf", "cli")
+"""No room imports them but each other: `cli` starts the files of `tools`, and these import whatever they need."""
 STARTS_PROCESSES = ("bench",)
 """Rooms that may use the launcher, which stands beside the floors."""
 

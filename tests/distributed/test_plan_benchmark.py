@@ -2,7 +2,7 @@
 
 from megatron_rb.bench.plan.two_processes import HAND_MADE, Case, markdown, run
 from megatron_rb.layout import parse_layout
-from megatron_rb.tools._bench_plan import start_workers
+from megatron_rb.tools.bench.plan import start_workers
 
 
 def test_every_layout_is_predicted_and_measured(tmp_path):

@@ -37,7 +37,7 @@ Pass = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Case:
+class KernelCase:
     """One operator at one size."""
 
     name: str
@@ -67,7 +67,7 @@ class Sizes:
     dtype: torch.dtype = torch.bfloat16
 
 
-Makers = list[Callable[[], Case]]
+Makers = list[Callable[[], KernelCase]]
 
 
 def all_cases(device: torch.device, sizes: Sizes = Sizes()) -> Makers:
@@ -115,7 +115,7 @@ def _tuple(out) -> tuple[torch.Tensor, ...]:
 
 
 @dataclass(frozen=True)
-class Work:
+class LeastWork:
     """What a pass has to do at least, and the share of the copy bandwidth it should reach."""
 
     bytes: int
@@ -125,12 +125,12 @@ class Work:
 
 
 def _both(
-    name: str, forward: Work, backward: Work, buffers: Callable[[], Buffers], functions: dict[str, Callable]
+    name: str, forward: LeastWork, backward: LeastWork, buffers: Callable[[], Buffers], functions: dict[str, Callable]
 ) -> Makers:
     """The forward and the backward case of an operator."""
 
-    def make(suffix: str, work: Work, is_backward: bool) -> Callable[[], Case]:
-        return lambda: Case(
+    def make(suffix: str, work: LeastWork, is_backward: bool) -> Callable[[], KernelCase]:
+        return lambda: KernelCase(
             name + suffix, work.bytes, work.flops, work.goal, _sides(buffers(), functions, is_backward), work.at_least
         )
 
@@ -162,7 +162,7 @@ def _rope(name: str, device: torch.device, sizes: Sizes, tokens: int, shape: tup
         functions["Liger"] = partial(_liger_mrope, *(torch.cat((x, x), -1)[None, None] for x in (cos, sin)))
     faster = {"torch.compile": 1.0, "eager": 4.0} if is_text else {}
     flops = mrope_cost.mrope_flops(tokens, heads, groups, dim)
-    work = Work(mrope_cost.mrope_bytes(tokens, heads, groups, dim, 2), flops, 0.85, faster)
+    work = LeastWork(mrope_cost.mrope_bytes(tokens, heads, groups, dim, 2), flops, 0.85, faster)
     buffers = partial(_drawn, device, sizes, (tokens, heads, dim), (tokens, groups, dim))
     return _both(name, work, work, buffers, functions)
 
@@ -207,10 +207,10 @@ def _window_cases(device: torch.device, sizes: Sizes) -> Makers:
     forward_flops = window_cost.forward_flops(lengths, heads, dim)
     flash = "compiled rotary + flash-attn", "compiled rotary + torch varlen"
     faster = dict.fromkeys(flash, 1.8) | {"one SDPA per window": 100.0}
-    forward = Work(window_cost.forward_bytes(patches, heads, dim, 2), forward_flops, 0.8, faster)
+    forward = LeastWork(window_cost.forward_bytes(patches, heads, dim, 2), forward_flops, 0.8, faster)
     backward_flops = window_cost.backward_flops(lengths, heads, dim)
     faster = dict.fromkeys(flash, 3.0)
-    backward = Work(window_cost.backward_bytes(patches, heads, dim, 2), backward_flops, 0.65, faster)
+    backward = LeastWork(window_cost.backward_bytes(patches, heads, dim, 2), backward_flops, 0.65, faster)
     buffers = partial(_drawn, device, sizes, (patches, 3, heads, dim))
     return _both("window attention", forward, backward, buffers, functions)
 
@@ -227,8 +227,8 @@ def _row_cases(device: torch.device, sizes: Sizes) -> Makers:
     gather_cost, add_cost = rows_cost.gather_bytes(rows, rows, width, 2), rows_cost.add_bytes(rows, rows, width, 2)
     pad_cost = rows_cost.gather_bytes(rows + 512, rows, width, 2)
 
-    def make(name: str, cost: int, functions: dict[str, Callable]) -> Callable[[], Case]:
-        return lambda: Case(name, cost, 0, 0.9, _sides(_drawn(device, sizes, (rows, width)), functions, False))
+    def make(name: str, cost: int, functions: dict[str, Callable]) -> Callable[[], KernelCase]:
+        return lambda: KernelCase(name, cost, 0, 0.9, _sides(_drawn(device, sizes, (rows, width)), functions, False))
 
     return [
         make("row gather", gather_cost, gather),
@@ -246,8 +246,8 @@ def _norm_and_gate_cases(device: torch.device, sizes: Sizes) -> Makers:
 
     norms = {"ours": lambda x: rms_norm(x, weight, 1e-6), "eager": norm, "torch.compile": torch.compile(norm)}
     gates = {"ours": swiglu, "eager": swiglu_reference.swiglu, "torch.compile": torch.compile(swiglu_reference.swiglu)}
-    norm_works = (Work(cost(rows, size, 2), 0) for cost in (norm_cost.forward_bytes, norm_cost.backward_bytes))
-    gate_works = (Work(cost(rows, ffn, 2), 0) for cost in (swiglu_cost.forward_bytes, swiglu_cost.backward_bytes))
+    norm_works = (LeastWork(cost(rows, size, 2), 0) for cost in (norm_cost.forward_bytes, norm_cost.backward_bytes))
+    gate_works = (LeastWork(cost(rows, ffn, 2), 0) for cost in (swiglu_cost.forward_bytes, swiglu_cost.backward_bytes))
     return [
         *_both("RMSNorm", next(norm_works), next(norm_works), partial(_drawn, device, sizes, (rows, size)), norms),
         *_both("SwiGLU", next(gate_works), next(gate_works), partial(_drawn, device, sizes, (rows, 2 * ffn)), gates),
@@ -280,12 +280,12 @@ def _loss_cases(device: torch.device, sizes: Sizes) -> Makers:
     def both(loss: Callable, hidden: torch.Tensor, weight: torch.Tensor) -> Pass:
         return lambda number: torch.autograd.grad(loss(hidden, weight), (hidden, weight))
 
-    def make() -> Case:
+    def make() -> KernelCase:
         weight = torch.randn(vocabulary, size, dtype=sizes.dtype, device=device).mul_(0.02).requires_grad_()
         hidden = torch.randn(rows, size, dtype=sizes.dtype, device=device).requires_grad_()
         sides = {name: both(loss, hidden, weight) for name, loss in losses.items()}
         bytes_moved = 2 * (2 * hidden.nbytes + 2 * weight.nbytes)
-        return Case(
+        return KernelCase(
             "linear + cross entropy, both passes",
             bytes_moved,
             loss_cost.flops(rows, size, vocabulary),

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from megatron_rb.bench.kernels.cases import Case, Pass, all_cases
+from megatron_rb.bench.kernels.cases import KernelCase, Pass, all_cases
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasuredCase:
     """A measured case."""
 
     name: str
@@ -50,7 +50,7 @@ class Row:
         return asdict(self) | {"speedups": self.speedups, "reached": self.reached}
 
 
-def measure_on_gpu(device: torch.device, repeats: int = 50) -> tuple[dict[str, float], list[Row]]:
+def measure_on_gpu(device: torch.device, repeats: int = 50) -> tuple[dict[str, float], list[MeasuredCase]]:
     """Ceilings measured here (`copy_bytes_per_second`, `matmul_flops_per_second`), and every case."""
     ceilings = _ceilings(device, repeats)
     return ceilings, [_measure(make(), ceilings, repeats) for make in all_cases(device)]
@@ -65,7 +65,7 @@ def _ceilings(device: torch.device, repeats: int) -> dict[str, float]:
     return {"copy_bytes_per_second": 2 * source.nbytes / copy, "matmul_flops_per_second": 2 * 8192**3 / matmul}
 
 
-def _measure(case: Case, ceilings: dict[str, float], repeats: int) -> Row:
+def _measure(case: KernelCase, ceilings: dict[str, float], repeats: int) -> MeasuredCase:
     seconds, peaks, failed = {}, {}, {}
     for name, side in case.sides.items():
         try:
@@ -77,7 +77,7 @@ def _measure(case: Case, ceilings: dict[str, float], repeats: int) -> Row:
             seconds.pop(name, None)
             failed[name] = (str(error).splitlines() or [type(error).__name__])[0]
     ours = seconds["ours"]
-    return Row(
+    return MeasuredCase(
         case.name,
         case.bytes,
         case.flops,

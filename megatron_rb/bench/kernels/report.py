@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_rb.bench.kernels.measure import Row
+from megatron_rb.bench.kernels.measure import MeasuredCase
 
 
 def file_stem(device: str, date: str) -> str:
@@ -15,7 +15,9 @@ def file_stem(device: str, date: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + f"-{date}"
 
 
-def gpu_markdown(title: str, platform: Mapping[str, Any], ceilings: Mapping[str, float], rows: Sequence[Row]) -> str:
+def gpu_markdown(
+    title: str, platform: Mapping[str, Any], ceilings: Mapping[str, float], rows: Sequence[MeasuredCase]
+) -> str:
     """The table of a GPU run."""
     copy, matmul = ceilings["copy_bytes_per_second"], ceilings["matmul_flops_per_second"]
     lines = [
@@ -42,7 +44,7 @@ def gpu_markdown(title: str, platform: Mapping[str, Any], ceilings: Mapping[str,
     return "\n".join(lines) + "\n"
 
 
-def _peaks(row: Row) -> str:
+def _peaks(row: MeasuredCase) -> str:
     ours = f"{row.peak_bytes['ours'] / 1e6:.0f}"
     others = "; ".join(f"{peak / 1e6:.0f} {name}" for name, peak in row.peak_bytes.items() if name != "ours")
     return f"{ours} ({others})" if others else ours
@@ -88,7 +90,7 @@ def _versions(platform: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in platform.items())
 
 
-def draw_gpu(ceilings: Mapping[str, float], rows: Sequence[Row], title: str, path: Path) -> None:
+def draw_gpu(ceilings: Mapping[str, float], rows: Sequence[MeasuredCase], title: str, path: Path) -> None:
     """Roofline of the operators that compute, and every operator's share of the copy bandwidth beside its goal."""
     from matplotlib.figure import Figure  # a second of imports that only a plot needs
 

@@ -34,7 +34,7 @@ from megatron_rb.parallel.world import world_from_environment
 from megatron_rb.planner.calibration import load_calibration
 from megatron_rb.planner.cost import Pricing
 from megatron_rb.planner.device import load_device
-from megatron_rb.planner.task import Task
+from megatron_rb.planner.task import PlanTask
 from megatron_rb.planner.workload import MicroBatches
 from megatron_rb.train.build import build_trainable
 from megatron_rb.train.step import Runner, train_pass
@@ -102,7 +102,7 @@ def calibrate(session: Session, case: Case, path: Path) -> None:
     dist.barrier()
 
 
-def measure(session: Session, case: Case, task: Task, rounds: int) -> Mapping[str, list[float]]:
+def measure(session: Session, case: Case, task: PlanTask, rounds: int) -> Mapping[str, list[float]]:
     """Seconds of a step under every layout, by round: the slower of the two processes."""
     steps = {role: _step(session.with_model(case.shape, cut), case) for role, cut in layouts_of(case, task).items()}
     first = {role: _timed(step) for role, step in steps.items()}  # also the warm-up

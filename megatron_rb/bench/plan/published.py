@@ -20,8 +20,8 @@ from megatron_rb.planner.memory import SliceRecompute
 from megatron_rb.planner.predict import Prediction, best_for, evaluate
 from megatron_rb.planner.report import mode_line, prediction_json, recompute_text
 from megatron_rb.planner.search import plan
-from megatron_rb.planner.task import Degrees, Infeasible, Task
-from megatron_rb.planner.workload import Sampler
+from megatron_rb.planner.task import Degrees, Infeasible, PlanTask
+from megatron_rb.planner.workload import MicroBatchSampler
 from megatron_rb.shapes.published import CONFIGS
 from megatron_rb.shapes.shape import shape_from_dict
 
@@ -98,13 +98,13 @@ def video_mix(samples: int = 20000, seed: int = 0) -> Histogram:
 MIXES: dict[str, Callable[[], Histogram]] = {"images": image_mix, "videos": video_mix}
 
 
-def task_of(model: str, gpus: int, histogram: Histogram, seq_length: int, packs: float, device: str) -> Task:
+def task_of(model: str, gpus: int, histogram: Histogram, seq_length: int, packs: float, device: str) -> PlanTask:
     """A planning task with steps of about so many full micro-batches."""
     shape = shape_from_dict(CONFIGS[model])
     tokens = histogram.tokens(shape.vision.merge_unit) @ histogram.counts / histogram.num_samples
     batch = max(1, round(packs * seq_length / float(tokens)))
-    sampler = Sampler(histogram, shape.vision.merge_unit, batch, pack)
-    return Task(shape, Pricing(load_device(device), "bf16"), gpus, sampler, seq_length, 4 * seq_length)
+    sampler = MicroBatchSampler(histogram, shape.vision.merge_unit, batch, pack)
+    return PlanTask(shape, Pricing(load_device(device), "bf16"), gpus, sampler, seq_length, 4 * seq_length)
 
 
 def compare(hand: HandMade, histogram: Histogram, device: str) -> dict[str, Prediction | str]:
@@ -125,7 +125,7 @@ def compare(hand: HandMade, histogram: Histogram, device: str) -> dict[str, Pred
     return {name: _or_reason(row) for name, row in rows.items()}
 
 
-def _best(task: Task) -> Prediction:
+def _best(task: PlanTask) -> Prediction:
     return plan(task)[0]
 
 

@@ -20,8 +20,8 @@ from megatron_rb.planner.device import Device, Link, load_device
 from megatron_rb.planner.histogram import histogram_of
 from megatron_rb.planner.partition import Pipeline, play, refine
 from megatron_rb.planner.predict import build_pipeline, step_seconds
-from megatron_rb.planner.task import Degrees, Task
-from megatron_rb.planner.workload import Budget, Drawn, MicroBatches, Sampler
+from megatron_rb.planner.task import Degrees, PlanTask
+from megatron_rb.planner.workload import Drawn, MicroBatches, MicroBatchLimits, MicroBatchSampler
 from megatron_rb.shapes.published import CONFIGS
 from megatron_rb.shapes.shape import RoboBrainShape, shape_from_dict
 
@@ -116,7 +116,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Result:
+class CaseResult:
     """A case: the planned layout first, then (a) and (b)."""
 
     case: str
@@ -138,7 +138,7 @@ EQUAL, UNEVEN = "(a) ViT on stage 0, text in halves", "(b) ViT on stage 0, best 
 HAND_MADE = (EQUAL, UNEVEN)
 
 
-class GivenBatches(Sampler):
+class GivenBatches(MicroBatchSampler):
     """The micro-batches of a benchmark in place of drawn ones."""
 
     def __init__(self, batches: MicroBatches, merge_unit: int) -> None:
@@ -148,7 +148,7 @@ class GivenBatches(Sampler):
         super().__init__(histogram, merge_unit, len(text), lambda *_: [])
         self._batches = batches
 
-    def draw(self, budget: Budget, dp_size: int, multiple: int) -> Drawn:
+    def draw(self, budget: MicroBatchLimits, dp_size: int, multiple: int) -> Drawn:
         return Drawn(self._batches, self._batches.tokens.shape[1], 1)
 
     def mean_step(self, dp_size: int) -> MicroBatches:
@@ -160,10 +160,10 @@ def cases_of(spec: Sequence[Mapping[str, Any]]) -> list[Case]:
     return [Case(**{**item, "sizes": tuple((tokens, patches) for tokens, patches in item["sizes"])}) for item in spec]
 
 
-def planning_task(case: Case, batches: MicroBatches, device: Device, calibration: Calibration) -> Task:
+def planning_task(case: Case, batches: MicroBatches, device: Device, calibration: Calibration) -> PlanTask:
     """The benchmark's steps as the planner sees them; `batches` are arrays `[1, micro-batches]`."""
     shape = case.shape
-    return Task(
+    return PlanTask(
         model=shape,
         pricing=Pricing(device, DTYPE, calibration),
         gpus=PP_SIZE,
@@ -177,7 +177,7 @@ def planning_task(case: Case, batches: MicroBatches, device: Device, calibration
     )
 
 
-def layouts_of(case: Case, task: Task) -> dict[str, PipelineLayout]:
+def layouts_of(case: Case, task: PlanTask) -> dict[str, PipelineLayout]:
     """The planned cut, (a), and every cut with the whole ViT on the first stage."""
     pipeline = build_pipeline(task, DEGREES)
     planned = refine(pipeline, (1, pipeline.num_blocks - 1)).lengths(0)
@@ -190,14 +190,14 @@ def layouts_of(case: Case, task: Task) -> dict[str, PipelineLayout]:
     }
 
 
-def predicted_seconds(task: Task, layout: PipelineLayout, pipeline: Pipeline | None = None) -> float:
+def predicted_seconds(task: PlanTask, layout: PipelineLayout, pipeline: Pipeline | None = None) -> float:
     """Step time of a layout by the cost model."""
     pipeline = pipeline or build_pipeline(task, DEGREES)
     cut = np.concatenate([[0], np.cumsum(layout.slice_lengths)])[None]
     return step_seconds(task, DEGREES, pipeline, play(pipeline, cut)).total
 
 
-def result_of(case: Case, task: Task, times: Mapping[str, Sequence[float]]) -> Result:
+def result_of(case: Case, task: PlanTask, times: Mapping[str, Sequence[float]]) -> CaseResult:
     """Rows of a case from the measured steps of every layout; (b) is the fastest as measured."""
     layouts = layouts_of(case, task)
     pipeline = build_pipeline(task, DEGREES)
@@ -208,10 +208,12 @@ def result_of(case: Case, task: Task, times: Mapping[str, Sequence[float]]) -> R
         low, middle, high = statistics.quantiles(times[source], n=4)
         predicted = predicted_seconds(task, layouts[source], pipeline)
         rows.append(Measured(role, str(layouts[source]), predicted, middle, (high - low) / 2))
-    return Result(case.name, tuple(rows))
+    return CaseResult(case.name, tuple(rows))
 
 
-def run(folder: Path, rounds: int, start: Callable[[Path, int], int], cases: Sequence[Case] = CASES) -> list[Result]:
+def run(
+    folder: Path, rounds: int, start: Callable[[Path, int], int], cases: Sequence[Case] = CASES
+) -> list[CaseResult]:
     """Calibrate, measure and predict in a folder.
 
     Args:
@@ -242,7 +244,7 @@ def device_of(link: Mapping[str, float]) -> Device:
     return replace(device, inside_node=measured, memory=1e15)
 
 
-def markdown(results: Sequence[Result], machine: str, rounds: int) -> str:
+def markdown(results: Sequence[CaseResult], machine: str, rounds: int) -> str:
     """The table that is kept."""
     lines = [
         "# Planned and hand-made cuts on two CPU processes",

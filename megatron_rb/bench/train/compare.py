@@ -14,7 +14,7 @@ LEAST_STEPS = 4
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SpeedComparison:
     """B beside A, by the median token rate per device."""
 
     change: float
@@ -33,7 +33,7 @@ class Comparison:
         return self.change >= -(self.limit + self.noise)
 
 
-def compare(a: Result, b: Result, limit: float) -> Comparison:
+def compare(a: Result, b: Result, limit: float) -> SpeedComparison:
     """
     Args:
         limit: share of speed that B may lose beyond the noise, e.g. 0.03.
@@ -53,7 +53,7 @@ def compare(a: Result, b: Result, limit: float) -> Comparison:
     first, second = (statistics.median(result.token_rates()) for result in (a, b))
     one, two = a.summary(), b.summary()
     rows = tuple((name, one[name], two[name]) for name in one)
-    return Comparison(second / first - 1, a.noise() + b.noise(), limit, rows, tuple(_notes(a, b)))
+    return SpeedComparison(second / first - 1, a.noise() + b.noise(), limit, rows, tuple(_notes(a, b)))
 
 
 def _refuse_other_subjects(a: Result, b: Result) -> None:

@@ -31,7 +31,7 @@ class PackedSteps:
 
 
 @dataclass(frozen=True)
-class Grid:
+class StepSlots:
     """Where the micro-batches of a step go."""
 
     ranks: int
@@ -43,7 +43,7 @@ class Grid:
         return self.ranks * self.micro_batches
 
 
-Packer = Callable[[np.ndarray, Budget, Grid], tuple[int, Loads]]
+Packer = Callable[[np.ndarray, Budget, StepSlots], tuple[int, Loads]]
 """(sizes of the coming samples, budget, grid) -> samples taken, loads."""
 
 
@@ -62,7 +62,7 @@ def simulate(mix: Mix, shape: RoboBrainShape, ranks: int, steps: int) -> list[Pa
         "a number of samples": _some_samples(float(sizes[:, 0].mean())),
         "filled micro-batches": _filled,
     }
-    grid, budget = Grid(ranks, mix.micro_batches), Budget(mix.seq_length, mix.max_patches)
+    grid, budget = StepSlots(ranks, mix.micro_batches), Budget(mix.seq_length, mix.max_patches)
     return [_run(name, way, sizes, budget, grid, steps, mix.seed) for name, way in ways.items()]
 
 
@@ -92,7 +92,7 @@ def first_fit(sizes: np.ndarray, budget: Budget, count: int) -> tuple[int, np.nd
 def _in_order(pack: Callable[[np.ndarray, Budget, int], tuple[int, np.ndarray]]) -> Packer:
     """Micro-batches are dealt to the ranks as they come."""
 
-    def packer(sizes: np.ndarray, budget: Budget, grid: Grid) -> tuple[int, Loads]:
+    def packer(sizes: np.ndarray, budget: Budget, grid: StepSlots) -> tuple[int, Loads]:
         taken, loads = pack(sizes, budget, grid.count)
         return taken, loads.reshape(grid.micro_batches, grid.ranks, 2).swapaxes(0, 1)
 
@@ -102,14 +102,14 @@ def _in_order(pack: Callable[[np.ndarray, Budget, int], tuple[int, np.ndarray]])
 def _some_samples(mean_tokens: float) -> Packer:
     """`data.global_batch_size`: as many samples as the micro-batches would hold if they were 95 % full."""
 
-    def packer(sizes: np.ndarray, budget: Budget, grid: Grid) -> tuple[int, Loads]:
+    def packer(sizes: np.ndarray, budget: Budget, grid: StepSlots) -> tuple[int, Loads]:
         samples = max(1, round(0.95 * grid.count * budget.tokens / mean_tokens))
         return samples, _loads(sizes, plan_step(sizes[:samples], budget, grid.ranks, 1))
 
     return packer
 
 
-def _filled(sizes: np.ndarray, budget: Budget, grid: Grid) -> tuple[int, Loads]:
+def _filled(sizes: np.ndarray, budget: Budget, grid: StepSlots) -> tuple[int, Loads]:
     """`data.global_micro_batches`."""
     taken, plan = fill_step(sizes, budget, grid.ranks, grid.count)
     return taken, _loads(sizes, plan)
@@ -119,7 +119,9 @@ def _loads(sizes: np.ndarray, plan: list[list[list[int]]]) -> Loads:
     return np.array([[sizes[members].sum(axis=0) for members in rank] for rank in plan])
 
 
-def _run(name: str, way: Packer, sizes: np.ndarray, budget: Budget, grid: Grid, steps: int, seed: int) -> PackedSteps:
+def _run(
+    name: str, way: Packer, sizes: np.ndarray, budget: Budget, grid: StepSlots, steps: int, seed: int
+) -> PackedSteps:
     sampler, state = Sampler(len(sizes), shuffle=True), SamplerState(seed)
     loads, samples, seconds = [], 0, 0.0
     for _ in range(steps):
@@ -133,7 +135,7 @@ def _run(name: str, way: Packer, sizes: np.ndarray, budget: Budget, grid: Grid, 
     return PackedSteps(name, balance_of(loads, budget.tokens), samples / seconds, seconds / steps)
 
 
-def _coming(sampler: Sampler, state: SamplerState, sizes: np.ndarray, budget: Budget, grid: Grid) -> np.ndarray:
+def _coming(sampler: Sampler, state: SamplerState, sizes: np.ndarray, budget: Budget, grid: StepSlots) -> np.ndarray:
     """Sizes of the coming samples, more than a step can hold."""
     count = 8 * grid.count
     while True:

@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from megatron_rb.checkpoint.conversion.outcome import Summary
-from megatron_rb.checkpoint.conversion.verify import Comparison
+from megatron_rb.checkpoint.conversion.verify import FolderComparison
 
 LISTED = 20
 """Differences shown before the rest is counted."""
@@ -79,7 +79,7 @@ def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def show_comparison(console: Console, comparison: Comparison) -> None:
+def show_comparison(console: Console, comparison: FolderComparison) -> None:
     """The verdict, and the differences."""
     if comparison.differences:
         table = Table("tensor or value", "differs in", "A", "B")

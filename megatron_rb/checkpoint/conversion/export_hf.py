@@ -16,10 +16,10 @@ from megatron_rb.checkpoint.conversion.options import parse_size, target_dtype
 from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity, known_checksums
 from megatron_rb.checkpoint.conversion.stream import (
     Job,
-    Piece,
     Progress,
     Silent,
     Target,
+    TensorRows,
     paths_of,
     plan_files,
 )
@@ -125,7 +125,7 @@ def export_targets(
     for name, rule in stored_rules(shape).items():
         native = tensors[name]
         for source, (hf_name, hf_shape) in enumerate(zip(rule.hf_names, rule.hf_shapes, strict=True)):
-            pieces = tuple(Piece(native, start, count) for _, start, count in rule.rows_of(source))
+            pieces = tuple(TensorRows(native, start, count) for _, start, count in rule.rows_of(source))
             targets.append(Target(exported_name(hf_name, shape.family), dtype or native.dtype, hf_shape, pieces))
     return targets
 

@@ -19,7 +19,7 @@ from megatron_rb.checkpoint.conversion.integrity import check_containers
 from megatron_rb.checkpoint.conversion.migrate import check_main_weights, portable_group
 from megatron_rb.checkpoint.conversion.options import target_dtype
 from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, files_identity
-from megatron_rb.checkpoint.conversion.stream import Job, Piece, Progress, Silent, Target, paths_of
+from megatron_rb.checkpoint.conversion.stream import Job, Progress, Silent, Target, TensorRows, paths_of
 from megatron_rb.checkpoint.conversion.workspace import Workspace
 from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.hf.table import stored_rules
@@ -157,7 +157,7 @@ def find_config(checkpoint: Path, hf: str, scratch: Path) -> Path:
 def legacy_targets(shape: RoboBrainShape, tensors: Mapping[str, StoredTensor], prefix: str, dtype: Any) -> list[Target]:
     """What a checkpoint stores of native tensors, in the order of the weight table."""
     return [
-        Target(prefix + name, dtype or tensors[name].dtype, rule.stored_shape, (Piece.whole(tensors[name]),))
+        Target(prefix + name, dtype or tensors[name].dtype, rule.stored_shape, (TensorRows.whole(tensors[name]),))
         for name, rule in stored_rules(shape).items()
         if name in tensors
     ]

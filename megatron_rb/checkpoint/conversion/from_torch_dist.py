@@ -17,7 +17,7 @@ from megatron_rb.checkpoint.conversion.import_hf import (
 from megatron_rb.checkpoint.conversion.integrity import check_containers
 from megatron_rb.checkpoint.conversion.options import target_dtype
 from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, files_identity
-from megatron_rb.checkpoint.conversion.stream import Job, Piece, Progress, Silent, Target, paths_of
+from megatron_rb.checkpoint.conversion.stream import Job, Progress, Silent, Target, TensorRows, paths_of
 from megatron_rb.checkpoint.conversion.workspace import Workspace
 from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.hf.table import WeightRule, stored_rules
@@ -86,7 +86,7 @@ def _targets(shape: RoboBrainShape, found: FoundWeights, dtype: torch.dtype | No
 def _target(name: str, rule: WeightRule, found: FoundWeights, dtype: torch.dtype | None) -> Target:
     if name in found.native:
         tensor = found.native[name]
-        return Target(name, dtype or tensor.dtype, rule.stored_shape, (Piece.whole(tensor),))
+        return Target(name, dtype or tensor.dtype, rule.stored_shape, (TensorRows.whole(tensor),))
     return joined_target(name, rule, [found.hf[hf_name] for hf_name in rule.hf_names], dtype)
 
 

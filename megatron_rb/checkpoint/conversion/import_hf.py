@@ -23,10 +23,10 @@ from megatron_rb.checkpoint.conversion.outcome import (
 )
 from megatron_rb.checkpoint.conversion.stream import (
     Job,
-    Piece,
     Progress,
     Silent,
     Target,
+    TensorRows,
     paths_of,
     plan_files,
     sources_of,
@@ -95,7 +95,7 @@ def import_targets(shape: RoboBrainShape, matched: Matched, dtype: torch.dtype |
 
 def joined_target(name: str, rule: WeightRule, sources: Sequence[StoredTensor], dtype: torch.dtype | None) -> Target:
     """A native parameter as rows of the Hugging Face tensors that it is made of."""
-    pieces = tuple(Piece(sources[run.source], run.start, run.count) for run in rule.runs)
+    pieces = tuple(TensorRows(sources[run.source], run.start, run.count) for run in rule.runs)
     types = {source.value_dtype for source in sources}
     if len(types) > 1 and dtype is None:
         raise ValueError(

@@ -16,7 +16,7 @@ import torch
 from megatron_rb.checkpoint.conversion.import_hf import key_map, write_checkpoint
 from megatron_rb.checkpoint.conversion.integrity import check_containers
 from megatron_rb.checkpoint.conversion.outcome import Outcome, Summary, check_written, files_identity, known_checksums
-from megatron_rb.checkpoint.conversion.stream import Job, Piece, Progress, Silent, Target, paths_of
+from megatron_rb.checkpoint.conversion.stream import Job, Progress, Silent, Target, TensorRows, paths_of
 from megatron_rb.checkpoint.conversion.workspace import Workspace
 from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.manifest import RESEED, SIDE_FOLDER, find_checkpoint, find_side_files, read_manifest
@@ -65,7 +65,7 @@ def migrate_checkpoint(checkpoint: str | Path, out: str | Path, to: str, progres
     manifest, stored = read_manifest(source), read_dist_folder(source)
     common = portable_common(stored.read_common(), to, source)
     rng, dropped = _sort_objects(stored, source)
-    targets = [Target(t.name, t.dtype, t.shape, (Piece.whole(t),)) for t in stored.tensors.values()]
+    targets = [Target(t.name, t.dtype, t.shape, (TensorRows.whole(t),)) for t in stored.tensors.values()]
     identity = {"migrate": str(source.resolve()), "to": to, "files": files_identity(paths_of(targets))}
     origin = manifest["layout"].get("device_type", manifest["platform"].get("platform", "unknown"))
     outcome = Outcome("migrate", {"checkpoint": str(source.resolve()), "platform": origin}, {}, key_map(targets))

@@ -91,7 +91,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorRows:
     """Rows of a stored tensor."""
 
     tensor: StoredTensor
@@ -103,7 +103,7 @@ class Piece:
         return self.start == 0 and self.count == self.tensor.num_rows
 
     @classmethod
-    def whole(cls, tensor: StoredTensor) -> Piece:
+    def whole(cls, tensor: StoredTensor) -> TensorRows:
         """All of a tensor, in rows that fit into a block."""
         short = tensor.with_short_rows()
         return cls(short, 0, short.num_rows)
@@ -116,7 +116,7 @@ class Target:
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TensorRows, ...]
 
     @property
     def num_bytes(self) -> int:
@@ -199,7 +199,7 @@ class TensorCopy:
             if own is not None:
                 self.sources[piece.tensor.name] = own.hexdigest()
 
-    def _piece_blocks(self, piece: Piece, own: Checksum | None) -> Iterator[memoryview]:
+    def _piece_blocks(self, piece: TensorRows, own: Checksum | None) -> Iterator[memoryview]:
         tensor = piece.tensor
         limit = BLOCK_BYTES if tensor.scales is None else ROW_BYTES_LIMIT
         for start, count in row_blocks(piece.count, tensor.row_bytes, limit):

@@ -12,7 +12,7 @@ import torch
 from megatron_rb.checkpoint.conversion.export_hf import export_targets, model_tensors
 from megatron_rb.checkpoint.conversion.migrate import portable_common
 from megatron_rb.checkpoint.conversion.outcome import COMPARING
-from megatron_rb.checkpoint.conversion.stream import Job, Piece, Progress, Silent, Target, TensorCopy
+from megatron_rb.checkpoint.conversion.stream import Job, Progress, Silent, Target, TensorCopy, TensorRows
 from megatron_rb.checkpoint.conversion.workspace import in_parallel
 from megatron_rb.checkpoint.hf.folder import EMBEDDING, HEAD, find_tensors
 from megatron_rb.checkpoint.hf.names import canonical_name
@@ -27,7 +27,7 @@ MISSING, EXTRA, DTYPE, SHAPE, BYTES, SCALARS = "missing in B", "missing in A", "
 
 
 @dataclass(frozen=True)
-class Difference:
+class FolderDifference:
     """One thing that is not the same."""
 
     name: str
@@ -37,7 +37,7 @@ class Difference:
 
 
 @dataclass
-class Comparison:
+class FolderComparison:
     """The result for two folders."""
 
     a: str
@@ -48,7 +48,7 @@ class Comparison:
     num_bytes: int = 0
     nans: int = 0
     """NaNs in A; their payloads are part of the comparison."""
-    differences: list[Difference] = field(default_factory=list)
+    differences: list[FolderDifference] = field(default_factory=list)
     forward: float | None = None
     """Largest absolute difference of a logit, where it was asked for; it has no part in the verdict."""
 
@@ -69,7 +69,7 @@ class Side:
     """The checkpoint it is or contains; None for a Hugging Face folder."""
 
 
-def verify(a: str | Path, b: str | Path, progress: Progress | None = None, hf: str = "") -> Comparison:
+def verify(a: str | Path, b: str | Path, progress: Progress | None = None, hf: str = "") -> FolderComparison:
     """Compare every logical tensor of two folders, each a Hugging Face folder or a checkpoint of any layout.
 
     Two checkpoints are compared with everything they hold, optimizer and scalars too; a checkpoint and a Hugging Face
@@ -84,7 +84,7 @@ def verify(a: str | Path, b: str | Path, progress: Progress | None = None, hf: s
     sides = find_side(a), find_side(b)
     both_checkpoints = all(side.checkpoint for side in sides)
     read = _checkpoint_tensors if both_checkpoints else _hf_tensors
-    comparison = Comparison(str(a), str(b), "checkpoint" if both_checkpoints else "Hugging Face")
+    comparison = FolderComparison(str(a), str(b), "checkpoint" if both_checkpoints else "Hugging Face")
     with open_files() as pool:
         left, right = (read(side, hf, pool) for side in sides)
         job = Job(pool, progress or Silent())
@@ -120,7 +120,7 @@ def find_side(path: str | Path) -> Side:
 def _checkpoint_tensors(side: Side, hf: str, pool: FilePool) -> dict[str, Target]:
     assert side.checkpoint is not None
     stored = read_dist_folder(side.checkpoint).tensors
-    return {name: Target(name, t.dtype, t.shape, (Piece.whole(t),)) for name, t in stored.items()}
+    return {name: Target(name, t.dtype, t.shape, (TensorRows.whole(t),)) for name, t in stored.items()}
 
 
 def _hf_tensors(side: Side, hf: str, pool: FilePool) -> dict[str, Target]:
@@ -143,7 +143,7 @@ def _folder_tensors(folder: Path, pool: FilePool) -> dict[str, Target]:
     if load_shape(folder).text.tied_embeddings and HEAD in found:
         head = found.pop(HEAD)
         check_tied(folder, found.setdefault(EMBEDDING, head), head, pool)
-    return {name: Target(name, t.value_dtype, t.shape, (Piece.whole(t),)) for name, t in found.items()}
+    return {name: Target(name, t.value_dtype, t.shape, (TensorRows.whole(t),)) for name, t in found.items()}
 
 
 def _digest(target: Target, job: Job) -> tuple[str, int]:
@@ -153,28 +153,28 @@ def _digest(target: Target, job: Job) -> tuple[str, int]:
     return copy.checksum.hexdigest(), copy.nans
 
 
-def _differences(a: Target, b: Target, checksum_a: str, checksum_b: str) -> list[Difference]:
+def _differences(a: Target, b: Target, checksum_a: str, checksum_b: str) -> list[FolderDifference]:
     if a.dtype != b.dtype:
-        return [Difference(a.name, DTYPE, _type_name(a.dtype), _type_name(b.dtype))]
+        return [FolderDifference(a.name, DTYPE, _type_name(a.dtype), _type_name(b.dtype))]
     if a.shape != b.shape:
-        return [Difference(a.name, SHAPE, str(list(a.shape)), str(list(b.shape)))]
-    return [] if checksum_a == checksum_b else [Difference(a.name, BYTES, checksum_a, checksum_b)]
+        return [FolderDifference(a.name, SHAPE, str(list(a.shape)), str(list(b.shape)))]
+    return [] if checksum_a == checksum_b else [FolderDifference(a.name, BYTES, checksum_a, checksum_b)]
 
 
-def _absent(name: str, target: Target, what: str) -> Difference:
+def _absent(name: str, target: Target, what: str) -> FolderDifference:
     form = f"{_type_name(target.dtype)} {list(target.shape)}"
-    return Difference(name, what, *((form, "") if what == MISSING else ("", form)))
+    return FolderDifference(name, what, *((form, "") if what == MISSING else ("", form)))
 
 
 def _type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _scalar_differences(a: Side, b: Side) -> list[Difference]:
+def _scalar_differences(a: Side, b: Side) -> list[FolderDifference]:
     """Step, parameter groups, schedule and data position, in the form in which no platform's switches are left."""
     left, right = (_flat(_scalars(side)) for side in (a, b))
     return [
-        Difference(key, SCALARS, repr(left.get(key)), repr(right.get(key)))
+        FolderDifference(key, SCALARS, repr(left.get(key)), repr(right.get(key)))
         for key in sorted(left.keys() | right.keys())
         if left.get(key) != right.get(key)
     ]

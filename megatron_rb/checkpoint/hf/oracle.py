@@ -67,7 +67,7 @@ def count_labels(samples: Sequence[EncodedSample]) -> int:
 def run_transformers(folder: str | Path, shape: RoboBrainShape, samples: Sequence[EncodedSample], grads: bool) -> Trace:
     """Run every sample on its own and collect what `rb parity` compares."""
     model = load_transformers(folder)
-    recorder = _Recorder(model, shape)
+    recorder = _BlockHooks(model, shape)
     total = max(count_labels(samples), 1)
     logits, loss = [], 0.0
     for sample in samples:
@@ -98,7 +98,7 @@ def native_gradients(model: torch.nn.Module, shape: RoboBrainShape) -> dict[str,
     return gradients
 
 
-class _Recorder:
+class _BlockHooks:
     """Hooks on transformers' blocks; vision rows are put into the order in which the sample shows its images."""
 
     def __init__(self, model: Any, shape: RoboBrainShape) -> None:

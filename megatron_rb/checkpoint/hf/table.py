@@ -19,7 +19,7 @@ EMBEDDING, HEAD = "language.embedding.tokens.weight", "language.head.output.weig
 
 
 @dataclass(frozen=True)
-class Run:
+class RowBlock:
     """A block of rows of one Hugging Face tensor."""
 
     source: int
@@ -36,7 +36,7 @@ class WeightRule:
     """Full native shape: global, unpadded, fused parts below each other."""
     hf_names: tuple[str, ...]
     hf_shapes: tuple[tuple[int, ...], ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RowBlock, ...]
     """Rows of the native parameter, in order; they use every row of every source once."""
     parts: int = 1
     """Fused parts, each cut by tensor parallelism (2 for gate and up); more than one lie on a leading dimension in a
@@ -107,7 +107,7 @@ Shape = tuple[int, ...]
 
 
 def _copy(table: Table, native: str, hf_name: str, hf_shape: Shape, shape: Shape | None = None) -> None:
-    table[native] = WeightRule(shape or hf_shape, (hf_name,), (hf_shape,), (Run(0, 0, hf_shape[0]),))
+    table[native] = WeightRule(shape or hf_shape, (hf_name,), (hf_shape,), (RowBlock(0, 0, hf_shape[0]),))
 
 
 def _linear(table: Table, native: str, hf: str, outputs: int, inputs: int, bias: bool) -> None:
@@ -124,7 +124,7 @@ def _norm(table: Table, native: str, hf: str, size: int, bias: bool) -> None:
 def _gate_up(table: Table, native: str, hf: str, outputs: int, inputs: int, bias: bool) -> None:
     for field, tail in (("weight", (inputs,)), ("bias", ())) if bias else (("weight", (inputs,)),):
         names = (f"{hf}.gate_proj.{field}", f"{hf}.up_proj.{field}")
-        runs = (Run(0, 0, outputs), Run(1, 0, outputs))
+        runs = (RowBlock(0, 0, outputs), RowBlock(1, 0, outputs))
         table[f"{native}.{field}"] = WeightRule((2 * outputs, *tail), names, ((outputs, *tail),) * 2, runs, parts=2)
 
 
@@ -147,7 +147,7 @@ def _add_vision_layer(table: Table, shape: RoboBrainShape, native: str, hf: str)
         _norm(table, f"{native}.{norm}", f"{hf}.{norm}", size, vision.norm == "layernorm")
     # Hugging Face: all queries, all keys, all values; here head by head, so that tensor parallelism cuts heads.
     heads, width = vision.num_heads, vision.head_dim
-    runs = tuple(Run(0, (part * heads + head) * width, width) for head in range(heads) for part in range(3))
+    runs = tuple(RowBlock(0, (part * heads + head) * width, width) for head in range(heads) for part in range(3))
     for field, tail in (("weight", (size,)), ("bias", ())):
         whole = (3 * size, *tail)
         name = f"{native}.attention.linear_qkv.{field}"
@@ -183,7 +183,11 @@ def _add_decoder_layer(table: Table, shape: RoboBrainShape, native: str, hf: str
     queries = text.num_heads // groups * width
     runs = []
     for group in range(groups):
-        runs += [Run(0, group * queries, queries), Run(1, group * width, width), Run(2, group * width, width)]
+        runs += [
+            RowBlock(0, group * queries, queries),
+            RowBlock(1, group * width, width),
+            RowBlock(2, group * width, width),
+        ]
     rows = (text.num_heads * width, groups * width, groups * width)
     for field, tail in (("weight", (size,)), ("bias", ())) if text.qkv_bias else (("weight", (size,)),):
         names = tuple(f"{hf}.self_attn.{part}_proj.{field}" for part in "qkv")

@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_rb.checkpoint.hf.non_parameters import ASKED_FOR, check_patterns, is_allowed, non_parameter
 from megatron_rb.checkpoint.legacy.names import VISION, LegacyParameter, legacy_parameter
-from megatron_rb.checkpoint.legacy.tree import LegacyTree, RankFile
+from megatron_rb.checkpoint.legacy.tree import LegacyTree, RankCheckpoint
 from megatron_rb.checkpoint.storage.tensors import StoredTensor
 
 Dropped = list[tuple[str, str]]
@@ -69,7 +69,7 @@ def find_sites(tree: LegacyTree, allow_drop: Collection[str] = ()) -> tuple[list
 
 
 def _parameters(
-    rank: RankFile, chunk: int, content: Mapping[str, Any], allow_drop: Collection[str], dropped: Dropped
+    rank: RankCheckpoint, chunk: int, content: Mapping[str, Any], allow_drop: Collection[str], dropped: Dropped
 ) -> list[tuple[str, LegacyParameter]]:
     parameters = []
     for key, value in content.items():
@@ -93,7 +93,7 @@ def _parameters(
     return parameters
 
 
-def _check_type(rank: RankFile, key: str, value: StoredTensor) -> None:
+def _check_type(rank: RankCheckpoint, key: str, value: StoredTensor) -> None:
     if not value.dtype.is_floating_point or value.dtype.itemsize < 2:
         raise ValueError(
             f"{rank.file.path}: {key} is of type {value.dtype}; fp8 and integer parameters are not read, save the "
@@ -101,7 +101,7 @@ def _check_type(rank: RankFile, key: str, value: StoredTensor) -> None:
         )
 
 
-def _unknown(rank: RankFile, key: str) -> str:
+def _unknown(rank: RankCheckpoint, key: str) -> str:
     known = [name for chunk in rank.chunks for name in chunk if legacy_parameter(name)]
     near = difflib.get_close_matches(key, known, 1)
     hint = f"the nearest known one is {near[0]}" if near else "no known one is near"
@@ -111,7 +111,7 @@ def _unknown(rank: RankFile, key: str) -> str:
     )
 
 
-def _check_same_keys(stage: list[RankFile]) -> None:
+def _check_same_keys(stage: list[RankCheckpoint]) -> None:
     for rank in stage[1:]:
         for chunk, content in enumerate(rank.chunks):
             differing = sorted(content.keys() ^ stage[0].chunks[chunk].keys())
@@ -153,7 +153,7 @@ def _first_layers(
     return firsts
 
 
-def _check_count(rank: RankFile, chunk: int, count: int) -> None:
+def _check_count(rank: RankCheckpoint, chunk: int, count: int) -> None:
     """Compare with what the training arguments say about this stage."""
     args, chunks = rank.args, len(rank.chunks)
     per_chunk = args.get("num_layers_per_virtual_pipeline_stage")

@@ -10,7 +10,7 @@ from megatron_rb.checkpoint.hf.table import EMBEDDING
 from megatron_rb.checkpoint.legacy.names import Cut
 from megatron_rb.checkpoint.legacy.rank_optimizer import MOMENTS, Mapped, Unmappable, map_distributed, map_plain
 from megatron_rb.checkpoint.legacy.reading import Reading
-from megatron_rb.checkpoint.legacy.tree import OPTIMIZER_FILE, RankFile
+from megatron_rb.checkpoint.legacy.tree import OPTIMIZER_FILE, RankCheckpoint
 from megatron_rb.checkpoint.legacy.weights import differs, join_parts
 from megatron_rb.checkpoint.storage.tensors import FilePool, StoredTensor
 
@@ -71,7 +71,7 @@ def _inner(state: Any) -> Mapping[str, Any]:
     return inner
 
 
-def _map_rank(reading: Reading, rank: RankFile, state: Mapping[str, Any]) -> Mapped:
+def _map_rank(reading: Reading, rank: RankCheckpoint, state: Mapping[str, Any]) -> Mapped:
     if "state" in _inner(state):
         return map_plain(reading, rank, state)
     if rank.optimizer_file is None:

@@ -13,7 +13,7 @@ from megatron_rb.checkpoint.legacy.buffers import Slot, bucket_sizes, buffer_lay
 from megatron_rb.checkpoint.legacy.layers import Site
 from megatron_rb.checkpoint.legacy.names import PROJECTION, TEXT, VISION
 from megatron_rb.checkpoint.legacy.reading import Reading
-from megatron_rb.checkpoint.legacy.tree import RankFile
+from megatron_rb.checkpoint.legacy.tree import RankCheckpoint
 from megatron_rb.checkpoint.storage.mosaic import run_of
 from megatron_rb.checkpoint.storage.tensors import FilePool, StoredTensor
 
@@ -65,7 +65,7 @@ _GROUPINGS: tuple[Callable[[Local], Any], ...] = (
 """How parameters may have been grouped: by weight decay, and by learning rates of their own."""
 
 
-def _trained_sets(rank: RankFile, sites: Sequence[Site]) -> list[list[Local]]:
+def _trained_sets(rank: RankCheckpoint, sites: Sequence[Site]) -> list[list[Local]]:
     """Different sets of parameters that may have been trained on a rank, in the order of its model."""
     everything = [Local(site, rank.chunks[site.chunk][site.key]) for site in sites if site.pp_rank == rank.pp_rank]
     sets: list[list[Local]] = []
@@ -76,7 +76,7 @@ def _trained_sets(rank: RankFile, sites: Sequence[Site]) -> list[list[Local]]:
     return sets
 
 
-def map_plain(reading: Reading, rank: RankFile, state: Mapping[str, Any]) -> Mapped:
+def map_plain(reading: Reading, rank: RankCheckpoint, state: Mapping[str, Any]) -> Mapped:
     """The layout without the distributed optimizer: state by number, numbered group by group.
 
     Raises:
@@ -97,7 +97,7 @@ def map_plain(reading: Reading, rank: RankFile, state: Mapping[str, Any]) -> Map
     return _only(results, f"{rank.file.path}: its parameter groups of {[len(g.moments) for g in groups]} parameters")
 
 
-def map_distributed(reading: Reading, rank: RankFile, buffers: Any) -> Mapped:
+def map_distributed(reading: Reading, rank: RankCheckpoint, buffers: Any) -> Mapped:
     """The distributed optimizer's layout: per chunk and type one flat buffer of each kind.
 
     Raises:
@@ -235,7 +235,7 @@ def _buffer_members(trained: Sequence[Local]) -> list[list[Local]]:
 
 
 def _map_buffer(
-    rank: RankFile, members: Sequence[Local], world: Mapping[str, Any], shared: bool, pool: FilePool
+    rank: RankCheckpoint, members: Sequence[Local], world: Mapping[str, Any], shared: bool, pool: FilePool
 ) -> Mapped | None:
     slots = [
         Slot(

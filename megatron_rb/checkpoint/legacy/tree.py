@@ -39,7 +39,7 @@ _SAME_ON_ALL_RANKS = (
 
 
 @dataclass(frozen=True)
-class RankFile:
+class RankCheckpoint:
     """What one tensor- and pipeline-parallel rank saved."""
 
     tp_rank: int
@@ -75,11 +75,11 @@ class LegacyTree:
     """Converted from elsewhere, not trained yet."""
     tp_size: int
     pp_size: int
-    ranks: Mapping[tuple[int, int], RankFile]
+    ranks: Mapping[tuple[int, int], RankCheckpoint]
     """By `(tp_rank, pp_rank)`."""
 
     @property
-    def first(self) -> RankFile:
+    def first(self) -> RankCheckpoint:
         return self.ranks[0, 0]
 
     @property
@@ -87,7 +87,7 @@ class LegacyTree:
         """Virtual pipeline chunks of every stage."""
         return len(self.first.chunks)
 
-    def stage(self, pp_rank: int) -> list[RankFile]:
+    def stage(self, pp_rank: int) -> list[RankCheckpoint]:
         """The files of one pipeline stage by tensor-parallel rank."""
         return [self.ranks[tp_rank, pp_rank] for tp_rank in range(self.tp_size)]
 
@@ -172,7 +172,7 @@ def _rank_folders(folder: Path) -> dict[tuple[int, int], Path]:
     return places
 
 
-def _read_rank(rank: tuple[int, int], folder: Path) -> RankFile:
+def _read_rank(rank: tuple[int, int], folder: Path) -> RankCheckpoint:
     path = folder / MODEL_FILE
     if not path.is_file():
         raise ValueError(f"{folder} has no {MODEL_FILE}; copy it from the machine that wrote it")
@@ -191,10 +191,10 @@ def _read_rank(rank: tuple[int, int], folder: Path) -> RankFile:
         )
     optimizer_path = folder / OPTIMIZER_FILE
     optimizer_file = read_torch_file(optimizer_path) if optimizer_path.is_file() else None
-    return RankFile(rank[0], rank[1], file, optimizer_file, chunks)
+    return RankCheckpoint(rank[0], rank[1], file, optimizer_file, chunks)
 
 
-def _iteration(folder: Path, ranks: Mapping[tuple[int, int], RankFile]) -> int:
+def _iteration(folder: Path, ranks: Mapping[tuple[int, int], RankCheckpoint]) -> int:
     found = {rank.file.path: rank.tree.get("iteration", 0) for rank in ranks.values()}
     first_path, first = next(iter(found.items()))
     for path, iteration in found.items():

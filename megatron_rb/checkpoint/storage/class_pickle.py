@@ -25,7 +25,7 @@ class Instance:
 
 
 @dataclass(frozen=True)
-class Call:
+class CallResult:
     """The result of calling a class or function."""
 
     of: Global
@@ -36,7 +36,7 @@ _PYTHON_PICKLER: Any = pickle._Pickler  # type: ignore[attr-defined]
 """The one written in Python: the other cannot be taught to write a class by name alone."""
 
 
-class _Pickler(_PYTHON_PICKLER):
+class _ClassPickler(_PYTHON_PICKLER):
     dispatch = dict(_PYTHON_PICKLER.dispatch)
 
     def save_global_name(self, obj: Global) -> None:
@@ -52,7 +52,7 @@ class _Pickler(_PYTHON_PICKLER):
             self.save(obj.state)
             self.write(pickle.BUILD)
 
-    def save_call(self, obj: Call) -> None:
+    def save_call(self, obj: CallResult) -> None:
         self.save(obj.of)
         self.save(obj.args)
         self.write(pickle.REDUCE)
@@ -60,15 +60,15 @@ class _Pickler(_PYTHON_PICKLER):
 
     dispatch[Global] = save_global_name
     dispatch[Instance] = save_instance
-    dispatch[Call] = save_call
+    dispatch[CallResult] = save_call
 
 
 def dumps(value: Any) -> bytes:
-    """The pickle of a tree of plain values, `Global`, `Instance` and `Call`, in protocol 2.
+    """The pickle of a tree of plain values, `Global`, `Instance` and `CallResult`, in protocol 2.
 
     Importing the package of a class only to write its name can take longer than the writing; and only the fields that
     are given are written, so that older releases of the package read them too.
     """
     buffer = io.BytesIO()
-    _Pickler(buffer, protocol=2).dump(value)
+    _ClassPickler(buffer, protocol=2).dump(value)
     return buffer.getvalue()

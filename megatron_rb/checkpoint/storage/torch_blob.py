@@ -50,7 +50,7 @@ class _Tensor:
         return torch._utils._rebuild_tensor_v2, self.parts
 
 
-class _Pickler(pickle.Pickler):
+class _StoragePickler(pickle.Pickler):
     def persistent_id(self, obj):
         return obj.reference if isinstance(obj, _Storage) else None
 
@@ -68,7 +68,7 @@ def blob_frame(dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[bytes, bytes
     if dtype not in STORAGES or size > LARGEST:
         raise ValueError(f"a tensor of {size} bytes of {dtype} cannot be written as a stream")
     description = io.BytesIO()
-    _Pickler(description, protocol=2).dump(_Tensor(dtype, shape))
+    _StoragePickler(description, protocol=2).dump(_Tensor(dtype, shape))
     zip_file = _Zip()
     zip_file.add("data.pkl", description.getvalue())
     zip_file.add("byteorder", b"little")

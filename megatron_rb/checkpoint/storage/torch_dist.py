@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from megatron_rb.checkpoint.storage.class_pickle import Call, Global, Instance, dumps
+from megatron_rb.checkpoint.storage.class_pickle import CallResult, Global, Instance, dumps
 from megatron_rb.checkpoint.storage.restricted import TorchFile, read_torch_file, restricted_loads
 from megatron_rb.checkpoint.storage.tensors import DamagedFile, StoredChunk, StoredTensor
 
@@ -163,17 +163,17 @@ def _metadata(name: str, **state: Any) -> Instance:
     return Instance(Global(f"{CHECKPOINT}.metadata", name), state)
 
 
-def _index(name: str, offset: Call | None) -> Instance:
+def _index(name: str, offset: CallResult | None) -> Instance:
     return _metadata("MetadataIndex", fqn=name, offset=offset, index=None)
 
 
-def _size(sizes: tuple[int, ...]) -> Call:
-    return Call(Global("torch", "Size"), (tuple(sizes),))
+def _size(sizes: tuple[int, ...]) -> CallResult:
+    return CallResult(Global("torch", "Size"), (tuple(sizes),))
 
 
 def _properties(dtype: torch.dtype) -> Instance:
-    layout = Call(Global("torch.serialization", "_get_layout"), ("torch.strided",))
-    contiguous = Call(Global(f"{CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"), (0,))
+    layout = CallResult(Global("torch.serialization", "_get_layout"), ("torch.strided",))
+    contiguous = CallResult(Global(f"{CHECKPOINT}.metadata", "_MEM_FORMAT_ENCODING"), (0,))
     name = str(dtype).removeprefix("torch.")
     return Instance(
         Global(f"{CHECKPOINT}.metadata", "TensorProperties"), (Global("torch", name), layout, False, contiguous, False)

@@ -14,7 +14,7 @@ from rich.table import Table
 from megatron_rb.comparison.numerics.comparison import NumericsComparison
 from megatron_rb.comparison.numerics.distance import ULP_LABELS, PointResult
 from megatron_rb.comparison.numerics.judgement import EXCESS, GROWTH, ROW_EXCESS, SYSTEMATIC, OperatorResult
-from megatron_rb.comparison.page import Section, write_page
+from megatron_rb.comparison.page import PageSection, write_page
 from megatron_rb.comparison.runs.report import finite
 from megatron_rb.metrics.report import save_figure
 
@@ -75,12 +75,12 @@ def write_report(comparison: NumericsComparison, folder: Path) -> Path:
     marked = frozenset(number for number, row in enumerate(rows) if row[0] in defective)
     listed = [(str(item),) for item in comparison.defects]
     sections = [
-        Section(lines=[*_sides(comparison), *_not_compared(comparison), METHOD]),
-        Section("Defects, first one first", head=("",), rows=listed) if listed else Section("No defects"),
-        Section("Growth of the difference, and operators against their limits", images=images[:1]),
-        Section("Distance in units in the last place", images=images[1:]),
-        Section("Blocks", lines=[COLUMNS], head=HEAD, rows=rows, marked=marked),
-        Section("Points", head=("block", "point", "value", "gradient", *ULP_LABELS), rows=_points(comparison)),
+        PageSection(lines=[*_sides(comparison), *_not_compared(comparison), METHOD]),
+        PageSection("Defects, first one first", head=("",), rows=listed) if listed else PageSection("No defects"),
+        PageSection("Growth of the difference, and operators against their limits", images=images[:1]),
+        PageSection("Distance in units in the last place", images=images[1:]),
+        PageSection("Blocks", lines=[COLUMNS], head=HEAD, rows=rows, marked=marked),
+        PageSection("Points", head=("block", "point", "value", "gradient", *ULP_LABELS), rows=_points(comparison)),
     ]
     page = folder / "report.html"
     write_page(page, comparison.verdict, sections)

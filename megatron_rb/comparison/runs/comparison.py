@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_rb.comparison.runs.folder import RunRecord
+from megatron_rb.comparison.runs.folder import RecordedRun
 from megatron_rb.comparison.runs.gap import (
     LEAST_STEPS,
     Gap,
@@ -43,8 +43,8 @@ class Beside:
 class RunComparison:
     """Everything that is said about two runs. A is the reference."""
 
-    a: RunRecord
-    b: RunRecord
+    a: RecordedRun
+    b: RecordedRun
     threshold: float
     """Percent."""
     steps: np.ndarray
@@ -83,8 +83,8 @@ class RunComparison:
 
 
 def compare_runs(
-    a: RunRecord,
-    b: RunRecord,
+    a: RecordedRun,
+    b: RecordedRun,
     *,
     threshold: float,
     window: int = 0,
@@ -127,7 +127,7 @@ def compare_runs(
     )
 
 
-def _check_recipe(a: RunRecord, b: RunRecord, allowed: Sequence[str]) -> None:
+def _check_recipe(a: RecordedRun, b: RecordedRun, allowed: Sequence[str]) -> None:
     for run in (a, b):
         if run.config is None:
             raise ValueError(
@@ -140,7 +140,7 @@ def _check_recipe(a: RunRecord, b: RunRecord, allowed: Sequence[str]) -> None:
         raise ValueError(explain(found, a.name, b.name))
 
 
-def _common(a: RunRecord, b: RunRecord) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _common(a: RecordedRun, b: RecordedRun) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     left, right = (np.array([entry["step"] for entry in run.steps]) for run in (a, b))
     steps, rows_a, rows_b = np.intersect1d(left, right, assume_unique=True, return_indices=True)
     if not len(steps):
@@ -184,7 +184,7 @@ def _reason(gap: Gap, verdict: Verdict, threshold: float) -> str:
     return f"{said} crosses the border of +-{threshold:g} %{advice}, if the runs go on as they are"
 
 
-def _batches(a: RunRecord, b: RunRecord, rows_a: np.ndarray, rows_b: np.ndarray) -> str:
+def _batches(a: RecordedRun, b: RecordedRun, rows_a: np.ndarray, rows_b: np.ndarray) -> str:
     same = np.ones(len(rows_a), dtype=bool)
     for name in BATCH_COUNTS:
         same &= a.column(name)[rows_a] == b.column(name)[rows_b]
@@ -198,7 +198,7 @@ def _batches(a: RunRecord, b: RunRecord, rows_a: np.ndarray, rows_b: np.ndarray)
     )
 
 
-def _norms(a: RunRecord, b: RunRecord, rows_a: np.ndarray, rows_b: np.ndarray) -> str:
+def _norms(a: RecordedRun, b: RecordedRun, rows_a: np.ndarray, rows_b: np.ndarray) -> str:
     left, right = a.column("grad_norm")[rows_a], b.column("grad_norm")[rows_b]
     fine = np.isfinite(left) & np.isfinite(right) & (left > 0) & (right > 0)
     if not fine.any():
@@ -208,7 +208,7 @@ def _norms(a: RunRecord, b: RunRecord, rows_a: np.ndarray, rows_b: np.ndarray) -
     return f"gradient norms differ: {said}" if low > 1 or high < 1 else f"gradient norms: {said}"
 
 
-def _rates(a: RunRecord, b: RunRecord, rows_a: np.ndarray, rows_b: np.ndarray) -> list[str]:
+def _rates(a: RecordedRun, b: RecordedRun, rows_a: np.ndarray, rows_b: np.ndarray) -> list[str]:
     lines = []
     for part in a.steps[rows_a[-1]]["learning_rates"]:
         left, right = (
@@ -225,15 +225,15 @@ def _rates(a: RunRecord, b: RunRecord, rows_a: np.ndarray, rows_b: np.ndarray) -
     return lines or ["learning rates: equal in all steps"]
 
 
-def _throughput(a: RunRecord, b: RunRecord) -> list[Beside]:
-    def median(run: RunRecord, name: str) -> float:
+def _throughput(a: RecordedRun, b: RecordedRun) -> list[Beside]:
+    def median(run: RecordedRun, name: str) -> float:
         values = run.column(name)
         return float(np.nanmedian(values[1:] if len(values) > 4 else values))  # the first step also sets things up
 
-    def wait(run: RunRecord) -> float:
+    def wait(run: RecordedRun) -> float:
         return 100 * float(np.nansum(run.column("data_wait_seconds")) / max(np.nansum(run.column("seconds")), 1e-12))
 
-    def memory(run: RunRecord) -> float:
+    def memory(run: RecordedRun) -> float:
         values = run.column("memory_bytes")
         return float(np.nanmax(values)) / 2**30 if np.isfinite(values).any() else math.nan
 
@@ -245,7 +245,7 @@ def _throughput(a: RunRecord, b: RunRecord) -> list[Beside]:
     ]
 
 
-def _evaluations(a: RunRecord, b: RunRecord) -> list[tuple[int, Beside]]:
+def _evaluations(a: RecordedRun, b: RecordedRun) -> list[tuple[int, Beside]]:
     return [
         (step, Beside(name, value, b.evaluations[step][name]))
         for step, values in sorted(a.evaluations.items())
@@ -255,7 +255,7 @@ def _evaluations(a: RunRecord, b: RunRecord) -> list[tuple[int, Beside]]:
     ]
 
 
-def _notes(a: RunRecord, b: RunRecord, steps: np.ndarray, finite: np.ndarray) -> list[str]:
+def _notes(a: RecordedRun, b: RecordedRun, steps: np.ndarray, finite: np.ndarray) -> list[str]:
     notes = [f"{run.name}: {note}" for run in (a, b) for note in run.notes]
     last_a, last_b = a.steps[-1]["step"], b.steps[-1]["step"]
     if last_a != last_b:

@@ -17,7 +17,7 @@ from megatron_rb.metrics.writers import METRICS_FILE
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RecordedRun:
     """What a run folder says about a run; of a step that was done twice the later record counts."""
 
     name: str
@@ -33,7 +33,7 @@ class RunRecord:
         return column(self.steps, name)
 
 
-def read_run(path: str | Path, name: str) -> RunRecord:
+def read_run(path: str | Path, name: str) -> RecordedRun:
     """Read a run folder, or a `metrics.jsonl` alone.
 
     Raises:
@@ -49,7 +49,7 @@ def read_run(path: str | Path, name: str) -> RunRecord:
     config_file = file.with_name("config.yaml")
     config = config_from_file(config_file) if config_file.is_file() else None
     measured = {entry["step"]: {key: float(value) for key, value in entry["values"].items()} for entry in evaluations}
-    return RunRecord(name, steps, measured, config, _notes(file, steps, config))
+    return RecordedRun(name, steps, measured, config, _notes(file, steps, config))
 
 
 def _notes(file: Path, steps: list[dict[str, Any]], config: Config | None) -> list[str]:

@@ -49,7 +49,7 @@ MOST_NAMED = 6
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
+class SettingDifference:
     """One setting in which two recipes differ."""
 
     key: str
@@ -60,7 +60,7 @@ class Difference:
         return f"{self.key} ({self.a!r} and {self.b!r})"
 
 
-def differences(a: Config, b: Config, allowed: Sequence[str] = ()) -> list[Difference]:
+def differences(a: Config, b: Config, allowed: Sequence[str] = ()) -> list[SettingDifference]:
     """Settings that make two recipes different.
 
     Args:
@@ -69,13 +69,13 @@ def differences(a: Config, b: Config, allowed: Sequence[str] = ()) -> list[Diffe
     skipped = (*OF_THE_MACHINE, *allowed)
     left, right = _flat(dataclasses.asdict(a)), _flat(dataclasses.asdict(b))
     return [
-        Difference(key, left[key], right[key])
+        SettingDifference(key, left[key], right[key])
         for key in left
         if not _is_below(key, skipped) and _comparable(key, left[key]) != _comparable(key, right[key])
     ]
 
 
-def explain(found: Sequence[Difference], name_a: str, name_b: str) -> str:
+def explain(found: Sequence[SettingDifference], name_a: str, name_b: str) -> str:
     """The sentence for runs of different recipes: what differs and what to do."""
     named = ", ".join(str(item) for item in found[:MOST_NAMED])
     more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from megatron_rb.comparison.page import Section, write_page
+from megatron_rb.comparison.page import PageSection, write_page
 from megatron_rb.comparison.runs.comparison import Beside, RunComparison
 from megatron_rb.comparison.runs.gap import Verdict
 from megatron_rb.comparison.runs.plots import draw_agreement, draw_curves, draw_gap
@@ -49,12 +49,12 @@ def write_report(comparison: RunComparison, folder: Path) -> Path:
     draw_agreement(comparison, images[2])
     (folder / "result.json").write_text(json.dumps(finite(comparison.as_json()), indent=1))
     sections = [
-        Section(lines=[f"A {comparison.a.name}, B {comparison.b.name}", headline(comparison), DEFINITION]),
-        Section("Loss", images=images[:1]),
-        Section("Gap over time", images=images[1:2]),
-        Section("Agreement", lines=comparison.agreement, images=images[2:]),
-        Section("Side by side", head=("", "A", "B", "B / A"), rows=_rows(comparison)),
-        Section("Notes", lines=comparison.notes or ["none"]),
+        PageSection(lines=[f"A {comparison.a.name}, B {comparison.b.name}", headline(comparison), DEFINITION]),
+        PageSection("Loss", images=images[:1]),
+        PageSection("Gap over time", images=images[1:2]),
+        PageSection("Agreement", lines=comparison.agreement, images=images[2:]),
+        PageSection("Side by side", head=("", "A", "B", "B / A"), rows=_rows(comparison)),
+        PageSection("Notes", lines=comparison.notes or ["none"]),
     ]
     page = folder / "report.html"
     write_page(page, f"{comparison.a.name} and {comparison.b.name}: {comparison.verdict}", sections)

@@ -27,8 +27,8 @@ def rb(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess
 
 
 def test_every_command_has_a_line_of_help():
-    assert {"launch", "train"} <= set(cli.commands())
-    assert all(text.endswith(".") for text in cli.commands().values())
+    assert {"launch", "train"} <= set(cli.COMMANDS)
+    assert all(command.summary.endswith(".") for command in cli.COMMANDS.values())
 
 
 def test_unknown_command_suggests_the_closest(capsys):

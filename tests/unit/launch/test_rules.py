@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rb.launch.failure import FailureKind, kind_of_exit
 from megatron_rb.launch.hostfile import read_hosts
 from megatron_rb.launch.job import Host, JobSpec
-from megatron_rb.launch.limits import Beat, Limits, Progress
+from megatron_rb.launch.limits import Beat, Limits, RankProgress
 from megatron_rb.launch.record import AttemptNote, effective_time_ratio, running_seconds
 from megatron_rb.launch.simulate import FaultFigures, simulate_ettr
 from megatron_rb.launch.topology import choose_nodes, leaf_of_nodes, rank_table, table_text
-from megatron_rb.launch.verdict import class_of_exit, judge
+from megatron_rb.launch.verdict import judge
 
 TOPOLOGY = """SwitchName=leaf1 Level=0 LinkSpeed=1 Nodes=node[1-2]
 SwitchName=leaf2 Level=0 LinkSpeed=1 Nodes=node[3-4]
@@ -42,7 +43,7 @@ def test_unknown_phase_has_the_configured_limit():
 
 def test_limit_of_a_step_follows_the_slowest():
     limits = Limits(600.0)
-    progress = Progress(limits, now=0.0)
+    progress = RankProgress(limits, now=0.0)
     for step, time in ((1, 10.0), (2, 11.0), (3, 14.0), (4, 15.0)):
         progress.see(Beat(1, "step", step, time), now=time)
     assert limits.slowest["step"] == 3.0
@@ -53,7 +54,7 @@ def test_limit_of_a_step_follows_the_slowest():
 
 def test_time_before_a_phase_changes_is_that_of_the_phase():
     limits = Limits(600.0)
-    progress = Progress(limits, now=0.0)
+    progress = RankProgress(limits, now=0.0)
     for phase, time in (("init", 0.0), ("step", 20.0), ("checkpoint", 21.0), ("step", 26.0)):
         progress.see(Beat(1, phase, 1, time), now=time)
     assert limits.slowest == {"init": 20.0, "checkpoint": 5.0}
@@ -64,7 +65,7 @@ def test_time_before_a_phase_changes_is_that_of_the_phase():
     [(1, "rank"), (137, "rank"), (2, "configuration"), (78, "configuration"), (65, "numbers"), (75, "node")],
 )
 def test_exit_codes_have_classes(code: int, kind: str):
-    assert class_of_exit(code) == kind
+    assert kind_of_exit(code) is FailureKind(kind)
 
 
 def test_numbers_that_are_not_finite_are_never_tried_again():

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rb.launch.attempt import RankState
 from megatron_rb.launch.job import JobSpec
 from megatron_rb.launch.plan import AttemptPlan
+from megatron_rb.launch.ranks import RankState
 from megatron_rb.launch.step_words import EndedTasks, unreported_end
 
 JOB = JobSpec("m", (), 2, Path("/r"), engine="slurm", launcher="srun", nodes=2)
@@ -18,9 +18,9 @@ def found(lines: list[str], heard: set[str], job: JobSpec = JOB, after: float = 
     """The failure that is seen so many seconds after srun's lines; `ended` are ranks that were reported."""
     tasks = EndedTasks()
     for line in lines:
-        tasks.hear(line, 0.0)
+        tasks.read(line, 0.0)
     ranks = {rank: RankState("step", 3, code=1 if rank in ended else None) for rank in range(4)}
-    return unreported_end(job, PLAN, ranks, heard, tasks.told(after), "cd: /w: No such file or directory", after)
+    return unreported_end(job, PLAN, ranks, heard, tasks.settled(after), "cd: /w: No such file or directory", after)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def found(lines: list[str], heard: set[str], job: JobSpec = JOB, after: float = 
 )
 def test_the_tasks_of_a_line_are_found(line: str, numbers: list[int]):
     tasks = EndedTasks()
-    tasks.hear(line, 0.0)
+    tasks.read(line, 0.0)
     assert list(tasks.tasks) == numbers
 
 

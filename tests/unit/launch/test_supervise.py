@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rb.launch.failure import describe_exit
 from megatron_rb.launch.job import JobSpec, Patience
 from megatron_rb.launch.main import run_job
-from megatron_rb.launch.supervise import describe_exit, last_words
+from megatron_rb.launch.supervise import last_words
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -125,6 +126,14 @@ def test_exit_code_of_the_failed_rank_is_the_launchers(job, capfd):
     assert "the end is near" in capfd.readouterr().err
 
 
+def test_wrong_input_of_one_rank_explains_the_other_that_broke_off_first(job, capfd):
+    found = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))\n" + READY + "time.sleep(60)\n"
+    wait = "while not (folder / 'ready_0').exists(): time.sleep(0.01)\n"
+    spec = job(f"if rank == 1:\n    {wait}    sys.exit(1)\n" + found, processes=2)
+    assert run_job(spec) == 2
+    assert "rank 0 failed with exit code 2" in capfd.readouterr().err
+
+
 def test_killed_rank_is_named_with_its_signal(job, capfd):
     spec = job("if rank == 2: os.kill(os.getpid(), signal.SIGKILL)\n" + SLEEP)
     assert run_job(spec) == 128 + signal.SIGKILL
@@ -231,4 +240,4 @@ def test_last_words_skip_the_earlier_run(tmp_path: Path):
 
 def test_exit_codes_read_as_words():
     assert describe_exit(3) == "failed with exit code 3"
-    assert describe_exit(-int(signal.SIGSEGV)) == "was killed by SIGSEGV"
+    assert describe_exit(128 + signal.SIGSEGV) == "was killed by SIGSEGV"

@@ -2,17 +2,17 @@
 
 import pytest
 
-from megatron_rb.layout.mesh import AXES, Coordinates, RankGrid
+from megatron_rb.layout.mesh import AXES, RankCoordinates, RankGrid
 
 GRID = RankGrid(tp_size=2, cp_size=3, dp_size=2, pp_size=2)
 
 
 def test_ranks_count_tensor_then_context_then_data_then_pipeline_parallel():
     assert [GRID.coordinates(rank) for rank in (1, 2, 6, 12)] == [
-        Coordinates(1, 0, 0, 0),
-        Coordinates(0, 1, 0, 0),
-        Coordinates(0, 0, 1, 0),
-        Coordinates(0, 0, 0, 1),
+        RankCoordinates(1, 0, 0, 0),
+        RankCoordinates(0, 1, 0, 0),
+        RankCoordinates(0, 0, 1, 0),
+        RankCoordinates(0, 0, 0, 1),
     ]
 
 

@@ -8,8 +8,8 @@ from megatron_rb.data.packing import Budget, plan_step
 from megatron_rb.planner.cost import Pricing
 from megatron_rb.planner.device import Device, load_device
 from megatron_rb.planner.histogram import Histogram, histogram_of
-from megatron_rb.planner.task import Task
-from megatron_rb.planner.workload import Sampler
+from megatron_rb.planner.task import PlanTask
+from megatron_rb.planner.workload import MicroBatchSampler
 from megatron_rb.shapes.published import CONFIGS
 from megatron_rb.shapes.shape import RoboBrainShape, shape_from_dict
 
@@ -64,7 +64,7 @@ def task(
     max_patches: int = 16384,
     histogram: Histogram | None = None,
     **asked: int,
-) -> Task:
+) -> PlanTask:
     known = load_device(device) if isinstance(device, str) else device
-    sampler = Sampler(histogram or mixed_histogram(), shape.vision.merge_unit, global_batch_size, packed)
-    return Task(shape, Pricing(known, "bf16"), gpus, sampler, seq_length, max_patches, asked=asked)
+    sampler = MicroBatchSampler(histogram or mixed_histogram(), shape.vision.merge_unit, global_batch_size, packed)
+    return PlanTask(shape, Pricing(known, "bf16"), gpus, sampler, seq_length, max_patches, asked=asked)

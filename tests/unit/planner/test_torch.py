@@ -25,7 +25,7 @@ from megatron_rb.parallel import context  # noqa: E402
 from megatron_rb.planner.cost import Frozen, model_flops  # noqa: E402
 from megatron_rb.planner.memory import memory_model, state_bytes  # noqa: E402
 from megatron_rb.planner.work import PARTS, Part, Shards, forward_work, parameters  # noqa: E402
-from megatron_rb.planner.workload import Budget  # noqa: E402
+from megatron_rb.planner.workload import MicroBatchLimits  # noqa: E402
 from megatron_rb.platform.dtypes import DTYPES  # noqa: E402
 from megatron_rb.shapes.balance import default_layout  # noqa: E402
 
@@ -123,7 +123,7 @@ def test_kept_activations_are_what_autograd_keeps(
     ours = {tensor.untyped_storage().data_ptr() for tensor in [*trainable.chunks[0].parameters(), *shared]}
     for call in calls:
         tokens = sizes.labels if call.part is Part.HEAD else sizes.tokens
-        largest = Budget(int(tokens[0]), int(sizes.patches[0]))
+        largest = MicroBatchLimits(int(tokens[0]), int(sizes.patches[0]))
         shards = Shards(1, False, itemsize, cp_size)
         model = memory_model(shape, shards, largest, state_bytes(dtype, False, 1, OPTIMIZERS["adamw"]), Frozen(), 0.0)
         expected = model.kept[PARTS.index(call.part)]

@@ -5,15 +5,17 @@ import json
 import pytest
 
 from megatron_rb.bench.kernels import report
-from megatron_rb.bench.kernels.measure import Row
+from megatron_rb.bench.kernels.measure import MeasuredCase
 from megatron_rb.bench.kernels.run import Report
 
 CEILINGS = {"copy_bytes_per_second": 4e12, "matmul_flops_per_second": 8e14}
 
 
-def row(copy_share=0.9, goal=0.85, seconds=None, at_least=None, failed=None, flops=10**9) -> Row:
+def row(copy_share=0.9, goal=0.85, seconds=None, at_least=None, failed=None, flops=10**9) -> MeasuredCase:
     seconds = seconds or {"ours": 1e-5, "eager": 5e-5}
-    return Row("rotary", 10**7, flops, seconds, {"ours": 10**6}, copy_share, 0.1, goal, at_least or {}, failed or {})
+    return MeasuredCase(
+        "rotary", 10**7, flops, seconds, {"ours": 10**6}, copy_share, 0.1, goal, at_least or {}, failed or {}
+    )
 
 
 @pytest.mark.parametrize(

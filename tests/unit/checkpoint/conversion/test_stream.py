@@ -2,7 +2,7 @@
 
 import torch
 
-from megatron_rb.checkpoint.conversion.stream import Piece, Target, plan_files
+from megatron_rb.checkpoint.conversion.stream import Target, TensorRows, plan_files
 from megatron_rb.checkpoint.storage.tensors import StoredTensor
 
 
@@ -10,7 +10,7 @@ def targets(*sizes: int) -> list[Target]:
     made = []
     for number, size in enumerate(sizes):
         stored = StoredTensor(f"t{number}", torch.uint8, (size,), ())
-        made.append(Target(stored.name, torch.uint8, (size,), (Piece.whole(stored),)))
+        made.append(Target(stored.name, torch.uint8, (size,), (TensorRows.whole(stored),)))
     return made
 
 
