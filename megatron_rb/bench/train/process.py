@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_rb.bench.train.mock_data import MockSamples
 from megatron_rb.bench.train.spec import BenchSpec
 from megatron_rb.config.derive import Derived, derive
 from megatron_rb.config.schema import Config
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.loader import SampleSource
+from megatron_rb.data.mock_samples import MockSamples
 from megatron_rb.metrics.timeline import StageTimeline
 from megatron_rb.models.work import Work, work_of
 from megatron_rb.parallel.collectives import rank_zero_first
