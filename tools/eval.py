@@ -10,6 +10,7 @@ from megatron_rb.evaluation.benchmark_files import as_row
 from megatron_rb.evaluation.evaluate import load_benchmark, publish
 from megatron_rb.evaluation.truth import Coordinates
 from megatron_rb.generation.answer_source import add_arguments, answers_of, shown_size
+from megatron_rb.generation.questions import Questions
 from megatron_rb.launch.workers import start_workers
 
 
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> int:
     shown = shown_size(options) if options.coordinates == Coordinates.SHOWN else None
     benchmark = load_benchmark(Path(options.data), out, options.coordinates, shown)
     rows = [as_row(question) for question in benchmark.questions]
-    answers = answers_of(options, rows, benchmark.root, out / "answers.jsonl", start_workers)
+    answers = answers_of(options, Questions(rows, benchmark.root, out / "answers.jsonl"), start_workers)
     usage = {} if options.answers else usage_in(out / "answers.jsonl")
     table, strangers = publish(benchmark, answers, usage, out, options.pictures, options.curves)
     for kind, entry in table.items():

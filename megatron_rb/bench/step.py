@@ -13,9 +13,9 @@ import torch
 
 from megatron_rb.app.session import session_of
 from megatron_rb.bench.timing import Times, median_ratio, time_in_turn, time_one_by_one
-from megatron_rb.bench.train.mock_data import draw_sample
 from megatron_rb.checkpoint.hf.training import TransformersStep, write_benchmark_model
 from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig, PlatformConfig
+from megatron_rb.data.mock_samples import draw_sample
 from megatron_rb.data.sample import EncodedSample, VisionGrid
 from megatron_rb.models.inputs import MicroBatch, build_micro_batch
 from megatron_rb.parallel.session import Session

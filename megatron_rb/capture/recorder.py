@@ -30,6 +30,17 @@ class _Progress:
     """False outside the first forward pass: in the backward pass recomputed blocks run a second time."""
 
 
+@dataclass(frozen=True)
+class _Watched:
+    """A point of a block on this rank."""
+
+    block: str
+    point: Point
+    columns: LocalColumns
+    grads: bool
+    """Whether the gradient here is whole, not a part of a sum."""
+
+
 class Recorder:
     """Keeps rows of the chosen samples until `stop`.
 
@@ -74,47 +85,35 @@ class Recorder:
             grads = name != "language.head" or stage.rows_split_over == 1
             for point in points_of(name):
                 module = block.get_submodule(point.module)
-                columns = _columns_of(point, module, self.mesh)
-                keep = partial(self._keep, progress, name, point, columns, unit, grads)
+                watched = _Watched(name, point, _columns_of(point, module, self.mesh), grads)
+                keep = partial(self._keep, progress, watched, unit)
                 self._handles.append(_hook(module, point, keep))
 
-    def _keep(
-        self,
-        progress: _Progress,
-        block: str,
-        point: Point,
-        columns: LocalColumns,
-        unit: int,
-        grads: bool,
-        tensor: torch.Tensor,
-    ) -> None:
+    def _keep(self, progress: _Progress, watched: _Watched, unit: int, tensor: torch.Tensor) -> None:
         number = progress.started - 1
         picks = self.picks.get(number)
         if not progress.running or not picks:
             return
-        total = self._total_rows(point.rows, number, unit)
+        total = self._total_rows(watched.point.rows, number, unit)
         for pick in picks:
-            self._write("value", block, point, columns, total, pick, tensor.detach())
-        if grads and tensor.requires_grad:
-            plain = replace(point, context=False)
-            tensor.register_hook(partial(self._keep_grad, block, plain, columns, total, picks))
+            self._write("value", watched, total, pick, tensor.detach())
+        if watched.grads and tensor.requires_grad:
+            plain = replace(watched, point=replace(watched.point, context=False))
+            tensor.register_hook(partial(self._keep_grad, plain, total, picks))
 
-    def _keep_grad(
-        self, block: str, point: Point, columns: LocalColumns, total: int, picks: list[Pick], grad: torch.Tensor
-    ) -> None:
+    def _keep_grad(self, watched: _Watched, total: int, picks: list[Pick], grad: torch.Tensor) -> None:
         for pick in picks:
-            self._write("grad", block, point, columns, total, pick, grad.detach())
+            self._write("grad", watched, total, pick, grad.detach())
 
-    def _write(
-        self, what: str, block: str, point: Point, columns: LocalColumns, total: int, pick: Pick, tensor: torch.Tensor
-    ) -> None:
+    def _write(self, what: str, watched: _Watched, total: int, pick: Pick, tensor: torch.Tensor) -> None:
+        point, columns = watched.point, watched.columns
         chosen = self._rows(point, total, pick, tensor)
         if chosen is None or (tensor.shape[0] == total and columns.same_everywhere and self.mesh.tp_rank):
             return
         offsets, index = chosen
         piece = columns.cut(tensor.index_select(0, index).reshape(len(offsets), -1)).to("cpu")
         ranges = columns.ranges_of(piece.shape[1], self.mesh.tp_rank)
-        self.file.add(f"{what}/{pick.number}/{block}/{point.name}", piece, offsets, ranges)
+        self.file.add(f"{what}/{pick.number}/{watched.block}/{point.name}", piece, offsets, ranges)
 
     def _rows(
         self, point: Point, total: int, pick: Pick, tensor: torch.Tensor

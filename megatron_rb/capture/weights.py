@@ -12,7 +12,7 @@ from megatron_rb.models.build import named_parameters, weight_key
 from megatron_rb.models.stage import RoboBrainStage
 from megatron_rb.parallel.collectives import gather_over
 from megatron_rb.parallel.mesh import Mesh
-from megatron_rb.parallel.sharding import ShardSpec, local_to_full, shard_of
+from megatron_rb.parallel.sharding import local_to_full, shard_of
 
 NOT_SLICED = ("language.embedding.", "language.head.output.", "vision.patch_embed.")
 
@@ -28,7 +28,7 @@ def keep_weights(stages: list[RoboBrainStage], file: RankFile, mesh: Mesh, featu
             full = local_to_full([shard.cpu() for shard in shards], spec)
             file.weights[weight_key(name, stages[0].shape)] = {"dtype": str(full.dtype), **_hashes(full)}
         if not name.startswith(NOT_SLICED):
-            _keep_slice(name, local, spec, file, mesh, features, _is_of_norm(name))
+            _keep_slice(file, name, parameter, mesh, features)
 
 
 def _hashes(full: torch.Tensor) -> dict[str, str]:
@@ -52,10 +52,9 @@ def feature_ids(count: int, features: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, features)).round().astype(np.int64))
 
 
-def _keep_slice(
-    name: str, local: torch.Tensor, spec: ShardSpec, file: RankFile, mesh: Mesh, features: int, whole: bool
-) -> None:
-    if whole:  # norms: all of it, as one row
+def _keep_slice(file: RankFile, name: str, parameter: torch.nn.Parameter, mesh: Mesh, features: int) -> None:
+    local, spec = parameter.detach(), shard_of(parameter)
+    if _is_of_norm(name):  # all of it, as one row
         if mesh.tp_rank == 0:
             file.add(f"weight/{name}", local.reshape(1, -1).cpu(), np.zeros(1, dtype=np.int64), None)
         return

@@ -16,11 +16,10 @@ from megatron_rb.data.patience import READ_SECONDS
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.processor import VisionProcessor
 from megatron_rb.data.prompt import ChatTemplate, TextSpan
-from megatron_rb.data.sample import EncodedSample, VisionGrid
+from megatron_rb.data.sample import IGNORED, EncodedSample, VisionGrid
 from megatron_rb.data.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, VISION_END, VISION_START, Tokenizer
 from megatron_rb.shapes.families import VideoTime
 
-NO_LOSS = -100
 PADS = re.compile("|".join(map(re.escape, (IMAGE_TOKEN, VIDEO_TOKEN))))
 
 
@@ -178,7 +177,7 @@ class SampleEncoder:
         pads = (ids == self.tokenizer.token_id(IMAGE_TOKEN)) | (ids == self.tokenizer.token_id(VIDEO_TOKEN))
         counts = np.ones(len(ids), dtype=np.int64)
         counts[pads] = repeats
-        labels = np.where(pads | (not piece.learned), NO_LOSS, ids).astype(np.int32)
+        labels = np.where(pads | (not piece.learned), IGNORED, ids).astype(np.int32)
         return np.repeat(ids, counts), np.repeat(labels, counts)
 
     def _check_pixels(self, named: tuple[int, int] | None, shown: Sequence[_Shown]) -> None:

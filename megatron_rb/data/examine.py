@@ -12,12 +12,13 @@ from pathlib import Path
 from rich.progress import Progress
 
 from megatron_rb.data.conversation import Conversation
-from megatron_rb.data.encoder import NO_LOSS, SampleEncoder
+from megatron_rb.data.encoder import SampleEncoder
 from megatron_rb.data.media import MediaInfo
 from megatron_rb.data.packing import Budget
 from megatron_rb.data.problems import BadSample, refusing_the_unexpected
 from megatron_rb.data.prompt import RewrittenTurns, learned_turns
 from megatron_rb.data.rows import parse_line
+from megatron_rb.data.sample import IGNORED
 
 LINES_AT_ONCE = 256
 WHOLE_ROW = -1
@@ -163,7 +164,7 @@ def _entry(
     sample = encoder.encode(conversation, infos, rules.limits.tokens)
     size = (len(sample.input_ids), sample.num_patches)
     _check_size(size, rules.limits)
-    if (sample.labels == NO_LOSS).all():
+    if (sample.labels == IGNORED).all():
         raise BadSample("nothing to learn", "no token of the assistant turns is learned")
     return Entry(turn, size, infos)
 

@@ -73,6 +73,54 @@ class StepSamples:
 
 
 @dataclass(frozen=True)
+class StepSize:
+    """How much one optimizer step holds, over all ranks."""
+
+    budget: Budget
+    """Of one micro-batch."""
+    samples: int
+    micro_batches: int = 0
+    """Micro-batches, filled with as many samples as fit; 0 = a step is so many samples."""
+    multiple: int = 1
+    """Every rank gets a multiple of this many micro-batches."""
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """Which part of a step this rank reads."""
+
+    dp_rank: int = 0
+    dp_size: int = 1
+    needs_pixels: bool = False
+    """This rank holds the patch embedding."""
+    decode_rank: int = 0
+    decode_size: int = 1
+    """Place among the ranks that hold the same patch embedding and read the same micro-batches. Each opens its share of
+    the media of a step; the other samples have zeros for pixels."""
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """The order of samples, and what a state says of the data they are of."""
+
+    seed: int
+    shuffle: bool = True
+    fingerprint: DataFingerprint | None = None
+    """Of the data set; None = states say nothing of the data, and fit any."""
+    allow_changed: bool = False
+    """Accept the state of other data, with a warning."""
+
+
+@dataclass(frozen=True)
+class ReadAhead:
+    """What is prepared before it is asked for."""
+
+    steps: int
+    """Steps beyond the one that is asked for."""
+    threads: int
+
+
+@dataclass(frozen=True)
 class _Prepared:
     """A step under way."""
 
@@ -93,53 +141,19 @@ class StepLoader:
     def __init__(
         self,
         dataset: SampleSource,
-        *,
-        global_batch_size: int,
-        global_micro_batches: int = 0,
-        seq_length: int,
-        max_patches: int,
-        dp_rank: int,
-        dp_size: int,
-        micro_batch_multiple: int,
-        needs_pixels: bool,
-        decode_rank: int = 0,
-        decode_size: int = 1,
-        seed: int,
-        shuffle: bool,
+        size: StepSize,
+        share: RankShare,
+        order: SampleOrder,
         ledger: Ledger,
-        prefetch_steps: int,
-        decode_threads: int,
-        fingerprint: DataFingerprint | None = None,
-        allow_changed: bool = False,
+        read_ahead: ReadAhead,
     ) -> None:
-        """
-        Args:
-            global_micro_batches: micro-batches of a step over all ranks, filled with as many samples as fit; 0 = a step
-                is `global_batch_size` samples.
-            micro_batch_multiple: every rank gets a multiple of this many micro-batches.
-            needs_pixels: whether this rank holds the patch embedding.
-            decode_rank, decode_size: place among the ranks that hold the same patch embedding and read the same
-                micro-batches. Each opens its share of the media of a step; the other samples have zeros for pixels.
-            prefetch_steps: steps prepared beyond the one that is asked for.
-            fingerprint: of the data set; None = states say nothing of the data, and fit any.
-            allow_changed: accept the state of other data, with a warning.
-        """
         self._dataset = dataset
-        self._batch = global_batch_size
-        self._micro_batches = global_micro_batches
-        self._budget = Budget(seq_length, max_patches)
-        self._dp_rank, self._dp_size = dp_rank, dp_size
-        self._multiple = micro_batch_multiple
-        self._needs_pixels = needs_pixels
-        self._decode_rank, self._decode_size = decode_rank, decode_size
+        self._size, self._share, self._order, self._read_ahead = size, share, order, read_ahead
         self._ledger = ledger
-        self._prefetch = prefetch_steps
-        self._fingerprint = fingerprint
-        self._allow_changed = allow_changed
-        self._sampler = Sampler(len(dataset), shuffle)
-        self._consumed = SamplerState(seed)
+        self._sampler = Sampler(len(dataset), order.shuffle)
+        self._consumed = SamplerState(order.seed)
         self._ahead: deque[_Prepared] = deque()
-        self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(read_ahead.threads, thread_name_prefix="decode")
 
     def next_step(self) -> StepSamples:
         """The next step; waits until its samples are decoded.
@@ -148,7 +162,7 @@ class StepLoader:
             ValueError: a data file has changed since it was indexed.
         """
         started = time.perf_counter()
-        while len(self._ahead) <= self._prefetch:
+        while len(self._ahead) <= self._read_ahead.steps:
             self._prepare()
         step = self._ahead.popleft()
         results = [[future.result() for future in members] for members in step.samples]
@@ -177,7 +191,7 @@ class StepLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the steps handed out so far end: `seed`, `epoch`, `position`, and of which data; equal on all ranks."""
-        data = {} if self._fingerprint is None else {"data": self._fingerprint.as_state()}
+        data = {} if self._order.fingerprint is None else {"data": self._order.fingerprint.as_state()}
         return asdict(self._consumed) | data
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -203,13 +217,13 @@ class StepLoader:
         Raises:
             ValueError: it is, and may not.
         """
-        if self._fingerprint is None:
+        if self._order.fingerprint is None:
             return False
         if "data" not in state:
             self._warn("the checkpoint does not say of which data it is; whether they have changed is not checked")
             return False
-        change = self._fingerprint.change_since(of_state(state["data"]))
-        if change and not self._allow_changed:
+        change = self._order.fingerprint.change_since(of_state(state["data"]))
+        if change and not self._order.allow_changed:
             raise ValueError(
                 f"the data are not those of the checkpoint: {change}. Samples would come in another order, some of the "
                 f"epoch twice and others never. Put the old data back, choose another run_dir for a new run, or set "
@@ -243,37 +257,45 @@ class StepLoader:
         before = self._ahead[-1].after if self._ahead else self._consumed
         numbers, after, plan = self._plan(before)
         rows = self._dataset.sizes[numbers]
-        mine = [numbers[members].tolist() for members in plan[self._dp_rank]]
-        owners = iter(share_out(self._dataset.sizes[[n for members in mine for n in members], 1], self._decode_size))
+        mine = [numbers[members].tolist() for members in plan[self._share.dp_rank]]
+        owners = iter(
+            share_out(self._dataset.sizes[[n for members in mine for n in members], 1], self._share.decode_size)
+        )
         samples = [
-            [self._pool.submit(self._fetch, number, next(owners) == self._decode_rank) for number in members]
+            [self._pool.submit(self._fetch, number, next(owners) == self._share.decode_rank) for number in members]
             for members in mine
         ]
         self._ahead.append(_Prepared(mine, samples, before.epoch, after, plan_sizes(rows, plan)))
 
     def _plan(self, before: SamplerState) -> tuple[np.ndarray, SamplerState, Plan]:
         """Samples of the next step, the state after them, and which micro-batch each goes to."""
-        if not self._micro_batches:
-            numbers, after = self._sampler.take(before, self._batch)
-            return numbers, after, plan_step(self._dataset.sizes[numbers], self._budget, self._dp_size, self._multiple)
+        if not self._size.micro_batches:
+            numbers, after = self._sampler.take(before, self._size.samples)
+            return (
+                numbers,
+                after,
+                plan_step(self._dataset.sizes[numbers], self._size.budget, self._share.dp_size, self._size.multiple),
+            )
         numbers = self._more_than_fit(before)
-        taken, plan = fill_step(self._dataset.sizes[numbers], self._budget, self._dp_size, self._micro_batches)
+        taken, plan = fill_step(
+            self._dataset.sizes[numbers], self._size.budget, self._share.dp_size, self._size.micro_batches
+        )
         return numbers[:taken], self._sampler.advance(before, taken), plan
 
     def _more_than_fit(self, before: SamplerState) -> np.ndarray:
         """Coming samples, one more at least than the micro-batches of a step can hold."""
-        count = 8 * self._micro_batches
+        count = 8 * self._size.micro_batches
         while True:
             numbers, _ = self._sampler.take(before, count)
-            if most_that_fit(self._dataset.sizes[numbers], self._budget, self._micro_batches) < count:
+            if most_that_fit(self._dataset.sizes[numbers], self._size.budget, self._size.micro_batches) < count:
                 return numbers
             count *= 2
 
     def _fetch(self, number: int, mine: bool) -> tuple[EncodedSample, BadSample | None]:
         """The sample, and why its pixels are zeros, if they are for another reason than that another rank has them."""
-        if self._needs_pixels and not mine:
+        if self._share.needs_pixels and not mine:
             return self._dataset.blank(number), None
         try:
-            return self._dataset.get(number, with_pixels=self._needs_pixels), None
+            return self._dataset.get(number, with_pixels=self._share.needs_pixels), None
         except BadSample as problem:
             return self._dataset.blank(number), problem

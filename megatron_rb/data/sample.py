@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+IGNORED = -100
+"""Label of a token that no loss is taken on."""
+
 
 @dataclass(frozen=True)
 class VisionGrid:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_rb.data.answer_file import read_answers
+from megatron_rb.generation.questions import Questions
 from megatron_rb.generation.spec import BatchLimits, Sampling
 
 ANSWER = "megatron_rb.generation.run:answer"
+StartWorkers = Callable[[str, Path, int], int]
 
 
 def add_arguments(parser: argparse.ArgumentParser, max_new_tokens: int, answers_help: str) -> None:
@@ -65,17 +67,10 @@ def shown_size(options: argparse.Namespace) -> Callable[[int, int], tuple[int, i
     return shown
 
 
-def answers_of(
-    options: argparse.Namespace,
-    questions: Sequence[dict],
-    media_root: Path,
-    out: Path,
-    start_workers: Callable[[str, Path, int], int],
-) -> dict[str, str]:
+def answers_of(options: argparse.Namespace, questions: Questions, start_workers: StartWorkers) -> dict[str, str]:
     """Answers by question id, from where the options say.
 
     Args:
-        out: jsonl that generated answers are written to; an earlier run in it is continued.
         start_workers: starts so many processes of a `module:function` on a folder and returns their exit code.
 
     Raises:
@@ -83,22 +78,16 @@ def answers_of(
     """
     if options.answers:
         return read_answers(Path(options.answers))
-    answers = _generated(options, questions, media_root, out, start_workers)
-    if questions and not answers:
+    answers = _generated(options, questions, start_workers)
+    if questions.rows and not answers:
         raise ValueError(
-            f"not one of the {len(questions)} questions could be asked, so there is nothing to score; "
-            f"{out.with_suffix('.ledger.jsonl')} says of each why"
+            f"not one of the {len(questions.rows)} questions could be asked, so there is nothing to score; "
+            f"{questions.ledger} says of each why"
         )
     return answers
 
 
-def _generated(
-    options: argparse.Namespace,
-    questions: Sequence[dict],
-    media_root: Path,
-    out: Path,
-    start_workers: Callable[[str, Path, int], int],
-) -> dict[str, str]:
+def _generated(options: argparse.Namespace, questions: Questions, start_workers: StartWorkers) -> dict[str, str]:
     sampling = Sampling(options.temperature, options.top_p, options.top_k, options.sampling_seed)
     if options.hf:
         if not sampling.greedy:
@@ -106,7 +95,7 @@ def _generated(
         # Imported here, since recorded answers need neither torch nor transformers.
         from megatron_rb.generation.answering import answer_with_transformers
 
-        return answer_with_transformers(questions, media_root, options.hf, out, options.max_new_tokens)
+        return answer_with_transformers(questions, options.hf, options.max_new_tokens)
     from megatron_rb.generation.stack_answers import StackRequest, answer_with_stack
 
     request = StackRequest(
@@ -123,6 +112,4 @@ def _generated(
         sampling,
         tuple(options.set),
     )
-    return answer_with_stack(
-        questions, media_root, out, request, lambda folder, count: start_workers(ANSWER, folder, count)
-    )
+    return answer_with_stack(questions, request, lambda folder, count: start_workers(ANSWER, folder, count))

@@ -15,6 +15,7 @@ from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.problems import BadSample, NoUsableSample
 from megatron_rb.data.sample import EncodedSample
+from megatron_rb.generation.questions import Questions
 from megatron_rb.shapes.shape import load_shape
 
 ANSWER_TOKENS = 256
@@ -23,47 +24,35 @@ BATCH = 64
 
 
 def answer_with_transformers(
-    questions: Sequence[dict],
-    media_root: Path,
-    hf_folder: str,
-    out: Path,
-    max_new_tokens: int = ANSWER_TOKENS,
-    settings: DataConfig | None = None,
+    questions: Questions, hf_folder: str, max_new_tokens: int = ANSWER_TOKENS, settings: DataConfig | None = None
 ) -> dict[str, str]:
-    """Greedy answers of a Hugging Face folder by question id; those that `out` holds already are not asked again.
+    """Greedy answers of a Hugging Face folder by question id.
 
-    A question whose pictures cannot be read gets no answer and a line in `<out>.ledger.jsonl`.
+    A question whose pictures cannot be read gets no answer and a line in the ledger.
 
     Args:
-        questions: rows with `id`, `image` and one human turn.
-        media_root: where relative paths of pictures start.
         settings: system prompt, chat template and picture sizes the model was trained with; None = the defaults.
     """
     shape = load_shape(hf_folder)
-    check_same_source(out, {"weights": hf_folder, "max_new_tokens": max_new_tokens, "sampling": "greedy"})
+    check_same_source(questions.out, {"weights": hf_folder, "max_new_tokens": max_new_tokens, "sampling": "greedy"})
 
     def generate(prompts: Sequence[EncodedSample], decode: Callable, eos_ids: Sequence[int]) -> list[str]:
         return greedy_answers(hf_folder, shape, prompts, decode, eos_ids, max_new_tokens)
 
-    return answer_all(questions, media_root, hf_folder, out, generate, settings or DataConfig())
+    return answer_all(questions, hf_folder, generate, settings or DataConfig())
 
 
 def answer_all(
-    questions: Sequence[dict],
-    media_root: Path,
-    hf_folder: str,
-    out: Path,
-    generate: Callable[..., list[str]],
-    settings: DataConfig,
+    questions: Questions, hf_folder: str, generate: Callable[..., list[str]], settings: DataConfig
 ) -> dict[str, str]:
     """The same with any generator of answers, called with prompts, a decoder of token ids and the end tokens."""
-    done = answers_in(out)
-    asked = write_questions_left(questions, done, out)
+    out, done = questions.out, answers_in(questions.out)
+    asked = write_questions_left(questions, done)
     if asked is None:
         return done
-    settings = without_limits(settings, media_root)
+    settings = without_limits(settings, questions.media_root)
     encoder = build_encoder(settings, hf_folder, load_shape(hf_folder))
-    with Ledger(out.with_suffix(".ledger.jsonl")) as ledger:
+    with Ledger(questions.ledger) as ledger:
         try:
             dataset = build_dataset(settings, encoder, [str(asked)], ledger)
         except NoUsableSample:  # what is left cannot be asked, now or later; the ledger says why
@@ -93,13 +82,13 @@ def _readable(
             ledger.record("unreadable", file, str(problem), line=line, problem=problem.problem)
 
 
-def write_questions_left(questions: Sequence[dict], done: Mapping[str, str], out: Path) -> Path | None:
-    """The questions without an answer as a data file beside `out`; None when there is none."""
-    waiting = [row for row in questions if str(row["id"]) not in done]
+def write_questions_left(questions: Questions, done: Mapping[str, str]) -> Path | None:
+    """The questions without an answer as a data file beside the answers; None when there is none."""
+    waiting = [row for row in questions.rows if str(row["id"]) not in done]
     if not waiting:
         return None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    asked = out.with_suffix(".questions.jsonl")
+    questions.out.parent.mkdir(parents=True, exist_ok=True)
+    asked = questions.out.with_suffix(".questions.jsonl")
     empty = {"from": "gpt", "value": ""}
     asked.write_text("".join(json.dumps(row | {"conversations": [*_human(row), empty]}) + "\n" for row in waiting))
     return asked

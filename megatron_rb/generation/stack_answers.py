@@ -14,6 +14,7 @@ from megatron_rb.config.rules import either
 from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig, PlatformConfig
 from megatron_rb.data.answer_file import check_same_source, rows_in, write_whole
 from megatron_rb.generation.answering import without_limits, write_questions_left
+from megatron_rb.generation.questions import Questions
 from megatron_rb.generation.spec import (
     BatchLimits,
     GenerationSpec,
@@ -74,33 +75,27 @@ class Weights:
     """Of the run that trained it, where that lies beside it: its prompt form and picture sizes are asked in."""
 
 
-def answer_with_stack(
-    questions: Sequence[dict], media_root: Path, out: Path, request: StackRequest, start: Start
-) -> dict[str, str]:
-    """Answers by question id; those that `out` holds already are not asked again.
+def answer_with_stack(questions: Questions, request: StackRequest, start: Start) -> dict[str, str]:
+    """Answers by question id; while the run lasts every copy of the model has a part beside the file of answers.
 
-    A question whose pictures cannot be read gets no answer and a line in `<out>.ledger.jsonl`.
-
-    Args:
-        questions: rows with `id`, `image` and one human turn.
-        media_root: where relative paths of pictures start.
-        out: jsonl of `question_id` and `answer`; while the run lasts every copy of the model has a part beside it.
+    A question whose pictures cannot be read gets no answer and a line in the ledger.
 
     Raises:
-        ValueError: the checkpoint, the layout or the answers in `out` do not fit the request, or a process failed;
-            what was answered so far is kept.
+        ValueError: the checkpoint, the layout or the answers that are there do not fit the request, or a process
+            failed; what was answered so far is kept.
     """
+    out = questions.out
     weights = find_weights(request)
     shape = load_shape(weights.hf)
-    config = generation_config(request, weights, shape, media_root)
+    config = generation_config(request, weights, shape, questions.media_root)
     source = {
         "weights": str(weights.folder.absolute()),
         "max_new_tokens": request.max_new_tokens,
         "sampling": asdict(request.sampling),
     }
     check_same_source(out, source)
-    done = collect_parts(out, questions)
-    asked = write_questions_left(questions, done, out)
+    done = collect_parts(out, questions.rows)
+    asked = write_questions_left(questions, done)
     if asked is None:
         return done
     folder = scratch_folder(out)
@@ -110,11 +105,11 @@ def answer_with_stack(
     spec.write(folder)
     save_config(config, folder / CONFIG_FILE)
     code = start(folder, config.world_size)
-    done = collect_parts(out, questions)
+    done = collect_parts(out, questions.rows)
     if code:
         raise ValueError(
             f"a process of the generation ended with exit code {code}; its output stands above and in {folder}/logs. "
-            f"{len(done)} of {len(questions)} answers are kept in {out}, and the same command goes on from there"
+            f"{len(done)} of {len(questions.rows)} answers are kept in {out}, and the same command goes on from there"
         )
     return done
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from megatron_rb.data.padding import Size
-from megatron_rb.data.sample import EncodedSample
+from megatron_rb.data.sample import IGNORED, EncodedSample
 from megatron_rb.kernels.dynamic_padding.row_map import RowMap
 from megatron_rb.kernels.mrope.reference import mrope_angles, vision_angles
 from megatron_rb.kernels.varlen_attention.segments import Segments
@@ -20,8 +20,6 @@ from megatron_rb.models.positions import interpolation_indices, mrope_positions,
 from megatron_rb.shapes.families import VideoTime
 from megatron_rb.shapes.shape import RoboBrainShape
 
-IGNORED = -100
-"""Label of a token that no loss is taken of."""
 NOT_YET = torch.empty(0)
 """Stands for rotary angles before the batch is on its device."""
 

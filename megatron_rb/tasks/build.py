@@ -9,14 +9,14 @@ from megatron_rb.config.derive import Derived
 from megatron_rb.config.schema import Config
 from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.data.loader import SampleSource, StepLoader
+from megatron_rb.data.loader import RankShare, ReadAhead, SampleOrder, SampleSource, StepLoader, StepSize
 from megatron_rb.data.packing import Budget
 from megatron_rb.data.padding import PaddingPolicy, Size, largest_micro_batch
 from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
-from megatron_rb.tasks.sft import SupervisedFineTuning
+from megatron_rb.tasks.sft import BatchRules, SupervisedFineTuning
 from megatron_rb.tasks.value import ValueEstimation
-from megatron_rb.train.allocator import empty_cache
+from megatron_rb.train.allocator import release_cached_memory
 from megatron_rb.train.step import Runner
 
 TASKS: dict[str, type[SupervisedFineTuning]] = {"sft": SupervisedFineTuning, "value": ValueEstimation}
@@ -46,39 +46,31 @@ def build_task(config: Config, derived: Derived, runner: Runner, samples: TaskDa
         runner,
         build_loader(config, derived, runner.mesh, samples, needs_pixels=needs_pixels),
         samples.evaluation,
-        Budget(config.data.seq_length, config.data.max_patches),
         samples.ledger,
-        needs_pixels=needs_pixels,
-        sequence_parallel=derived.sequence_parallel,
-        micro_batch_multiple=derived.micro_batch_multiple,
-        padding=_padding(config, derived, runner.session, samples.training),
-        pin_memory=platform.offers("pinned_memory"),
-        empty_cache=partial(empty_cache, platform),
+        BatchRules(
+            Budget(config.data.seq_length, config.data.max_patches),
+            needs_pixels=needs_pixels,
+            sequence_parallel=derived.sequence_parallel,
+            multiple=derived.micro_batch_multiple,
+            padding=_padding(config, derived, runner.session, samples.training),
+            pin_memory=platform.offers("pinned_memory"),
+            outgrown=partial(release_cached_memory, platform),
+        ),
     )
 
 
 def build_loader(config: Config, derived: Derived, mesh: Mesh, samples: TaskData, *, needs_pixels: bool) -> StepLoader:
     """The steps of this rank from their beginning."""
     data, training = config.data, samples.training
+    budget = Budget(data.seq_length, data.max_patches)
+    fingerprint = training.fingerprint if isinstance(training, ConversationDataset) else None
     return StepLoader(
         training,
-        global_batch_size=data.global_batch_size,
-        global_micro_batches=data.global_micro_batches,
-        seq_length=data.seq_length,
-        max_patches=data.max_patches,
-        dp_rank=mesh.dp_rank,
-        dp_size=mesh.dp_size,
-        micro_batch_multiple=derived.micro_batch_multiple,
-        needs_pixels=needs_pixels,
-        decode_rank=mesh.tp_rank,
-        decode_size=mesh.tp_size,
-        seed=config.seed,
-        shuffle=data.shuffle,
-        ledger=samples.ledger,
-        prefetch_steps=data.prefetch_steps,
-        decode_threads=data.decode_threads,
-        fingerprint=training.fingerprint if isinstance(training, ConversationDataset) else None,
-        allow_changed=data.allow_changed,
+        StepSize(budget, data.global_batch_size, data.global_micro_batches, derived.micro_batch_multiple),
+        RankShare(mesh.dp_rank, mesh.dp_size, needs_pixels, mesh.tp_rank, mesh.tp_size),
+        SampleOrder(config.seed, data.shuffle, fingerprint, data.allow_changed),
+        samples.ledger,
+        ReadAhead(data.prefetch_steps, data.decode_threads),
     )
 
 

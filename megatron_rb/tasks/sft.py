@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,16 +88,30 @@ def size_of(plan: PaddingPlan, number: int) -> Size:
     return plan.sizes[number] if plan.sizes else Size(0, 0)
 
 
+@dataclass(frozen=True)
+class BatchRules:
+    """How samples become the micro-batches of this rank."""
+
+    budget: Budget
+    needs_pixels: bool
+    """This rank holds the patch embedding."""
+    sequence_parallel: bool = False
+    multiple: int = 1
+    """Every rank gets a multiple of this many micro-batches."""
+    padding: PaddingPolicy | None = None
+    """Sizes that micro-batches are padded to; None = their own."""
+    pin_memory: bool = False
+    """The device copies from page-locked memory without waiting."""
+    outgrown: Callable[[PaddingPlan], None] = lambda plan: None
+    """Called before a step that outgrew the padding."""
+
+
 class SupervisedFineTuning:
     """The `sft` task.
 
     Args:
         evaluation: held-out samples; None = no evaluation.
-        needs_pixels: this rank holds the patch embedding.
-        micro_batch_multiple: see `StepLoader`.
-        padding: sizes that micro-batches are padded to; None = their own.
-        pin_memory: whether the device copies from page-locked memory without waiting.
-        empty_cache: gives cached device memory back and says so; called before a step that outgrew the padding.
+        ledger: samples that cannot be read are named there.
     """
 
     def __init__(
@@ -104,29 +119,12 @@ class SupervisedFineTuning:
         runner: Runner,
         loader: StepLoader,
         evaluation: ConversationDataset | None,
-        budget: Budget,
         ledger: Ledger,
-        *,
-        needs_pixels: bool,
-        sequence_parallel: bool,
-        micro_batch_multiple: int,
-        padding: PaddingPolicy | None = None,
-        pin_memory: bool = False,
-        empty_cache: Callable[[PaddingPlan], None] = lambda plan: None,
+        rules: BatchRules,
     ) -> None:
-        self.padding = padding
-        self.pin_memory = pin_memory
-        self.empty_cache = empty_cache
-        self.runner = runner
-        self.loader = loader
-        self.evaluation = evaluation
-        self.budget = budget
-        self.ledger = ledger
-        self.needs_pixels = needs_pixels
-        self.sequence_parallel = sequence_parallel
-        self.micro_batch_multiple = micro_batch_multiple
+        self.runner, self.loader, self.evaluation, self.ledger, self.rules = runner, loader, evaluation, ledger, rules
         self.replica_group = replica_group_gloo(runner.mesh)
-        self.ahead = PackAhead(loader, self._pack, padding)
+        self.ahead = PackAhead(loader, self._pack, rules.padding)
 
     def next_step(self) -> StepBatches:
         start = time.perf_counter()
@@ -137,7 +135,7 @@ class SupervisedFineTuning:
         for number in self._drop_failed(step.micro_batches, failed):
             batches[number] = self._pack(step.micro_batches[number], size_of(plan, number))
         if plan.outgrown is not None:
-            self.empty_cache(plan)
+            self.rules.outgrown(plan)
         return StepBatches(batches, step.epoch, waited)
 
     def run(self, batches: Sequence[MicroBatch]) -> list[dict[str, torch.Tensor]]:
@@ -182,8 +180,10 @@ class SupervisedFineTuning:
         assert self.evaluation is not None
         mesh = self.runner.mesh
         sizes = self.evaluation.sizes[np.asarray(numbers)]
-        plan = plan_step(np.asarray(sizes), self.budget, mesh.dp_size, self.micro_batch_multiple)
-        padded = [self.padding.bucket(size) if self.padding else Size(0, 0) for size in plan_sizes(sizes, plan)]
+        plan = plan_step(np.asarray(sizes), self.rules.budget, mesh.dp_size, self.rules.multiple)
+        padded = [
+            self.rules.padding.bucket(size) if self.rules.padding else Size(0, 0) for size in plan_sizes(sizes, plan)
+        ]
         batches: list[list[EncodedSample]] = []
         failed: set[tuple[int, int]] = set()
         mine = [row for rows in plan[mesh.dp_rank] for row in rows]
@@ -201,10 +201,10 @@ class SupervisedFineTuning:
     def _load_evaluation(self, number: int, mine: bool) -> tuple[EncodedSample, bool]:
         """The sample, and whether its media could be read; its pixels are zeros if not, or if another rank opens it."""
         assert self.evaluation is not None
-        if self.needs_pixels and not mine:
+        if self.rules.needs_pixels and not mine:
             return self.evaluation.blank(number), True
         try:
-            return self.evaluation.get(number, with_pixels=self.needs_pixels), True
+            return self.evaluation.get(number, with_pixels=self.rules.needs_pixels), True
         except BadSample as problem:
             file, line = self.evaluation.source(number)
             self.ledger.record("unreadable", file, str(problem), line=line, problem=problem.problem)
@@ -235,10 +235,10 @@ class SupervisedFineTuning:
             self.runner.shape,
             tp_rank=mesh.tp_rank,
             tp_size=mesh.tp_size,
-            sequence_parallel=self.sequence_parallel,
+            sequence_parallel=self.rules.sequence_parallel,
             cp_rank=mesh.cp_rank,
             cp_size=mesh.cp_size,
             padded=padded,
-            pixels_shared=self.needs_pixels and mesh.tp_size > 1,
+            pixels_shared=self.rules.needs_pixels and mesh.tp_size > 1,
         )
-        return pinned(batch) if self.pin_memory else batch
+        return pinned(batch) if self.rules.pin_memory else batch

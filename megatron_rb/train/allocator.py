@@ -10,7 +10,7 @@ from megatron_rb.platform import Platform
 logger = logging.getLogger(__name__)
 
 
-def empty_cache(platform: Platform, plan: PaddingPlan) -> None:
+def release_cached_memory(platform: Platform, plan: PaddingPlan) -> None:
     """Give the cached blocks of the old sizes back, and log the fragmentation before and after."""
     before = _unused_share(platform)
     platform.empty_cache()

@@ -11,6 +11,7 @@ from megatron_rb.builders.build import SampleMix, build_rows
 from megatron_rb.builders.episodes import read_episodes
 from megatron_rb.checkpoint.hf.oracle import load_transformers, model_inputs
 from megatron_rb.generation.answering import answer_with_transformers
+from megatron_rb.generation.questions import Questions
 from megatron_rb.shapes.shape import load_shape
 from megatron_rb.tools import demo_model
 from tests.distributed.cases_generation import prompts_of
@@ -106,7 +107,7 @@ def test_the_command_answers_in_two_copies_and_continues_a_stopped_run(tmp_path)
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, torn]))
     assert demo_model.main(["--texts", str(data), "--out", str(tmp_path / "hf")]) == 0
-    wanted = answer_with_transformers(rows, tmp_path, str(tmp_path / "hf"), tmp_path / "wanted.jsonl", 12)
+    wanted = answer_with_transformers(Questions(rows, tmp_path, tmp_path / "wanted.jsonl"), str(tmp_path / "hf"), 12)
     assert len(set(wanted.values())) > 2
     # what a run that was killed has left: answers of one copy, the last line half written
     out = tmp_path / "out"

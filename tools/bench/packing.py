@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from megatron_rb.bench.train.mixes import MIXES, load_mix
+from megatron_rb.data.mixes import MIXES, load_mix
 from megatron_rb.shapes.published import CONFIGS, published_shape
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from megatron_rb.data.answer_file import write_whole
 from megatron_rb.evaluation.value_scores import curves_of, score_questions
 from megatron_rb.generation.answer_source import add_arguments, answers_of
+from megatron_rb.generation.questions import Questions
 from megatron_rb.launch.workers import start_workers
 from megatron_rb.value.episodes import BadEpisode
 from megatron_rb.value.reconstruct import Consistency
@@ -28,7 +29,8 @@ def main(argv: list[str]) -> int:
     if not usable:
         raise ValueError(f"{options.data} holds no episode that can be scored")
     questions = [row for _, _, rows in usable for row in rows]
-    answers = answers_of(options, questions, out.parent, out.with_suffix(".answers.jsonl"), start_workers)
+    asked = Questions(questions, out.parent, out.with_suffix(".answers.jsonl"))
+    answers = answers_of(options, asked, start_workers)
     strangers = len(answers.keys() - {row["id"] for row in questions})
     if strangers:
         print(f"{strangers} answers belong to no question: other episodes, or another --interval")

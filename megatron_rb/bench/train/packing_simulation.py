@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_rb.bench.train.mixes import Mix
-from megatron_rb.bench.train.mock_data import MockSamples
+from megatron_rb.data.mixes import Mix
+from megatron_rb.data.mock_samples import MockSamples
 from megatron_rb.data.packing import Budget, fill_step, most_that_fit, plan_step
 from megatron_rb.data.sampler import Sampler, SamplerState
 from megatron_rb.metrics.balance import Balance, balance_of

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from megatron_rb.bench.train.mixes import load_mix
-from megatron_rb.bench.train.mock_data import MockSamples
 from megatron_rb.bench.train.spec import BenchSpec
 from megatron_rb.checkpoint.hf.folder import PICKLED, SAFETENSORS
 from megatron_rb.checkpoint.hf.training import write_benchmark_model, write_random_weights
 from megatron_rb.config.compose import CONFIG_FILE, load_config, save_config
 from megatron_rb.config.derive import Derived, derive, replica_size
 from megatron_rb.config.schema import Config
+from megatron_rb.data.mixes import load_mix
+from megatron_rb.data.mock_samples import MockSamples
 from megatron_rb.platform import get_platform
 from megatron_rb.shapes.families import FAMILIES, NEWEST
 from megatron_rb.shapes.published import CONFIGS

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_rb.bench.train.mixes import Mix, mix_from_tree
+from megatron_rb.data.mixes import Mix, mix_from_tree
 
 SPEC_FILE = "spec.json"
 

@@ -6,9 +6,9 @@ import pytest
 
 from megatron_rb.data.boxes import BoxWriter
 from megatron_rb.data.conversation import BoxRef, NameRef, Turn
-from megatron_rb.data.encoder import NO_LOSS
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.rows import parse_row
+from megatron_rb.data.sample import IGNORED
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def learn(encoder, draw_image, tmp_path):
         conversation = parse_row(row, "x", tmp_path)
         changed = replace(encoder, box_text=box_text)
         sample = changed.encode(conversation, changed.inspect(conversation))
-        return changed.tokenizer.decode(sample.labels[sample.labels != NO_LOSS]).removesuffix("<|im_end|>\n")
+        return changed.tokenizer.decode(sample.labels[sample.labels != IGNORED]).removesuffix("<|im_end|>\n")
 
     return encode
 

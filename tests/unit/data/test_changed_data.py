@@ -11,7 +11,8 @@ from megatron_rb.config.schema import DataConfig
 from megatron_rb.data.build import build_dataset
 from megatron_rb.data.fingerprint import file_digest
 from megatron_rb.data.ledger import Ledger, read_ledger
-from megatron_rb.data.loader import StepLoader
+from megatron_rb.data.loader import RankShare, ReadAhead, SampleOrder, StepLoader, StepSize
+from megatron_rb.data.packing import Budget
 
 CONFIG = DataConfig(system_prompt="", seq_length=512)
 
@@ -41,20 +42,11 @@ class Run:
         dataset = self.open()
         return StepLoader(
             dataset,
-            global_batch_size=5,
-            seq_length=512,
-            max_patches=512,
-            dp_rank=0,
-            dp_size=1,
-            micro_batch_multiple=1,
-            needs_pixels=False,
-            seed=0,
-            shuffle=True,
-            ledger=self.ledger,
-            prefetch_steps=0,
-            decode_threads=1,
-            fingerprint=dataset.fingerprint if told else None,
-            allow_changed=allow_changed,
+            StepSize(Budget(512, 512), samples=5),
+            RankShare(),
+            SampleOrder(0, True, dataset.fingerprint if told else None, allow_changed),
+            self.ledger,
+            ReadAhead(steps=0, threads=1),
         )
 
 

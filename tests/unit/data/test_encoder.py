@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-from megatron_rb.data.encoder import NO_LOSS
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.prompt import CHATML, ChatTemplate
 from megatron_rb.data.rows import parse_row
+from megatron_rb.data.sample import IGNORED
 
 
 def _encode(encoder, row, root):
@@ -20,7 +20,7 @@ def _encode(encoder, row, root):
 
 
 def _learned(encoder, sample) -> str:
-    return encoder.tokenizer.decode(sample.labels[sample.labels != NO_LOSS])
+    return encoder.tokenizer.decode(sample.labels[sample.labels != IGNORED])
 
 
 def test_ids_and_pixels_with_images_are_those_of_the_processor(encoder, reference, draw_image, tmp_path):
@@ -138,7 +138,7 @@ def test_prompt_ends_where_the_last_answer_begins(encoder, draw_image, tmp_path)
     sample, conversation, infos = _encode(encoder, row, tmp_path)
     prompt = encoder.encode_prompt(conversation, infos)
     assert len(prompt.grids) == 2
-    assert (prompt.labels == NO_LOSS).all()
+    assert (prompt.labels == IGNORED).all()
     assert prompt.input_ids.tolist() == sample.input_ids[: len(prompt.input_ids)].tolist()
     assert encoder.tokenizer.decode(sample.input_ids[len(prompt.input_ids) :]) == "There.<|im_end|>\n"
 

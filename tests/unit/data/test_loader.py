@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from megatron_rb.data.ledger import Ledger, read_ledger
-from megatron_rb.data.loader import StepLoader
+from megatron_rb.data.loader import RankShare, ReadAhead, SampleOrder, StepLoader, StepSize
+from megatron_rb.data.packing import Budget
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample, VisionGrid
 
@@ -45,19 +46,17 @@ class Numbers:
 def open_loader(tmp_path):
     opened = []
 
-    def build(dataset, *, dp_rank=0, dp_size=1, batch=8, **options) -> StepLoader:
-        settings = {
-            "seq_length": 128,
-            "max_patches": 128,
-            "micro_batch_multiple": 1,
-            "needs_pixels": False,
-            "seed": 11,
-            "shuffle": True,
-            "prefetch_steps": 2,
-            "decode_threads": 2,
-            "ledger": Ledger(tmp_path / "ledger.jsonl"),
-        } | options
-        loader = StepLoader(dataset, global_batch_size=batch, dp_rank=dp_rank, dp_size=dp_size, **settings)
+    def build(
+        dataset, *, batch=8, micro_batches=0, multiple=1, shuffle=True, prefetch_steps=2, decode_threads=2, **share
+    ) -> StepLoader:
+        loader = StepLoader(
+            dataset,
+            StepSize(Budget(128, 128), batch, micro_batches, multiple),
+            RankShare(**share),
+            SampleOrder(11, shuffle),
+            Ledger(tmp_path / "ledger.jsonl"),
+            ReadAhead(prefetch_steps, decode_threads),
+        )
         opened.append(loader)
         return loader
 
@@ -96,14 +95,14 @@ def test_micro_batches_keep_both_budgets(open_loader):
 def test_what_a_step_holds_does_not_depend_on_the_ranks(open_loader):
     data = Numbers(50)
     one = open_loader(data)
-    four = [open_loader(data, dp_rank=rank, dp_size=4, micro_batch_multiple=2) for rank in range(4)]
+    four = [open_loader(data, dp_rank=rank, dp_size=4, multiple=2) for rank in range(4)]
     for _ in range(10):
         assert sorted(_names(one.next_step())) == _union(four)
 
 
 def test_ranks_have_equally_many_micro_batches(open_loader):
     data = Numbers(50)
-    steps = [open_loader(data, dp_rank=rank, dp_size=3, micro_batch_multiple=2).next_step() for rank in range(3)]
+    steps = [open_loader(data, dp_rank=rank, dp_size=3, multiple=2).next_step() for rank in range(3)]
     counts = {len(step.micro_batches) for step in steps}
     assert len(counts) == 1 and counts.pop() % 2 == 0
 
@@ -226,7 +225,7 @@ def test_close_leaves_no_threads(open_loader):
 
 
 def test_filled_steps_go_through_epoch_after_epoch_without_a_gap(open_loader):
-    loader = open_loader(Numbers(97), global_micro_batches=4)
+    loader = open_loader(Numbers(97), micro_batches=4)
     names = [name for _ in range(12) for name in _names(loader.next_step())]
     state = loader.state_dict()
     times = np.bincount([int(name) for name in names], minlength=97)
@@ -237,22 +236,22 @@ def test_filled_steps_go_through_epoch_after_epoch_without_a_gap(open_loader):
 
 
 def test_filled_steps_are_the_same_samples_for_any_number_of_ranks(open_loader):
-    alone = open_loader(Numbers(97), global_micro_batches=4)
-    ranks = [open_loader(Numbers(97), global_micro_batches=4, dp_rank=rank, dp_size=4) for rank in range(4)]
+    alone = open_loader(Numbers(97), micro_batches=4)
+    ranks = [open_loader(Numbers(97), micro_batches=4, dp_rank=rank, dp_size=4) for rank in range(4)]
     for _ in range(5):
         assert sorted(_names(alone.next_step())) == _union(ranks)
 
 
 def test_filled_steps_continue_exactly(open_loader):
-    loader = open_loader(Numbers(97), global_micro_batches=4)
+    loader = open_loader(Numbers(97), micro_batches=4)
     for _ in range(7):
         loader.next_step()
-    other = open_loader(Numbers(97), global_micro_batches=4)
+    other = open_loader(Numbers(97), micro_batches=4)
     other.load_state_dict(loader.state_dict())
     assert [_names(loader.next_step()) for _ in range(9)] == [_names(other.next_step()) for _ in range(9)]
 
 
 def test_a_data_set_smaller_than_a_step_is_gone_through_several_times(open_loader):
-    loader = open_loader(Numbers(3), global_micro_batches=8)
+    loader = open_loader(Numbers(3), micro_batches=8)
     assert len(_names(loader.next_step())) > 6
     assert loader.state_dict()["epoch"] >= 2

@@ -9,7 +9,7 @@ from megatron_rb.data.packing import Budget, plan_step
 from megatron_rb.data.padding import PaddingPlan, PaddingPolicy, Size, fragmentation, largest_micro_batch, plan_sizes
 from megatron_rb.platform.base import MemoryStats
 from megatron_rb.platform.cpu import CpuPlatform
-from megatron_rb.train.allocator import empty_cache
+from megatron_rb.train.allocator import release_cached_memory
 
 MULTIPLE = Size(2, 8)
 
@@ -116,7 +116,7 @@ class CachingPlatform(CpuPlatform):
 def test_starting_anew_empties_the_cache_and_says_so(caplog):
     platform = CachingPlatform()
     with caplog.at_level(logging.WARNING):
-        empty_cache(platform, PaddingPlan((Size(120, 800),), outgrown=Size(100, 800)))
+        release_cached_memory(platform, PaddingPlan((Size(120, 800),), outgrown=Size(100, 800)))
     assert platform.reserved == 100
     (line,) = (record.message for record in caplog.records)
     assert "outgrew 100 tokens and 800 patches" in line and "padded to 120 tokens and 800 patches" in line

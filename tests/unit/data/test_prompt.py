@@ -9,11 +9,11 @@ import pytest
 
 from megatron_rb.config.schema import DataConfig
 from megatron_rb.data.build import build_dataset
-from megatron_rb.data.encoder import NO_LOSS
 from megatron_rb.data.ledger import Ledger, read_ledger
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.prompt import CHATML, ChatTemplate
 from megatron_rb.data.rows import parse_row
+from megatron_rb.data.sample import IGNORED
 
 THINKING = """\
 {%- if tools %}{{ '<|im_start|>system\\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<|im_end|>\\n' }}
@@ -73,7 +73,7 @@ def _texts(dataset) -> list[tuple[str, str]]:
     decode, texts = dataset.encoder.tokenizer.decode, []
     for number in range(len(dataset)):
         sample = dataset.get(number, with_pixels=False)
-        learned = sample.labels != NO_LOSS
+        learned = sample.labels != IGNORED
         texts.append((decode(sample.input_ids[~learned]), decode(sample.input_ids[learned])))
     return texts
 
@@ -99,7 +99,7 @@ def test_the_prompt_of_a_turn_is_what_generation_would_see(thinking, tmp_path):
     dataset = _dataset(thinking, [TWO_TURNS], tmp_path)
     for number in range(2):
         sample, prompt = dataset.get(number, with_pixels=False), dataset.prompt(number)
-        assert prompt.input_ids.tolist() == sample.input_ids[sample.labels == NO_LOSS].tolist()
+        assert prompt.input_ids.tolist() == sample.input_ids[sample.labels == IGNORED].tolist()
 
 
 def test_samples_of_one_row_have_names_of_their_own_and_one_line(thinking, tmp_path):

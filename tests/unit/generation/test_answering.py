@@ -12,6 +12,7 @@ from megatron_rb.evaluation.evaluate import load_benchmark
 from megatron_rb.evaluation.scoring import score
 from megatron_rb.generation.answer_source import answers_of, shown_size
 from megatron_rb.generation.answering import answer_all
+from megatron_rb.generation.questions import Questions
 from megatron_rb.tools import demo_data, demo_model
 
 HELDOUT = Path(__file__).parents[3] / "examples" / "robosim" / "heldout"
@@ -44,30 +45,37 @@ def counting(calls):
 def test_a_stopped_run_asks_only_what_is_missing(made, tmp_path):
     data, hf, rows = made
     out, calls = tmp_path / "answers.jsonl", []
-    first = answer_all(rows[:3], data, str(hf), out, counting(calls), DataConfig())
+    first = answer_all(Questions(rows[:3], data, out), str(hf), counting(calls), DataConfig())
     out.write_text(out.read_text() + '{"question_id": "half')  # the process died while it wrote
-    everything = answer_all(rows, data, str(hf), out, counting(calls), DataConfig())
+    everything = answer_all(Questions(rows, data, out), str(hf), counting(calls), DataConfig())
     assert [len(call) for call in calls] == [3, len(rows) - 3]
     assert everything.keys() == {row["id"] for row in rows} and first.items() <= everything.items()
     assert all(text == f"answer {key}" for key, text in everything.items())
-    assert answer_all(rows, data, str(hf), out, counting(calls), DataConfig()) == everything and len(calls) == 2
+    assert (
+        answer_all(Questions(rows, data, out), str(hf), counting(calls), DataConfig()) == everything and len(calls) == 2
+    )
 
 
 def test_the_answer_is_not_shown_and_the_system_prompt_is_that_of_the_settings(made, tmp_path):
     data, hf, rows = made
     calls = []
-    answer_all(rows[:1], data, str(hf), tmp_path / "a.jsonl", counting(calls), DataConfig(system_prompt="Be brief."))
+    answer_all(
+        Questions(rows[:1], data, tmp_path / "a.jsonl"), str(hf), counting(calls), DataConfig(system_prompt="Be brief.")
+    )
     assert "Be brief." in calls[0][0] and rows[0]["answer"] not in calls[0][0]
 
 
 def test_an_unreadable_picture_gives_no_answer_and_a_ledger_line(made, tmp_path):
     data, hf, rows = made
     broken = rows[0] | {"id": "broken", "image": ["missing.jpg"]}
-    answers = answer_all([broken, rows[1]], data, str(hf), tmp_path / "a.jsonl", counting([]), DataConfig())
+    answers = answer_all(Questions([broken, rows[1]], data, tmp_path / "a.jsonl"), str(hf), counting([]), DataConfig())
     assert answers.keys() == {rows[1]["id"]}
     assert "missing.jpg" in (tmp_path / "a.ledger.jsonl").read_text()
     # nothing but that question is left now, and that is no error
-    assert answer_all([broken, rows[1]], data, str(hf), tmp_path / "a.jsonl", counting([]), DataConfig()) == answers
+    assert (
+        answer_all(Questions([broken, rows[1]], data, tmp_path / "a.jsonl"), str(hf), counting([]), DataConfig())
+        == answers
+    )
 
 
 def test_a_picture_that_breaks_off_gives_no_answer_and_the_others_go_on(made, tmp_path):
@@ -75,7 +83,7 @@ def test_a_picture_that_breaks_off_gives_no_answer_and_the_others_go_on(made, tm
     whole = (data / rows[0]["image"][0]).read_bytes()
     (tmp_path / "torn.jpg").write_bytes(whole[: len(whole) // 2])
     torn = rows[0] | {"id": "torn", "image": [str(tmp_path / "torn.jpg")]}
-    answers = answer_all([torn, rows[1]], data, str(hf), tmp_path / "a.jsonl", counting([]), DataConfig())
+    answers = answer_all(Questions([torn, rows[1]], data, tmp_path / "a.jsonl"), str(hf), counting([]), DataConfig())
     assert answers.keys() == {rows[1]["id"]} and "unreadable" in (tmp_path / "a.ledger.jsonl").read_text()
 
 
@@ -87,7 +95,7 @@ def test_an_evaluation_in_which_nothing_can_be_asked_stops(made, tmp_path):
         answers="", hf=str(hf), ckpt="", max_new_tokens=1, temperature=0.0, top_p=1.0, top_k=0, sampling_seed=0
     )
     with pytest.raises(ValueError, match="not one of the 2 questions could be asked.*a.ledger.jsonl says of each why"):
-        answers_of(options, torn, tmp_path, tmp_path / "a.jsonl", lambda *_: 0)
+        answers_of(options, Questions(torn, tmp_path, tmp_path / "a.jsonl"), lambda *_: 0)
     assert len((tmp_path / "a.ledger.jsonl").read_text().splitlines()) == 2
 
 
@@ -124,7 +132,7 @@ def test_a_question_that_no_tokenizer_takes_leaves_the_others(made, tmp_path):
     data, hf, rows = made
     out, calls = tmp_path / "a.jsonl", []
     broken = rows[0] | {"conversations": [{"from": "human", "value": "<image>half an emoji \ud83d"}]}
-    answers = answer_all([broken, rows[1]], data, str(hf), out, counting(calls), DataConfig())
+    answers = answer_all(Questions([broken, rows[1]], data, out), str(hf), counting(calls), DataConfig())
     assert answers.keys() == {rows[1]["id"]}
     (refused,) = map(json.loads, (tmp_path / "a.ledger.jsonl").read_text().splitlines())
     assert (refused["line"], refused["problem"]) == (1, "half a character")

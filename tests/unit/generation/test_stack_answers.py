@@ -1,9 +1,12 @@
+import argparse
 import json
 import shutil
 
 import pytest
 
 from megatron_rb.config.compose import CONFIG_FILE, config_from_file, load_config, save_config
+from megatron_rb.generation.answer_source import add_arguments, answers_of
+from megatron_rb.generation.questions import Questions
 from megatron_rb.generation.spec import GenerationSpec, Sampling, part_file
 from megatron_rb.generation.stack_answers import StackRequest, answer_with_stack, find_weights
 from megatron_rb.platform.cpu import CpuPlatform
@@ -37,31 +40,39 @@ def workers(calls, out, *, only=6, code=0):
     return start
 
 
+def ask(media_root, out, request, start):
+    return answer_with_stack(Questions(QUESTIONS, media_root, out), request, start)
+
+
 def test_parts_become_one_file_in_the_order_of_the_questions(hf, tmp_path):
     out, calls = tmp_path / "a.jsonl", []
     request = StackRequest(str(hf), tp_size=2, processes=4, sampling=Sampling(0.1, 0.9, 50, 3))
-    answers = answer_with_stack(QUESTIONS, tmp_path, out, request, workers(calls, out))
+    answers = ask(tmp_path, out, request, workers(calls, out))
     assert answers == {f"q{n}": f"q{n}!" for n in range(6)}
     assert [json.loads(line)["question_id"] for line in open(out)] == [f"q{n}" for n in range(6)]
     (spec, config, processes, _) = calls[0]
     assert processes == config.world_size == 4 and config.parallel.tp_size == 2 and spec.sampling == request.sampling
     assert config.data.media_root == str(tmp_path.absolute()) and config.model.dtype == "fp32"
-    assert answer_with_stack(QUESTIONS, tmp_path, out, request, workers(calls, out)) == answers and len(calls) == 1
+    assert ask(tmp_path, out, request, workers(calls, out)) == answers and len(calls) == 1
 
 
 def test_a_failed_run_keeps_its_answers_and_goes_on(hf, tmp_path):
     out, calls = tmp_path / "a.jsonl", []
     with pytest.raises(ValueError, match="exit code 9.*4 of 6 answers are kept"):
-        answer_with_stack(QUESTIONS, tmp_path, out, StackRequest(str(hf)), workers(calls, out, only=4, code=9))
-    answers = answer_with_stack(QUESTIONS, tmp_path, out, StackRequest(str(hf)), workers(calls, out))
+        answer_with_stack(
+            Questions(QUESTIONS, tmp_path, out), StackRequest(str(hf)), workers(calls, out, only=4, code=9)
+        )
+    answers = ask(tmp_path, out, StackRequest(str(hf)), workers(calls, out))
     assert calls[1][3] == ["q4", "q5"] and len(answers) == 6
 
 
 def test_answers_of_two_models_or_samplings_are_not_mixed(hf, tmp_path):
     out = tmp_path / "a.jsonl"
-    answer_with_stack(QUESTIONS, tmp_path, out, StackRequest(str(hf)), workers([], out))
+    ask(tmp_path, out, StackRequest(str(hf)), workers([], out))
     with pytest.raises(ValueError, match="answers of another run .*sampling"):
-        answer_with_stack(QUESTIONS, tmp_path, out, StackRequest(str(hf), sampling=Sampling(1.0)), workers([], out))
+        answer_with_stack(
+            Questions(QUESTIONS, tmp_path, out), StackRequest(str(hf), sampling=Sampling(1.0)), workers([], out)
+        )
 
 
 def trained_run(folder, hf, *settings):
@@ -81,14 +92,14 @@ def test_a_run_folder_brings_its_prompt_form_and_type(hf, tmp_path):
     weights = find_weights(StackRequest(str(run)))
     assert (weights.folder, weights.hf) == (checkpoint, run / "checkpoints" / "hf")
     out, calls = tmp_path / "a.jsonl", []
-    answer_with_stack(QUESTIONS, tmp_path, out, StackRequest(str(run)), workers(calls, out))
+    ask(tmp_path, out, StackRequest(str(run)), workers(calls, out))
     assert (calls[0][1].data.system_prompt, calls[0][1].model.dtype) == ("Be brief.", "bf16")
 
 
 def test_answers_are_computed_by_the_kernels_and_layers_of_the_run(hf, tmp_path):
     run = trained_run(tmp_path, hf, "kernels.mrope=torch", "kernels.rms_norm=torch", "model.layers=local")
     out, calls = tmp_path / "a.jsonl", []
-    answer_with_stack(QUESTIONS, tmp_path, out, StackRequest(str(run)), workers(calls, out))
+    ask(tmp_path, out, StackRequest(str(run)), workers(calls, out))
     config = calls[0][1]
     assert (config.kernels.mrope, config.kernels.rms_norm, config.kernels.swiglu) == ("torch", "torch", "auto")
     assert config.model.layers == "local"
@@ -116,11 +127,30 @@ def test_kernels_of_the_run_that_cannot_run_here_are_refused_with_the_way_out(
     run = trained_run(tmp_path, hf, *trained)
     out, calls = tmp_path / "a.jsonl", []
     with pytest.raises(ValueError, match=f"run cannot be answered as it was trained.*{reason}.*; {way_out}$"):
-        answer_with_stack(QUESTIONS, tmp_path, out, StackRequest(str(run)), workers(calls, out))
+        ask(tmp_path, out, StackRequest(str(run)), workers(calls, out))
     assert not calls and not out.exists()
     settings = tuple(word for word in way_out.split() if "=" in word)
-    answer_with_stack(QUESTIONS, tmp_path, out, StackRequest(str(run), settings=settings), workers(calls, out))
+    answer_with_stack(
+        Questions(QUESTIONS, tmp_path, out), StackRequest(str(run), settings=settings), workers(calls, out)
+    )
     assert (calls[0][1].model.layers, calls[0][1].kernels.varlen_attention) == ("auto", "auto")
+
+
+def test_the_command_line_changes_what_the_run_says(hf, tmp_path):
+    run = trained_run(tmp_path, hf, "kernels.mrope=triton", "kernels.rms_norm=torch")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, 8, "")
+    options = parser.parse_args(["--ckpt", str(run), "--set", "kernels.mrope=torch", "--set", "model.layers=local"])
+    out, calls, started = tmp_path / "a.jsonl", [], []
+
+    def start(function, folder, processes):
+        started.append(function)
+        return workers(calls, out)(folder, processes)
+
+    assert len(answers_of(options, Questions(QUESTIONS, tmp_path, out), start)) == len(QUESTIONS)
+    config = calls[0][1]
+    assert (config.kernels.mrope, config.kernels.rms_norm, config.model.layers) == ("torch", "torch", "local")
+    assert started == ["megatron_rb.generation.run:answer"]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +164,9 @@ def test_kernels_of_the_run_that_cannot_run_here_are_refused_with_the_way_out(
 def test_settings_that_cannot_be_meant_are_refused(hf, tmp_path, setting, message):
     request = StackRequest(str(hf), settings=(setting,))
     with pytest.raises(ValueError, match=message):
-        answer_with_stack(QUESTIONS, tmp_path, tmp_path / "a.jsonl", request, workers([], tmp_path / "a.jsonl"))
+        answer_with_stack(
+            Questions(QUESTIONS, tmp_path, tmp_path / "a.jsonl"), request, workers([], tmp_path / "a.jsonl")
+        )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +181,9 @@ def test_settings_that_cannot_be_meant_are_refused(hf, tmp_path, setting, messag
 def test_requests_that_cannot_be_met_are_refused_before_anything_starts(hf, tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
         request = StackRequest(str(hf), **wrong)
-        answer_with_stack(QUESTIONS, tmp_path, tmp_path / "a.jsonl", request, workers([], tmp_path / "a.jsonl"))
+        answer_with_stack(
+            Questions(QUESTIONS, tmp_path, tmp_path / "a.jsonl"), request, workers([], tmp_path / "a.jsonl")
+        )
     assert not (tmp_path / "a.jsonl").exists()
 
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from megatron_rb.data.packing import Budget
 from megatron_rb.data.padding import PaddingPolicy, Size
 from megatron_rb.shapes.shape import load_shape
 from megatron_rb.tasks import sft
@@ -42,12 +43,12 @@ def test_steps_are_padded_and_memory_starts_anew_before_one_that_outgrows_all(sh
         Loader([Size(10, 8), Size(10, 8), Size(70, 8), Size(10, 8)]),
         None,
         None,
-        None,
-        needs_pixels=True,
-        sequence_parallel=False,
-        micro_batch_multiple=1,
-        padding=PaddingPolicy(Size(64, 64), Size(1, 4), num_buckets=4),
-        empty_cache=lambda plan: calls.append((len(sizes), plan.outgrown)),
+        sft.BatchRules(
+            Budget(512, 512),
+            needs_pixels=True,
+            padding=PaddingPolicy(Size(64, 64), Size(1, 4), num_buckets=4),
+            outgrown=lambda plan: calls.append((len(sizes), plan.outgrown)),
+        ),
     )
     for _ in range(4):
         (batch,) = task.next_step().micro_batches

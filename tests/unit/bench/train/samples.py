@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from megatron_rb.bench.train.mixes import Mix, SampleKind
 from megatron_rb.bench.train.result import SECTIONS, Peak, RankFigures, Result, StepFigures
+from megatron_rb.data.mixes import Mix, SampleKind
 from megatron_rb.metrics.balance import Balance
 from megatron_rb.metrics.timeline import Span, StageTimeline
 

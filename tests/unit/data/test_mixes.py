@@ -6,9 +6,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from megatron_rb.bench.train.mixes import MIXES, load_mix, mix_from_tree
-from megatron_rb.bench.train.mock_data import MockSamples, words
 from megatron_rb.bench.train.packing_simulation import first_fit, next_fit, simulate
+from megatron_rb.data.mixes import MIXES, load_mix, mix_from_tree
+from megatron_rb.data.mock_samples import MockSamples, words
 from megatron_rb.data.packing import Budget
 from megatron_rb.metrics.balance import balance_of
 from megatron_rb.models.inputs import build_micro_batch

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_rb.bench.train.mixes import Mix, SampleKind
-from megatron_rb.data.sample import EncodedSample, VisionGrid
-from megatron_rb.models.inputs import IGNORED
+from megatron_rb.data.mixes import Mix, SampleKind
+from megatron_rb.data.sample import IGNORED, EncodedSample, VisionGrid
 from megatron_rb.shapes.families import VideoTime
 from megatron_rb.shapes.shape import RoboBrainShape
 
