@@ -12,7 +12,7 @@ from megatron_rb.launch.actions import dry_run, run
 from megatron_rb.launch.main import OF_A_RUN, act_on_run, split_words, sweep_of
 from megatron_rb.launch.prepare import build_job, check_paths
 from megatron_rb.launch.sweep import launch_sweep
-from megatron_rb.shapes.foreign import foreign_kind
+from megatron_rb.shapes.foreign import check_init
 from megatron_rb.shapes.shape import load_shape
 
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         shape = load_shape(config.model.hf_path)
         derived = derive(config, shape)
         check_paths(config, derived)
-        check_form(derived.init)
+        check_init(derived.init)
         prepared.append((config, build_job(config, derived)))
     if len(prepared) > 1:
         return launch_sweep(prepared, options)
@@ -42,13 +42,6 @@ def main(argv: list[str]) -> int:
         print("\n" + "\n".join(memory_forecast(config, derived, shape)))
         return 0
     return run(config, job, options)
-
-
-def check_form(init: str) -> None:
-    """Raise ValueError when a run's first weights lie in a form that it does not read, before anything starts."""
-    kind = foreign_kind(init)
-    if kind:
-        raise ValueError(f"checkpoint.init: {init} {kind}")
 
 
 def _parser() -> argparse.ArgumentParser:
