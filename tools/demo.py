@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_rb.bench.demo_scores import DemoOptions, evaluate_demo, write_demo_questions
+from megatron_rb.bench.demo_scores import DemoRequest, evaluate_demo, write_demo_questions
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import replica_size
 from megatron_rb.data.answer_file import read_answers
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--episodes", type=int, metavar="N", help="that are judged for progress (all)")
     args = parser.parse_args(argv)
-    settings, asked = ["experiment=demo", *args.settings], DemoOptions(args.questions, args.episodes)
+    settings, request = ["experiment=demo", *args.settings], DemoRequest(args.questions, args.episodes)
     config, started = load_config(settings), time.monotonic()
     if config.run_dir != str(ROOT):
         raise ValueError(
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     _rb("demo-model", "--texts", ROOT / "data/train.jsonl", "--out", ROOT / "hf")
     _rb("convert", "import", "--hf", ROOT / "hf", "--out", ROOT / "imported")
     _rb("launch", *settings)
-    write_demo_questions(ROOT / "data", asked, ROOT / "data/questions.jsonl")
+    write_demo_questions(ROOT / "data", request, ROOT / "data/questions.jsonl")
     _rb(
         "eval",
         "--ckpt",
@@ -82,20 +82,20 @@ def main(argv: list[str]) -> int:
         "--layout",
         config.parallel.layout,
     )
-    summary = _summarise(config, asked, started)
+    summary = _summarise(config, request, started)
     (ROOT / "summary.json").write_text(json.dumps(summary, indent=2))
     print(json.dumps(summary, indent=2))
     return 0
 
 
-def _summarise(config, asked: DemoOptions, started: float) -> dict:
+def _summarise(config, request: DemoRequest, started: float) -> dict:
     from megatron_rb.evaluation.heldout import constant_loss
 
     records = [json.loads(line) for line in (ROOT / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if record["kind"] == "step"]
     evaluations = [record["values"] for record in records if record["kind"] == "eval"]
     logits = next(row for row in json.loads((ROOT / "parity.json").read_text()) if row["name"] == "logits")
-    scores = evaluate_demo(ROOT / "data", asked, read_answers(ROOT / "eval/answers.jsonl"))
+    scores = evaluate_demo(ROOT / "data", request, read_answers(ROOT / "eval/answers.jsonl"))
     return {
         "layout": config.parallel.layout,
         "world_size": replica_size(config.parallel),

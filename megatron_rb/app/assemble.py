@@ -34,8 +34,8 @@ from megatron_rb.train.peak import known_peak
 from megatron_rb.train.profiler import StepProfiler
 from megatron_rb.train.run import Run, layout_state, seed_everything
 from megatron_rb.train.schedule import LearningRateSchedule
-from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import Runner
+from megatron_rb.train.timers import StepTimers
 
 
 def assemble(config: Config, heartbeat: Heartbeat, attempt: Attempt) -> Run:
@@ -85,7 +85,7 @@ def assemble(config: Config, heartbeat: Heartbeat, attempt: Attempt) -> Run:
         train_steps,
         state,
         heartbeat,
-        SectionTimer(modules, session.platform, config.metrics.compare_ranks_every),
+        StepTimers(modules, session.platform, config.metrics.compare_ranks_every),
         _capture(config, derived, session, trainable),
         UpdateGuard(config.optimizer.max_bad_steps, skipped_updates(derived.run_dir / METRICS_FILE) if first else 0),
         profiler,

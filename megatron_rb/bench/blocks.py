@@ -52,9 +52,9 @@ def few_layers(shape: RoboBrainShape) -> RoboBrainShape:
     """The same model with one layer of every kind."""
     vision = shape.vision
     windowed = vision.window_size > 0
-    taps = (0,) if vision.deepstack_layers else ()
+    deepstack = (0,) if vision.deepstack_layers else ()
     full = (1,) if windowed else (0,)
-    vision = replace(vision, num_layers=2 if windowed else 1, full_attention_layers=full, deepstack_layers=taps)
+    vision = replace(vision, num_layers=2 if windowed else 1, full_attention_layers=full, deepstack_layers=deepstack)
     return replace(shape, vision=vision, text=replace(shape.text, num_layers=1))
 
 
@@ -132,8 +132,8 @@ def calls_of(stage: RoboBrainStage, batch: MicroBatch) -> Iterator[TimedBlock]:
     for layer in vision.layers.values():
         part = Part.WINDOW_LAYER if layer.windowed else Part.FULL_LAYER
         yield TimedBlock(part, partial(_with, layer, batch.vision), patches, hidden)
-    for tap in vision.deepstack.values():
-        yield TimedBlock(Part.TAP, tap, patches, hidden)
+    for module in vision.deepstack.values():
+        yield TimedBlock(Part.DEEPSTACK, module, patches, hidden)
     yield TimedBlock(Part.MERGER, merger, patches, hidden)
     yield TimedBlock(Part.EMBEDDING, lambda x: embedding(batch.text, x), merged, width)
     for layer in language.layers.values():
@@ -151,7 +151,7 @@ def time_blocks(
     pricing: Pricing,
     sizes: Sequence[tuple[int, int]],
     rounds: int,
-    told: Callable[[BlockTime], None] = lambda _: None,
+    report: Callable[[BlockTime], None] = lambda _: None,
 ) -> list[BlockTime]:
     """Forward and backward time of every kind of block at every size `(tokens, patches)`."""
     trainable = build_blocks(session, pricing.dtype)
@@ -171,10 +171,10 @@ def time_blocks(
                 item = BlockTime(
                     call.part.name, direction, int(seen.tokens[0]), int(seen.patches[0]), float(nominal[0]), seconds
                 )
-                told(item)
+                report(item)
                 times.append(item)
     times.append(_time_optimizer(trainable, pricing, platform, rounds))
-    told(times[-1])
+    report(times[-1])
     return times
 
 

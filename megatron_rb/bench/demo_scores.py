@@ -22,7 +22,7 @@ VIEW = "side"
 
 
 @dataclass(frozen=True)
-class DemoOptions:
+class DemoRequest:
     """How much is asked."""
 
     questions: int
@@ -61,11 +61,13 @@ class DemoQuestions:
     """One row per ordered pair of neighbouring frames."""
 
 
-def demo_questions(data: Path, asked: DemoOptions) -> DemoQuestions:
+def demo_questions(data: Path, request: DemoRequest) -> DemoQuestions:
     """What is asked: the first pointing and uvd rows of `data`/heldout.jsonl, all pairs of its first episodes."""
     rows = _rows(data / "heldout.jsonl")
-    chosen = [row for task in ("pointing", "uvd") for row in [r for r in rows if r["task"] == task][: asked.questions]]
-    episodes = read_episodes(data / "media/heldout/episodes")[: asked.episodes]
+    chosen = [
+        row for task in ("pointing", "uvd") for row in [r for r in rows if r["task"] == task][: request.questions]
+    ]
+    episodes = read_episodes(data / "media/heldout/episodes")[: request.episodes]
     return DemoQuestions(chosen, episodes, [row for episode in episodes for row in _pair_rows(episode, data)])
 
 
@@ -116,16 +118,16 @@ def constant_answers(questions: DemoQuestions, data: Path) -> dict[str, str]:
     return {row["id"]: texts[row["task"]] for row in [*questions.rows, *questions.pairs]}
 
 
-def write_demo_questions(data: Path, asked: DemoOptions, file: Path) -> None:
+def write_demo_questions(data: Path, request: DemoRequest, file: Path) -> None:
     """All that is asked as rows of a training file, beside the held-out file, for `rb eval`."""
-    questions = demo_questions(data, asked)
+    questions = demo_questions(data, request)
     lines = (json.dumps(row) + "\n" for row in [*questions.rows, *questions.pairs])
     file.write_text("".join(lines), encoding="utf-8")
 
 
-def evaluate_demo(data: Path, asked: DemoOptions, answers: Mapping[str, str]) -> dict[str, Any]:
+def evaluate_demo(data: Path, request: DemoRequest, answers: Mapping[str, str]) -> dict[str, Any]:
     """Scores of the answers by row id, and of the constant answer."""
-    questions = demo_questions(data, asked)
+    questions = demo_questions(data, request)
     return {
         "model": score_demo(questions, answers, data).as_json(),
         "constant": score_demo(questions, constant_answers(questions, data), data).as_json(),

@@ -170,8 +170,8 @@ def write_random_capture(folder: Path, shape: RoboBrainShape, settings: CaptureC
 
 
 def _blocks(shape: RoboBrainShape) -> list[str]:
-    taps = tuple(sorted(shape.vision.deepstack_layers))
-    return block_names(shape.vision.num_layers, taps, shape.text.num_layers)
+    deepstack = tuple(sorted(shape.vision.deepstack_layers))
+    return block_names(shape.vision.num_layers, deepstack, shape.text.num_layers)
 
 
 def _rows(settings: CaptureConfig, shape: RoboBrainShape) -> dict[Rows, np.ndarray]:

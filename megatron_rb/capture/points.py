@@ -104,16 +104,16 @@ def points_of(block: str) -> tuple[Point, ...]:
     }[kind]
 
 
-def block_names(num_vision: int, taps: tuple[int, ...], num_decoder: int) -> list[str]:
+def block_names(num_vision: int, deepstack_layers: tuple[int, ...], num_decoder: int) -> list[str]:
     """Global names of all blocks of a model in the order of the computation.
 
     Args:
-        taps: vision layers after which a DeepStack merger follows, sorted.
+        deepstack_layers: vision layers after which a DeepStack merger follows, sorted.
     """
     names = ["vision.patch_embed"]
     for layer in range(num_vision):
         names.append(f"vision.layers.{layer}")
-        if layer in taps:
-            names.append(f"vision.deepstack.{taps.index(layer)}")
+        if layer in deepstack_layers:
+            names.append(f"vision.deepstack.{deepstack_layers.index(layer)}")
     names += ["vision.merger", "language.embedding"]
     return [*names, *(f"language.layers.{layer}" for layer in range(num_decoder)), "language.head"]

@@ -123,10 +123,10 @@ class DataConfig:
     system_prompt: str = "You are a helpful assistant."
     """Used when a conversation brings no system turn; empty = none."""
     loss_turns: str = "all"
-    """Turns of the assistant that are learned: `all`, or the `last` of each conversation. A turn that says `loss`,
-    `weight` or the like itself goes by that."""
+    """Turns of the assistant that are learned: `all`, or the `last` of each conversation. A turn that says `"loss"`,
+    `"weight"` or the like itself goes by that."""
     box_text: str = "tokens"
-    """How boxes of ms-swift's `objects` are written: `tokens` (`<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, as ms-swift
+    """How boxes of ms-swift's `"objects"` are written: `tokens` (`<|box_start|>(x1,y1),(x2,y2)<|box_end|>`, as ms-swift
     does by default) or `list` (`[x1, y1, x2, y2]`, as in Qwen's cookbooks)."""
     allow_changed: bool = False
     """Continue from a checkpoint although the data files are not what they were: the order of samples is another, so

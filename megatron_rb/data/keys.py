@@ -204,9 +204,9 @@ def check_same(given: Mapping[str, Any], place: str, groups: Sequence[Sequence[s
         said = {name: given[name] for name in group if not empty(given.get(name))}
         first = next(iter(said.values()), None)
         if len(said) > 1 and any(value != first for value in said.values()):
-            told = " and ".join(f"{name!r}: {quoted(value)}" for name, value in said.items())
+            values = " and ".join(f"{name!r}: {quoted(value)}" for name, value in said.items())
             raise BadSample(
-                f"key {next(iter(said))}", f"the {place or 'row'} says {told}, which differ; keep one of them"
+                f"key {next(iter(said))}", f"the {place or 'row'} says {values}, which differ; keep one of them"
             )
 
 

@@ -101,12 +101,12 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 def _with_unit(question: dict[str, Any], root: Path, coordinates: str, shown: ShownSize | None) -> dict[str, Any]:
     """The question with how its answers are to be read and, where they are pixels, the size of the picture."""
     made = question | ({"coordinates": coordinates} if coordinates else {})
-    unit, told = coordinates_of_answers(made), "size" in made or {"image_width", "image_height"} <= made.keys()
-    if unit in (Coordinates.GRID, Coordinates.FRACTIONS) or (told and unit is not Coordinates.SHOWN):
+    unit, has_size = coordinates_of_answers(made), "size" in made or {"image_width", "image_height"} <= made.keys()
+    if unit in (Coordinates.GRID, Coordinates.FRACTIONS) or (has_size and unit is not Coordinates.SHOWN):
         return made
     try:
         size = shown_size(root / image_paths(made)[-1])
     except (IndexError, BadSample):  # then it cannot be asked either; the check says so where the size is needed
         return made
     seen = {"shown_size": list(shown(*size))} if unit is Coordinates.SHOWN and shown is not None else {}
-    return made | ({} if told else {"size": list(size)}) | seen
+    return made | ({} if has_size else {"size": list(size)}) | seen

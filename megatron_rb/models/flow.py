@@ -22,7 +22,7 @@ class Flow:
     stream: torch.Tensor
     """`[rows, 1, width]`: patches in the ViT, merged tokens between merger and embedding, tokens after that."""
     deepstack: dict[int, torch.Tensor]
-    """Features by tap number that were computed and not yet added, `[merged patches, 1, text hidden]`."""
+    """By the number of their merger, those that no decoder layer has added yet: `[merged patches, 1, text hidden]`."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Boundary:
 
     stream: Kind
     """`PATCH_EMBED` = patches, `MERGER` = merged tokens, `DECODER` = tokens."""
-    taps: tuple[int, ...]
+    deepstack: tuple[int, ...]
+    """Numbers of the DeepStack features beside the stream."""
 
 
 def boundary_before(
@@ -41,9 +42,11 @@ def boundary_before(
     blocks = block_list(num_vision_layers, num_decoder_layers)
     done = set(blocks[: blocks.index(part.blocks[0])])
     produced = [
-        tap for tap, layer in enumerate(sorted(shape.vision.deepstack_layers)) if Block(Kind.VISION, layer) in done
+        number
+        for number, layer in enumerate(sorted(shape.vision.deepstack_layers))
+        if Block(Kind.VISION, layer) in done
     ]
-    waiting = tuple(tap for tap in produced if Block(Kind.DECODER, tap) not in done)
+    waiting = tuple(number for number in produced if Block(Kind.DECODER, number) not in done)
     if Block(Kind.EMBEDDING) in done:
         return Boundary(Kind.DECODER, waiting)
     return Boundary(Kind.MERGER if Block(Kind.MERGER) in done else Kind.PATCH_EMBED, waiting)
@@ -51,7 +54,7 @@ def boundary_before(
 
 def pack(flow: Flow) -> torch.Tensor:
     """One `[values, 1, 1]` tensor; always a fresh one, so that the schedule may free it after sending."""
-    pieces = [flow.stream, *(flow.deepstack[tap] for tap in sorted(flow.deepstack))]
+    pieces = [flow.stream, *(flow.deepstack[number] for number in sorted(flow.deepstack))]
     return torch.cat([piece.reshape(-1, 1, 1) for piece in pieces])
 
 
@@ -69,7 +72,7 @@ def unpack(
         Kind.MERGER: (merged, shape.text.hidden_size),
         Kind.DECODER: (batch.text.num_tokens // rows_split_over, shape.text.hidden_size),
     }[boundary.stream]
-    sizes = [rows * width] + [merged * shape.text.hidden_size] * len(boundary.taps)
+    sizes = [rows * width] + [merged * shape.text.hidden_size] * len(boundary.deepstack)
     if flat.numel() != sum(sizes):
         raise RuntimeError(
             f"a pipeline stage received {flat.numel()} values not {sum(sizes)}: the stages read different batches"
@@ -77,5 +80,5 @@ def unpack(
     stream, *features = flat.flatten().split(sizes)
     return Flow(
         stream.view(rows, 1, width),
-        {tap: feature.view(merged, 1, -1) for tap, feature in zip(boundary.taps, features, strict=True)},
+        {number: feature.view(merged, 1, -1) for number, feature in zip(boundary.deepstack, features, strict=True)},
     )

@@ -16,7 +16,7 @@ from megatron_rb.kernels.mrope.reference import mrope_angles, vision_angles
 from megatron_rb.kernels.varlen_attention.segments import Segments
 from megatron_rb.layout.token_axis import Range, parts_in, ranges_of_rank, token_multiple
 from megatron_rb.models.frames import FrameShares, frame_order
-from megatron_rb.models.positions import interpolation_taps, mrope_positions, patch_positions
+from megatron_rb.models.positions import interpolation_indices, mrope_positions, patch_positions
 from megatron_rb.shapes.families import VideoTime
 from megatron_rb.shapes.shape import RoboBrainShape
 
@@ -40,7 +40,7 @@ class VisionInputs:
     """Patches that windowed attention joins; None when the model has no windows."""
     positions: torch.Tensor
     """int32 `[patches, 2]`"""
-    position_taps: torch.Tensor
+    position_indices: torch.Tensor
     """int32 `[patches, 4]`, empty when the model has no learned positions."""
     position_weights: torch.Tensor
     pixels: torch.Tensor | None
@@ -164,7 +164,7 @@ def _vision_inputs(
 ) -> VisionInputs:
     vision, window = shape.vision, _window_side(shape)
     merge, unit = vision.spatial_merge_size, vision.merge_unit
-    positions, taps, weights, orders, window_lengths, frame_lengths = [], [], [], [], [], []
+    positions, indices, weights, orders, window_lengths, frame_lengths = [], [], [], [], [], []
     for grid in shares.grids_of(cp_rank):
         where = patch_positions(grid, merge)
         order, lengths = frame_order(grid.h, grid.w, merge, window)
@@ -173,8 +173,8 @@ def _vision_inputs(
         patch_order = (np.arange(grid.t)[:, None] * len(in_frame) + in_frame).reshape(-1)
         positions.append(where[patch_order])
         if vision.position_grid_side:
-            index, weight = interpolation_taps(where, grid, vision.position_grid_side)
-            taps.append(index[patch_order])
+            index, weight = interpolation_indices(where, grid, vision.position_grid_side)
+            indices.append(index[patch_order])
             weights.append(weight[patch_order])
         window_lengths += [length * unit for length in lengths] * grid.t
         frame_lengths += [len(in_frame)] * grid.t
@@ -189,7 +189,7 @@ def _vision_inputs(
         frames=Segments.of_lengths(frame_lengths + tail),
         windows=Segments.of_lengths(window_lengths + tail) if window else None,
         positions=_rows(positions, (total, 2), np.int32),
-        position_taps=_rows(taps, (grid_rows, 4), np.int32),
+        position_indices=_rows(indices, (grid_rows, 4), np.int32),
         position_weights=_rows(weights, (grid_rows, 4), np.float32),
         pixels=_pixels_of(samples, shares, cp_rank, orders, unit, (total, vision.patch_dim)),
     )

@@ -1,4 +1,4 @@
-"""Index arithmetic of images and sequences on the host: patch positions, windows, interpolation taps, mRoPE positions.
+"""Index arithmetic on the host: positions of patches, windows, interpolation indices, mRoPE positions.
 
 Patches of a frame come in merge-block order: the `merge x merge` patches that become one token are neighbours.
 """
@@ -41,7 +41,7 @@ def window_order(grid: VisionGrid, merge: int, window: int) -> tuple[np.ndarray,
     return np.concatenate(order), lengths
 
 
-def interpolation_taps(positions: np.ndarray, grid: VisionGrid, side: int) -> tuple[np.ndarray, np.ndarray]:
+def interpolation_indices(positions: np.ndarray, grid: VisionGrid, side: int) -> tuple[np.ndarray, np.ndarray]:
     """The four entries of a learned `side x side` grid, and their weights, that make each patch's position embedding.
 
     Bilinear with aligned corners, in fp32 like transformers' vision tower.
@@ -49,15 +49,15 @@ def interpolation_taps(positions: np.ndarray, grid: VisionGrid, side: int) -> tu
     Returns:
         int32 `[patches, 4]` and float32 `[patches, 4]`.
     """
-    taps, weights = [], []
+    corners, weights = [], []
     for axis, size in ((0, grid.h), (1, grid.w)):
         source = positions[:, axis].astype(np.float32) * np.float32(side - 1) / np.float32(max(size - 1, 1))
         low = np.floor(source)
         high_weight = (source - low).astype(np.float32)
         low = low.astype(np.int32)
-        taps.append(np.stack([low, np.minimum(low + 1, side - 1)], axis=-1))
+        corners.append(np.stack([low, np.minimum(low + 1, side - 1)], axis=-1))
         weights.append(np.stack([1 - high_weight, high_weight], axis=-1))
-    index = taps[0][:, :, None] * side + taps[1][:, None, :]
+    index = corners[0][:, :, None] * side + corners[1][:, None, :]
     weight = weights[0][:, :, None] * weights[1][:, None, :]
     return index.reshape(-1, 4).astype(np.int32), weight.reshape(-1, 4).astype(np.float32)
 

@@ -55,9 +55,11 @@ class VisionPart(torch.nn.Module):
         self.patch_embed = PatchEmbed(ctx, vision) if part.has(Kind.PATCH_EMBED) else None
         layers = part.layers(Kind.VISION)
         self.layers = torch.nn.ModuleDict({str(i): VisionLayer(ctx, vision, i) for i in layers})
-        self.taps = {layer: tap for tap, layer in enumerate(sorted(vision.deepstack_layers)) if layer in layers}
+        self.deepstack_of = {
+            layer: number for number, layer in enumerate(sorted(vision.deepstack_layers)) if layer in layers
+        }
         self.deepstack = torch.nn.ModuleDict(
-            {str(tap): Merger(ctx, vision, norm_after_merge=True) for tap in self.taps.values()}
+            {str(number): Merger(ctx, vision, norm_after_merge=True) for number in self.deepstack_of.values()}
         )
         self.merger = Merger(ctx, vision, norm_after_merge=False) if part.has(Kind.MERGER) else None
 
@@ -166,9 +168,9 @@ class RoboBrainStage(MegatronModule):
         stream, deepstack = flow.stream, dict(flow.deepstack)
         for place, (name, layer) in enumerate(self.vision.layers.items()):
             stream = _maybe_recompute(layer, place, self.recompute.vision, stream, batch.vision)
-            tap = self.vision.taps.get(int(name))
-            if tap is not None:
-                deepstack[tap] = self.vision.deepstack[str(tap)](stream)
+            number = self.vision.deepstack_of.get(int(name))
+            if number is not None:
+                deepstack[number] = self.vision.deepstack[str(number)](stream)
         if self.vision.merger is not None:
             stream = self.vision.merger(stream)
         return Flow(stream, deepstack)

@@ -86,7 +86,7 @@ def tensor_parallel_seconds(
     spread = 0.5 if shards.sequence_parallel else 0.0
     return layer | {
         Part.PATCH_EMBED: (zero, spread * patches),
-        Part.TAP: (merged, zero),
+        Part.DEEPSTACK: (merged, zero),
         Part.MERGER: (merged + spread * patches, spread * patches),
         Part.EMBEDDING: (tokens, spread * tokens),
         Part.DECODER: (2 * tokens, 2 * tokens * again * exposed),
@@ -143,9 +143,8 @@ def boundary_bytes(model: ModelSizes, shards: Shards, batches: MicroBatches) -> 
         waiting += layer in vision.deepstack_layers
     crossing.append(patches + waiting * merged)  # the merger
     crossing.append(merged + waiting * merged)  # the embedding
-    taps = waiting
     for layer in range(text.num_layers + 1):  # the decoder layers and the head
-        crossing.append(tokens + max(0, taps - layer) * merged)
+        crossing.append(tokens + max(0, waiting - layer) * merged)
     return np.stack([*crossing, zero])
 
 

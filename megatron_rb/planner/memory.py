@@ -145,7 +145,7 @@ def _kept(model: ModelSizes, shards: Shards, largest: MicroBatchLimits) -> dict[
         Part.PATCH_EMBED: largest.patches * float(vision.patch_dim * item),
         Part.WINDOW_LAYER: layer,
         Part.FULL_LAYER: layer,
-        Part.TAP: joined,
+        Part.DEEPSTACK: joined,
         Part.MERGER: joined,
         Part.EMBEDDING: largest.tokens * 16.0 + rows * text.hidden_size * item,
         Part.DECODER: _decoder(text, shards, largest.tokens),

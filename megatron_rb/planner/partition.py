@@ -35,7 +35,7 @@ class Pipeline:
     prefix: np.ndarray
     """int64 `[blocks + 1, parts]`: parts of the first blocks."""
     vision_prefix: np.ndarray
-    """int64 `[vision layers + 1, parts]`: the same over the vision layers alone, without what is tapped from them."""
+    """int64 `[vision layers + 1, parts]`: the same over the vision layers alone, without their DeepStack mergers."""
     forward: np.ndarray
     """Seconds `[parts, draws, micro-batches]`."""
     backward: np.ndarray

@@ -23,7 +23,7 @@ class Part(Enum):
     PATCH_EMBED = "patch embedding"
     WINDOW_LAYER = "vision layer, windows"
     FULL_LAYER = "vision layer, whole frames"
-    TAP = "DeepStack merger"
+    DEEPSTACK = "DeepStack merger"
     MERGER = "merger"
     EMBEDDING = "embedding"
     DECODER = "decoder layer"
@@ -32,7 +32,7 @@ class Part(Enum):
 
 PARTS = tuple(Part)
 VISION_PARTS = (Part.PATCH_EMBED, Part.WINDOW_LAYER, Part.FULL_LAYER)
-MERGER_PARTS = (Part.TAP, Part.MERGER)
+MERGER_PARTS = (Part.DEEPSTACK, Part.MERGER)
 LANGUAGE_PARTS = (Part.EMBEDDING, Part.DECODER, Part.HEAD)
 VISION_LAYERS = (Part.WINDOW_LAYER, Part.FULL_LAYER)
 
@@ -80,8 +80,10 @@ def gathered_values(text: TextSizes, shards: Shards) -> float:
 
 @functools.lru_cache(maxsize=64)
 def part_counts(model: ModelSizes) -> np.ndarray:
-    """int64 `[blocks, parts]`, read only: what each block of the model is made of; a tapped vision layer is two
-    parts."""
+    """int64 `[blocks, parts]`, read only: what each block of the model is made of.
+
+    A vision layer with a DeepStack merger is two parts.
+    """
     vision = model.vision
     blocks = block_list(vision.num_layers, model.text.num_layers)
     counts = np.zeros((len(blocks), len(PARTS)), dtype=np.int64)
@@ -97,7 +99,7 @@ def part_counts(model: ModelSizes) -> np.ndarray:
         if part is None:
             windowed = vision.window_size > 0 and block.index not in vision.full_attention_layers
             part = Part.WINDOW_LAYER if windowed else Part.FULL_LAYER
-            counts[number, PARTS.index(Part.TAP)] = block.index in vision.deepstack_layers
+            counts[number, PARTS.index(Part.DEEPSTACK)] = block.index in vision.deepstack_layers
         counts[number, PARTS.index(part)] += 1
     counts.flags.writeable = False
     return counts
@@ -119,7 +121,7 @@ def parameters(model: ModelSizes, tp_size: int) -> dict[Part, int]:
         Part.PATCH_EMBED: patch,
         Part.WINDOW_LAYER: layer,
         Part.FULL_LAYER: layer,
-        Part.TAP: joined + (merged if vision.norm == "rmsnorm" else 2 * merged),
+        Part.DEEPSTACK: joined + (merged if vision.norm == "rmsnorm" else 2 * merged),
         Part.MERGER: joined + norm,
         Part.EMBEDDING: vocabulary,
         Part.DECODER: decoder,
@@ -144,7 +146,7 @@ def forward_work(model: ModelSizes, shards: Shards, batches: MicroBatches) -> di
     merge = _merge(model, shards, batches)
     return works | {
         Part.PATCH_EMBED: _patch_embed(model.vision, shards, batches),
-        Part.TAP: merge,
+        Part.DEEPSTACK: merge,
         Part.MERGER: merge,
         Part.EMBEDDING: _embedding(model.text, shards, batches),
         Part.DECODER: _decoder(model.text, shards, batches),

@@ -94,7 +94,7 @@ def _tied(family: Family, raw: dict[str, Any]) -> bool:
 
 def _check(shape: RoboBrainShape, origin: str) -> None:
     vision, text = shape.vision, shape.text
-    taps = vision.deepstack_layers
+    deepstack = vision.deepstack_layers
     rules = [
         (
             vision.hidden_size % vision.num_heads == 0,
@@ -114,12 +114,12 @@ def _check(shape: RoboBrainShape, origin: str) -> None:
             f"mrope_section {list(text.mrope_section)} must sum to half the head size {text.head_dim}",
         ),
         (
-            len(taps) <= text.num_layers,
-            f"{len(taps)} DeepStack taps need as many decoder layers, there are {text.num_layers}",
+            len(deepstack) <= text.num_layers,
+            f"{len(deepstack)} DeepStack layers need as many decoder layers, there are {text.num_layers}",
         ),
         (
-            all(0 <= layer < vision.num_layers for layer in taps),
-            f"deepstack_visual_indexes {list(taps)} must lie in 0..{vision.num_layers - 1}",
+            all(0 <= layer < vision.num_layers for layer in deepstack),
+            f"deepstack_visual_indexes {list(deepstack)} must lie in 0..{vision.num_layers - 1}",
         ),
     ]
     for holds, message in rules:

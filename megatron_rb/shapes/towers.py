@@ -31,7 +31,7 @@ class VisionShape:
     position_grid_side: int
     """Side of the learned position grid that is interpolated to each image; 0 = none."""
     deepstack_layers: tuple[int, ...]
-    """Vision layers after which a DeepStack merger taps the hidden state."""
+    """Vision layers after which a DeepStack merger takes the hidden state."""
     tokens_per_second: float
     """Temporal positions per second of video (Qwen2.5-VL); 0 = time is written as text (Qwen3-VL)."""
 

@@ -158,11 +158,11 @@ def check_state(chunks: Sequence[torch.nn.Module], optimizer: MegatronOptimizer,
     dist.all_reduce(worst, op=dist.ReduceOp.MIN)
     if int(worst) == dist.get_world_size():
         return
-    told: list[object] = [_listed(mine)]
-    dist.broadcast_object_list(told, src=int(worst), device=torch.device("cpu"))
+    problem: list[object] = [_listed(mine)]
+    dist.broadcast_object_list(problem, src=int(worst), device=torch.device("cpu"))
     raise NotFinite(
-        f"after step {step} rank {int(worst)} holds numbers that are not finite in {told[0]}; no checkpoint of them is "
-        f"written; lower optimizer.lr, then the same command continues from the newest checkpoint"
+        f"after step {step} rank {int(worst)} holds numbers that are not finite in {problem[0]}; no checkpoint of them "
+        f"is written; lower optimizer.lr, then the same command continues from the newest checkpoint"
     )
 
 

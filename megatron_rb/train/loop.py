@@ -25,7 +25,7 @@ def train(run: Run) -> bool:
         last: StepTotals | None = None
         while not run.finished:
             start = time.perf_counter()
-            run.sections.begin_step(run.step)
+            run.timers.begin_step(run.step)
             rates = run.schedule.learning_rates()
             with run.profiler.of_step(run.step + 1):
                 data = run.next_batches()

@@ -32,9 +32,9 @@ from megatron_rb.platform import Platform
 from megatron_rb.train.guard import Finding, UpdateGuard, check_state, find_not_finite
 from megatron_rb.train.profiler import StepProfiler
 from megatron_rb.train.schedule import LearningRateSchedule
-from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import Results, accumulate, apply_gradients
 from megatron_rb.train.task import StepBatches, Task
+from megatron_rb.train.timers import StepTimers
 from megatron_rb.train.totals import StepTotals, sum_over_world
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Run:
     train_steps: int
     state: TrainingState
     heartbeat: Heartbeat
-    sections: SectionTimer
+    timers: StepTimers
     capture: StepCapture
     guard: UpdateGuard
     profiler: StepProfiler
@@ -145,16 +145,16 @@ class Run:
         """Sums of the step over the world."""
         start = time.perf_counter()
         totals = sum_over_world(results, batches, self.mesh, stop_requested, finite_norm)
-        self.sections.add("wait", time.perf_counter() - start)
+        self.timers.add("wait", time.perf_counter() - start)
         return totals
 
     def compare_ranks(self, data: StepBatches, start: float) -> None:
         """After a step that was measured: gather the times of all ranks and name the one that is slow."""
-        if not self.sections.active:
+        if not self.timers.active:
             return
-        self.sections.add("data", data.wait_seconds)
-        self.heartbeat.sections = dict(self.sections.seconds)
-        record = self.sections.gather(self.step, time.perf_counter() - start, self.mesh)
+        self.timers.add("data", data.wait_seconds)
+        self.heartbeat.sections = dict(self.timers.seconds)
+        record = self.timers.gather(self.step, time.perf_counter() - start, self.mesh)
         self.writer.write_ranks(record)
 
     def due(self, every: int) -> bool:

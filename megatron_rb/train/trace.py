@@ -12,7 +12,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron_rb.metrics.timeline import Span, StageTimeline
 from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.platform import Platform
-from megatron_rb.train.sections import SectionTimer
+from megatron_rb.train.timers import StepTimers
 
 KINDS = {"forward-compute": "forward", "backward-compute": "backward"}
 """Timers of megatron-core that are recorded; it has more, for messages and whole passes."""
@@ -22,14 +22,14 @@ class PassTracer:
     """Records the passes of one step. A traced step waits for the device at every border, so it is slower than others.
 
     Args:
-        sections: times the forward passes of vision and language blocks meanwhile.
+        timers: times the forward passes of vision and language blocks meanwhile.
     """
 
     def __init__(
-        self, chunks: Sequence[DistributedDataParallel], platform: Platform, mesh: Mesh, sections: SectionTimer
+        self, chunks: Sequence[DistributedDataParallel], platform: Platform, mesh: Mesh, timers: StepTimers
     ) -> None:
         self.config = chunks[0].module.config
-        self.platform, self.mesh, self.sections = platform, mesh, sections
+        self.platform, self.mesh, self.timers = platform, mesh, timers
         self.spans: list[Span] = []
         self.zero = 0.0
 
@@ -37,7 +37,7 @@ class PassTracer:
     def tracing(self) -> Iterator[None]:
         """Trace what the schedules do inside the block; every rank enters it together."""
         self.spans = []
-        self.sections.begin_step(0)
+        self.timers.begin_step(0)
         dist.barrier()
         self.zero = time.perf_counter()
         self.config.timers = self
@@ -45,7 +45,7 @@ class PassTracer:
             yield
         finally:
             self.config.timers = None
-            self.sections.active = False
+            self.timers.active = False
 
     def __call__(self, name: str, log_level: int = 0) -> _Timer:
         return _Timer(self, KINDS.get(name, ""))
@@ -58,7 +58,7 @@ class PassTracer:
     def enter(self, kind: str) -> float:
         """A pass begins: its moment."""
         # Blocks that are computed again run inside the backward pass and belong to it.
-        self.sections.active = kind == "forward"
+        self.timers.active = kind == "forward"
         return self.now()
 
     def now(self) -> float:

@@ -184,12 +184,12 @@ class PaiTower(MegatronModule):
         spec = get_gpt_layer_local_spec(normalization=self.config.normalization)
         self.decoder = PaiBlock(self.config, spec, post_layer_norm=True)
         self.projection = _projector(vision)
-        taps = getattr(vision, "deepstack_visual_indexes", [])
+        deepstack = getattr(vision, "deepstack_visual_indexes", [])
         if is_qwen3:
             size = vision.hidden_size * vision.spatial_merge_size**2
-            self.decoder.deepstack_merger_list = torch.nn.ModuleList(_projector(vision) for _ in taps)
+            self.decoder.deepstack_merger_list = torch.nn.ModuleList(_projector(vision) for _ in deepstack)
             self.decoder.deepstack_norm_list = torch.nn.ModuleList(
-                WrappedTorchNorm(self.config, size, 1e-6) for _ in taps
+                WrappedTorchNorm(self.config, size, 1e-6) for _ in deepstack
             )
 
 

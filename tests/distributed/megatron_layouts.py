@@ -74,10 +74,10 @@ def _around_vision(found: Layouts, hf: Tensors, config: Any) -> None:
         for number, name in ((1, fc1), (2, fc2)):
             for target in (f"projection.encoder.linear_fc{number}", f"merger.linear_fc{number}"):
                 _copy(found, hf, f"vision_model.{target}.{kind}", f"{VISUAL}.merger.{name}.{kind}")
-        for tap in range(len(getattr(config.vision_config, "deepstack_visual_indexes", []))):
-            merger = f"vision_model.decoder.deepstack_merger_list.{tap}"
-            source = f"{VISUAL}.deepstack_merger_list.{tap}"
-            for target in (f"{merger}.patch_norm", f"vision_model.decoder.deepstack_norm_list.{tap}"):
+        for number in range(len(getattr(config.vision_config, "deepstack_visual_indexes", []))):
+            merger = f"vision_model.decoder.deepstack_merger_list.{number}"
+            source = f"{VISUAL}.deepstack_merger_list.{number}"
+            for target in (f"{merger}.patch_norm", f"vision_model.decoder.deepstack_norm_list.{number}"):
                 _copy(found, hf, f"{target}.{kind}", f"{source}.norm.{kind}")
             for number in (1, 2):
                 for target in (f"{merger}.linear_fc{number}", f"{merger}.encoder.linear_fc{number}"):

@@ -19,14 +19,14 @@ def main(argv: list[str]) -> int:
     """Prepare a folder, start the processes on this machine, draw the report."""
     from transformers.utils import logging as transformers_logging
 
-    from megatron_rb.bench.train.prepare import Asked, default_folder, prepared
+    from megatron_rb.bench.train.prepare import BenchRequest, default_folder, prepared
     from megatron_rb.bench.train.report import figures, write_report
     from megatron_rb.bench.train.result import load_result
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     options = _parser().parse_intermixed_args(argv)
-    asked = Asked(
+    request = BenchRequest(
         tuple(options.settings),
         options.model,
         options.mix,
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         options.peak_tflops,
     )
     folder = Path(options.out) if options.out else default_folder(time.strftime("%Y%m%d-%H%M%S"))
-    with prepared(asked, folder) as ready:
+    with prepared(request, folder) as ready:
         job = JobSpec(
             WORKER,
             (MEASURE, str(folder)),

@@ -149,7 +149,7 @@ def scaling(model: str, histogram: Histogram, device: str) -> dict[int, dict[str
     return found
 
 
-def write_report(folder: Path, device: str, told: Callable[[str], None] = lambda _: None) -> None:
+def write_report(folder: Path, device: str, report: Callable[[str], None] = lambda _: None) -> None:
     """Write `published.md` and `published.json`."""
     content: dict[str, Any] = {"device": load_device(device).name, "published": {}, "scaling": {}}
     lines = _head(device)
@@ -160,7 +160,7 @@ def write_report(folder: Path, device: str, told: Callable[[str], None] = lambda
             rows = compare(hand, histogram, device)
             lines += _rows(hand, rows, load_device(device).memory)
             content["published"][f"{hand.name}, {mix}"] = {name: _json(item) for name, item in rows.items()}
-            told(f"{hand.name}, {mix}")
+            report(f"{hand.name}, {mix}")
         lines.append("")
     lines += ["## From 8 to 8,192 GPUs", "", "Mix `images`, 16,384 tokens a micro-batch.", ""]
     for model in ("RoboBrain2.0-7B", "RoboBrain2.0-32B"):
@@ -169,7 +169,7 @@ def write_report(folder: Path, device: str, told: Callable[[str], None] = lambda
         content["scaling"][model] = {
             gpus: {name: _json(item) for name, item in row.items()} for gpus, row in found.items()
         }
-        told(f"scaling of {model}")
+        report(f"scaling of {model}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "published.md").write_text("\n".join(lines).rstrip() + "\n")
     (folder / "published.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -163,7 +163,7 @@ def _baseline(bench: Bench) -> Baseline:
     padded = padded_batches(samples, config.data.seq_length)
     bench.chunks.clear()
     _say(bench.mesh, f"transformers: {len(samples)} samples, in {len(padded)} padded batches and one by one")
-    del bench.optimizer, bench.task, bench.runner, bench.tracer, bench.sections
+    del bench.optimizer, bench.task, bench.runner, bench.tracer, bench.timers
     bench.platform.empty_cache()
     of_folder = replace(config, checkpoint=replace(config.checkpoint, init=config.model.hf_path))
     found = beside_transformers(bench.session, of_folder, {OURS[0]: packs}, padded, min(spec.steps, 10))

@@ -1,4 +1,4 @@
-"""From what is asked to a folder with all that the processes of a benchmark read; nothing starts here."""
+"""From a request to a folder with all that the processes of a benchmark read; nothing starts here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MODEL_FOLDER = "model"
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchRequest:
     """The options of `rb bench train`."""
 
     settings: tuple[str, ...]
@@ -56,7 +56,7 @@ class Ready:
 
 
 @contextmanager
-def prepared(asked: Asked, folder: Path) -> Iterator[Ready]:
+def prepared(request: BenchRequest, folder: Path) -> Iterator[Ready]:
     """A folder with spec, config and, where none is given, a model; the model's weights go when the block ends.
 
     Raises:
@@ -64,26 +64,26 @@ def prepared(asked: Asked, folder: Path) -> Iterator[Ready]:
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty; name a new folder with --out, or remove it")
-    config = load_config([*_defaults(asked.settings), *asked.settings])
+    config = load_config([*_defaults(request.settings), *request.settings])
     on_cpu = get_platform(config.platform.name).name == "cpu"
-    if on_cpu and not any(word.startswith(("model.dtype", "experiment")) for word in asked.settings):
+    if on_cpu and not any(word.startswith(("model.dtype", "experiment")) for word in request.settings):
         config.model.dtype = "fp32"  # CPUs without bf16 units convert every value
     # Settings that name a model win over the default one.
     names_model = any(
-        word.startswith(("model", "experiment")) and not word.startswith("model.dtype") for word in asked.settings
+        word.startswith(("model", "experiment")) and not word.startswith("model.dtype") for word in request.settings
     )
-    model = asked.model or ("" if names_model else f"small-{NEWEST}" if on_cpu else "RoboBrain2.0-3B")
-    mix_name = asked.mix or ("" if config.data.train else "tiny" if on_cpu else "images_8k")
+    model = request.model or ("" if names_model else f"small-{NEWEST}" if on_cpu else "RoboBrain2.0-3B")
+    mix_name = request.mix or ("" if config.data.train else "tiny" if on_cpu else "images_8k")
     spec = BenchSpec(
         model=Path(model or config.model.hf_path).name,
         mix=load_mix(mix_name) if mix_name else None,
-        steps=asked.steps,
-        warmup=asked.warmup,
-        baseline=asked.baseline,
-        peak_tflops=asked.peak_tflops,
+        steps=request.steps,
+        warmup=request.warmup,
+        baseline=request.baseline,
+        peak_tflops=request.peak_tflops,
     )
-    config = _for_mix(config, spec, asked.settings)
-    if asked.baseline and _processes(config) > 1:
+    config = _for_mix(config, spec, request.settings)
+    if request.baseline and _processes(config) > 1:
         raise ValueError(
             f"--baseline hf runs transformers' step in one process, the settings ask for {_processes(config)}; "
             f"use parallel=one_process, or leave the baseline out"
@@ -91,7 +91,7 @@ def prepared(asked: Asked, folder: Path) -> Iterator[Ready]:
     config.run_dir = str(folder / "run")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        _give_model(config, model, folder / MODEL_FOLDER, asked.baseline)
+        _give_model(config, model, folder / MODEL_FOLDER, request.baseline)
         derived = _step_size(config, spec)
         if spec.mix is not None:
             MockSamples(spec.mix, load_shape(config.model.hf_path))  # a mix that does not fit is said now

@@ -21,8 +21,8 @@ from megatron_rb.parallel.session import Session
 from megatron_rb.tasks.build import TaskData, build_task
 from megatron_rb.train.build import build_trainable
 from megatron_rb.train.run import seed_everything
-from megatron_rb.train.sections import SectionTimer
 from megatron_rb.train.step import Runner, update
+from megatron_rb.train.timers import StepTimers
 from megatron_rb.train.totals import sum_over_world
 from megatron_rb.train.trace import PassTracer
 
@@ -51,8 +51,8 @@ class Bench:
         self.chunks, self.optimizer = trainable.chunks, trainable.optimizer
         self.runner = Runner(self.chunks, session)
         self.task = build_task(config, self.derived, self.runner, self.samples)
-        self.sections = SectionTimer([chunk.module for chunk in self.chunks], self.platform, every=1)
-        self.tracer = PassTracer(self.chunks, self.platform, self.mesh, self.sections)
+        self.timers = StepTimers([chunk.module for chunk in self.chunks], self.platform, every=1)
+        self.tracer = PassTracer(self.chunks, self.platform, self.mesh, self.timers)
 
     def _samples(self) -> SampleSource:
         config = self.config
@@ -103,7 +103,7 @@ class Bench:
         total = time.perf_counter() - start
         timeline = self.tracer.timeline()
         forward, backward = timeline.busy("forward"), timeline.busy("backward")
-        vision, language = (self.sections.seconds[name] for name in ("vision", "language"))
+        vision, language = (self.timers.seconds[name] for name in ("vision", "language"))
         sections = {
             "data": data.wait_seconds,
             "vision forward": vision,

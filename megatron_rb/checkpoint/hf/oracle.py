@@ -109,8 +109,8 @@ class _BlockHooks:
         visual, text = model.model.visual, model.model.language_model
         for index, block in enumerate(visual.blocks):
             self._hook(block, f"vision.layers.{index}", visual=True)
-        for tap, merger in enumerate(getattr(visual, "deepstack_merger_list", [])):
-            self._hook(merger, f"vision.deepstack.{tap}", visual=True)
+        for number, merger in enumerate(getattr(visual, "deepstack_merger_list", [])):
+            self._hook(merger, f"vision.deepstack.{number}", visual=True)
         self._hook(visual.merger, "vision.merger", visual=True)
         for index, layer in enumerate(text.layers):
             self._hook(layer, f"language.layers.{index}", visual=False)

@@ -166,10 +166,10 @@ def _add_mergers(table: Table, shape: RoboBrainShape) -> None:
     names = shape.traits.names
     merged = vision.hidden_size * vision.merge_unit
     places = [("vision.merger", f"{VISUAL}.merger", vision.hidden_size)]
-    for tap in range(len(vision.deepstack_layers)):
-        places.append((f"vision.deepstack.{tap}", f"{VISUAL}.deepstack_merger_list.{tap}", merged))
-    for native, hf, normalised in places:
-        _norm(table, f"{native}.norm", f"{hf}.{names.merger_norm}", normalised, vision.norm == "layernorm")
+    for number in range(len(vision.deepstack_layers)):
+        places.append((f"vision.deepstack.{number}", f"{VISUAL}.deepstack_merger_list.{number}", merged))
+    for native, hf, norm_size in places:
+        _norm(table, f"{native}.norm", f"{hf}.{names.merger_norm}", norm_size, vision.norm == "layernorm")
         _linear(table, f"{native}.linear_fc1", f"{hf}.{names.merger_fc1}", merged, merged, True)
         _linear(table, f"{native}.linear_fc2", f"{hf}.{names.merger_fc2}", vision.out_hidden_size, merged, True)
 

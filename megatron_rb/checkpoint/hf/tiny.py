@@ -72,7 +72,7 @@ class TinySize:
     vision_heads: int = 4
     vision_ffn: int = 256
     deepstack_layers: tuple[int, ...] = (0, 1)
-    """Vision layers tapped for the first decoder layers (Qwen3-VL)."""
+    """Vision layers whose DeepStack features the first decoder layers add (Qwen3-VL)."""
     position_grid_side: int = 8
     """Side of the learned position grid (Qwen3-VL)."""
     text_layers: int = 3

@@ -84,8 +84,8 @@ def compare_captures(
     """
     check_same_input(a, b)
     model = a.description["model"]
-    taps = tuple(sorted(model["vision"]["deepstack_layers"]))
-    names = block_names(model["vision"]["num_layers"], taps, model["text"]["num_layers"])
+    deepstack = tuple(sorted(model["vision"]["deepstack_layers"]))
+    names = block_names(model["vision"]["num_layers"], deepstack, model["text"]["num_layers"])
     points: list[PointResult] = []
     operators: list[OperatorResult] = []
     carried = Carried()

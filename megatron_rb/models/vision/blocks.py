@@ -36,8 +36,8 @@ class PatchEmbed(torch.nn.Module):
             dist.all_reduce(pixels, group=self.mesh.tp_group)
         hidden = torch.nn.functional.linear(pixels, self.weight, self.bias)
         if self.position is not None:
-            taps = torch.nn.functional.embedding(inputs.position_taps, self.position)
-            hidden = hidden + (taps * inputs.position_weights.unsqueeze(-1)).sum(1).to(hidden.dtype)
+            corners = torch.nn.functional.embedding(inputs.position_indices, self.position)
+            hidden = hidden + (corners * inputs.position_weights.unsqueeze(-1)).sum(1).to(hidden.dtype)
         hidden = hidden.unsqueeze(1)
         if self.sequence_parallel:
             hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)

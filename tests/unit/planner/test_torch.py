@@ -75,7 +75,7 @@ def test_parameters_are_those_of_the_blocks(family: str, session):
     assert sizes[Part.PATCH_EMBED] == count(stage.vision.patch_embed)
     assert {sizes[Part.WINDOW_LAYER]} == {count(layer) for layer in stage.vision.layers.values()}
     assert sizes[Part.MERGER] == count(stage.vision.merger)
-    assert {sizes[Part.TAP]} >= {count(tap) for tap in stage.vision.deepstack.values()}
+    assert {sizes[Part.DEEPSTACK]} >= {count(merger) for merger in stage.vision.deepstack.values()}
     assert sizes[Part.DECODER] == count(stage.language.layers["0"])
     assert sizes[Part.EMBEDDING] == count(stage.language.embedding)
 

@@ -57,12 +57,12 @@ def test_model_flops_of_text_are_six_a_parameter_and_token():
     assert flops == pytest.approx(6 * 1000 * (layers + 152064 * 3584))
 
 
-def test_every_block_has_its_parts_and_taps_count_as_one_more():
+def test_every_block_has_its_parts_and_deepstack_mergers_count_as_one_more():
     model = published("RoboBrain2.5-8B")
     counts = part_counts(model)
     assert len(counts) == len(block_list(27, 36))
-    tapped = [
+    with_merger = [
         row for row, block in enumerate(block_list(27, 36)) if block.kind is Kind.VISION and block.index in (8, 16, 24)
     ]
-    assert np.flatnonzero(counts[:, PARTS.index(Part.TAP)]).tolist() == tapped
-    assert (counts.sum(axis=1) == 1 + counts[:, PARTS.index(Part.TAP)]).all()
+    assert np.flatnonzero(counts[:, PARTS.index(Part.DEEPSTACK)]).tolist() == with_merger
+    assert (counts.sum(axis=1) == 1 + counts[:, PARTS.index(Part.DEEPSTACK)]).all()

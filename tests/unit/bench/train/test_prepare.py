@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from megatron_rb.bench.train.prepare import Asked, prepared
+from megatron_rb.bench.train.prepare import BenchRequest, prepared
 from megatron_rb.bench.train.spec import read_spec
 from megatron_rb.checkpoint.hf.oracle import load_transformers
 from megatron_rb.checkpoint.hf.training import padded_batches, write_random_weights
@@ -14,15 +14,15 @@ from megatron_rb.parity.samples import draw_samples
 from megatron_rb.shapes.published import published_shape
 from tests.parity.tiny_models import write_model
 
-PLAIN = Asked(("platform=cpu",), "RoboBrain2.0-3B", "tiny", steps=5, warmup=1, baseline=False, peak_tflops=0.0)
+PLAIN = BenchRequest(("platform=cpu",), "RoboBrain2.0-3B", "tiny", steps=5, warmup=1, baseline=False, peak_tflops=0.0)
 
 
-def asked(*settings: str, **changes) -> Asked:
-    return Asked(**{**vars(PLAIN), "settings": ("platform=cpu", *settings), **changes})
+def request(*settings: str, **changes) -> BenchRequest:
+    return BenchRequest(**{**vars(PLAIN), "settings": ("platform=cpu", *settings), **changes})
 
 
 def test_a_published_model_needs_no_folder(tmp_path):
-    with prepared(asked("parallel.pp_size=2", "world_size=4"), tmp_path / "out") as ready:
+    with prepared(request("parallel.pp_size=2", "world_size=4"), tmp_path / "out") as ready:
         config, spec = config_from_file(tmp_path / "out/config.yaml"), read_spec(tmp_path / "out")
         assert json.loads((tmp_path / "out/model/config.json").read_text())["hidden_size"] == 2048
     assert ready.processes == 4
@@ -36,13 +36,13 @@ def test_a_published_model_needs_no_folder(tmp_path):
 @pytest.mark.parametrize(
     ("question", "message"),
     [
-        (asked("data.seq_length=64"), r"data.seq_length=64 belongs to the mix 'tiny'.*--mix"),
-        (asked(mix="tinny"), "there is no mix 'tinny'; did you mean tiny"),
-        (asked("data.train=[a.jsonl]"), "--mix tiny and data.train are both given"),
-        (asked("parallel.pp_size=2", baseline=True), "in one process, the settings ask for 2"),
-        (asked(model="nowhere"), "no config.json in nowhere; give a Hugging Face folder with --model"),
-        (asked(steps=0), "steps is 0; it must be at least 1"),
-        (asked("parallel.tp_size=4"), "tp_size 4 does not divide"),
+        (request("data.seq_length=64"), r"data.seq_length=64 belongs to the mix 'tiny'.*--mix"),
+        (request(mix="tinny"), "there is no mix 'tinny'; did you mean tiny"),
+        (request("data.train=[a.jsonl]"), "--mix tiny and data.train are both given"),
+        (request("parallel.pp_size=2", baseline=True), "in one process, the settings ask for 2"),
+        (request(model="nowhere"), "no config.json in nowhere; give a Hugging Face folder with --model"),
+        (request(steps=0), "steps is 0; it must be at least 1"),
+        (request("parallel.tp_size=4"), "tp_size 4 does not divide"),
     ],
     ids=["seq_length", "mix", "data and mix", "baseline", "model", "steps", "tp"],
 )

@@ -1,4 +1,4 @@
-"""Times the sections of one step in a while on this rank; in all other steps it costs nothing but a test."""
+"""Timers of the sections of a step, once in a while on this rank; in all other steps they cost nothing but a test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.platform import Platform
 
 
-class SectionTimer:
+class StepTimers:
     """Times the forward passes of vision and language blocks in every `every`-th step.
 
     Args:
