@@ -118,8 +118,8 @@ def new_run_id(name: str) -> str:
     return f"{plain}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def check_paths(config: Config, derived: Derived) -> None:
-    """Files and folders that the run reads must be there.
+def check_paths(config: Config, derived: Derived, needs_data: bool = True) -> None:
+    """Files and folders that the run reads must be there; a run that is only looked at may name no data.
 
     Raises:
         ValueError: names the setting and the path that is missing.
@@ -133,7 +133,7 @@ def check_paths(config: Config, derived: Derived) -> None:
         "cluster.slurm.template": [config.cluster.slurm.template],
         "checkpoint.init": [] if config.checkpoint.init == "random" else [config.checkpoint.init],
     }
-    if not config.data.train:
+    if needs_data and not config.data.train:
         raise ValueError("data.train is empty; name at least one jsonl file of conversations")
     for setting, paths in wanted.items():
         for path in filter(None, paths):

@@ -8,12 +8,13 @@ from dataclasses import replace
 from megatron_rb.app.planning import maybe_plan, memory_forecast
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import derive
+from megatron_rb.config.schema import Config
 from megatron_rb.launch.actions import dry_run, run
 from megatron_rb.launch.main import OF_A_RUN, act_on_run, split_words, sweep_of
 from megatron_rb.launch.prepare import build_job, check_paths
 from megatron_rb.launch.sweep import launch_sweep
 from megatron_rb.shapes.foreign import check_init
-from megatron_rb.shapes.shape import load_shape
+from megatron_rb.shapes.published import missing_weights, shape_of
 
 
 def main(argv: list[str]) -> int:
@@ -29,9 +30,12 @@ def main(argv: list[str]) -> int:
     prepared = []
     for run_settings in sweep_of(settings):
         config = maybe_plan(load_config(run_settings))
-        shape = load_shape(config.model.hf_path)
+        dry = options.action == "dryrun"
+        if not dry and missing_weights(config.model.hf_path):
+            raise ValueError(missing_weights(config.model.hf_path))
+        shape = shape_of(config.model.hf_path)
         derived = derive(config, shape)
-        check_paths(config, derived)
+        check_paths(config, derived, needs_data=not dry)
         check_init(derived.init)
         prepared.append((config, build_job(config, derived)))
     if len(prepared) > 1:
@@ -40,8 +44,16 @@ def main(argv: list[str]) -> int:
     if options.action == "dryrun":
         dry_run(config, job)
         print("\n" + "\n".join(memory_forecast(config, derived, shape)))
+        print("\n".join(_still_missing(config)))
         return 0
     return run(config, job, options)
+
+
+def _still_missing(config: Config) -> list[str]:
+    """What has to be there before a dry run can be a run, in lines."""
+    weights = missing_weights(config.model.hf_path)
+    data = "" if config.data.train else "data.train is empty: name at least one jsonl file of conversations"
+    return [f"still missing: {text}" for text in (weights, data) if text]
 
 
 def _parser() -> argparse.ArgumentParser:

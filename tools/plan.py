@@ -11,6 +11,7 @@ from megatron_rb.bench.plan.published import write_report
 from megatron_rb.planner.report import settings_text, table, write_json
 from megatron_rb.planner.search import plan
 from megatron_rb.planner.timeline import draw_timeline
+from megatron_rb.shapes.published import missing_weights
 
 
 def main(argv: list[str]) -> int:
@@ -18,12 +19,16 @@ def main(argv: list[str]) -> int:
     if options.published:
         write_report(Path(options.published), options.device, print)
         return 0
-    task = build_task(read_request(options.words))
+    request = read_request(options.words)
+    task = build_task(request)
     start, cpu = time.perf_counter(), time.process_time()
     predictions = plan(task)
     took = f"{time.perf_counter() - start:.1f} s ({time.process_time() - cpu:.1f} s of one core)"
     print(table(task, predictions))
-    print(f"\nplanned in {took}")
+    print(f"\nplanned in {took} for {request.histogram.source}")
+    missing = missing_weights(request.config.model.hf_path)
+    if missing:
+        print(missing)
     if options.json:
         write_json(task, predictions, Path(options.json))
     if options.yaml:
@@ -41,9 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="key=value",
         help="model= (or experiment=), cluster= (a device of conf/device or a yaml file), gpus=, data= (a histogram of "
-        "`rb data stats`), and where wanted seq_length=, max_patches=, global_batch_size=, dtype=, max_gpu_memory=, "
-        "calibration=, tp=, pp=, vpp=, cp=, micro_batch=, sequence_parallel=, or settings of the run "
-        "(model.freeze.vision=)",
+        "`rb data stats`, or a mix of `rb bench train`; default images_16k), and where wanted seq_length=, "
+        "max_patches=, global_batch_size=, dtype=, max_gpu_memory=, calibration=, tp=, pp=, vpp=, cp=, micro_batch=, "
+        "sequence_parallel=, or settings of the run (model.freeze.vision=)",
     )
     parser.add_argument("--json", default="", metavar="FILE", help="write `best` and `ranked`")
     parser.add_argument("--yaml", default="", metavar="FILE", help="write the best as settings for `rb launch`")

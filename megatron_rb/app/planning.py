@@ -19,6 +19,8 @@ from megatron_rb.config.rules import either
 from megatron_rb.config.schema import Config, DataConfig, RecomputeConfig
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.ledger import Ledger
+from megatron_rb.data.mixes import MIXES, load_mix
+from megatron_rb.data.mock_samples import mix_histogram
 from megatron_rb.data.packing import Budget, plan_step
 from megatron_rb.data.stats import sample_histogram
 from megatron_rb.planner.calibration import load_calibration
@@ -34,8 +36,8 @@ from megatron_rb.planner.task import PlanTask
 from megatron_rb.planner.work import Shards
 from megatron_rb.planner.workload import MicroBatchLimits, MicroBatchSampler
 from megatron_rb.shapes.balance import default_layout
-from megatron_rb.shapes.published import CONFIGS
-from megatron_rb.shapes.shape import RoboBrainShape, load_shape, shape_from_dict
+from megatron_rb.shapes.published import absent_name, shape_of
+from megatron_rb.shapes.shape import RoboBrainShape, load_shape
 
 SHORT = {
     "seq_length": "data.seq_length",
@@ -46,6 +48,8 @@ SHORT = {
 """Words of `rb plan` that are settings of a run."""
 DEGREES = ("tp", "pp", "vpp", "cp", "micro_batch", "sequence_parallel")
 OWN = ("model", "cluster", "gpus", "data", "max_gpu_memory", "calibration", *DEGREES, *SHORT)
+NO_DATA_MIX = "images_16k"
+"""What samples are taken to be like where no data are named."""
 UNITS = {"": 1.0, "GB": 1e9, "GiB": 2.0**30, "G": 1e9, "MB": 1e6, "MiB": 2.0**20}
 
 
@@ -94,7 +98,7 @@ def read_request(words: Sequence[str]) -> Request:
     return Request(
         device,
         _whole("gpus", given["gpus"]),
-        load_histogram(given["data"]),
+        _histogram(given.get("data", ""), shape),
         shape,
         config,
         given.get("calibration", ""),
@@ -102,11 +106,17 @@ def read_request(words: Sequence[str]) -> Request:
     )
 
 
+def _histogram(data: str, shape: RoboBrainShape) -> Histogram:
+    """Of a file that `rb data stats` wrote, or of a mix of `rb bench train` by its name."""
+    if data not in MIXES and Path(data).suffix:
+        return load_histogram(data)
+    return mix_histogram(load_mix(data or NO_DATA_MIX), shape)
+
+
 def _check_complete(given: dict[str, str], settings: Sequence[str]) -> None:
     examples = {
         "cluster": "cluster=h200 (a device) or a yaml file",
         "gpus": "gpus=512",
-        "data": "data=stats.json (`rb data stats` writes it)",
     }
     for name, example in examples.items():
         if name not in given:
@@ -123,19 +133,11 @@ def _model(name: str) -> tuple[RoboBrainShape | None, list[str]]:
         return None, []
     if name in group_choices("model"):
         return shape_of(load_config([f"model={name}"]).model.hf_path), [f"model={name}"]
-    if name in CONFIGS or Path(name).exists():
+    if absent_name(name) or Path(name).exists():
         return shape_of(name), [f"model.hf_path={name}"]
     raise ValueError(
         f"model '{name}' is neither in conf/model ({', '.join(group_choices('model'))}) nor a folder with config.json"
     )
-
-
-def shape_of(hf_path: str) -> RoboBrainShape:
-    """Sizes of a model by its folder; those of a published model also without it."""
-    name = Path(hf_path).name
-    if not Path(hf_path).exists() and name in CONFIGS:
-        return shape_from_dict(CONFIGS[name], f"the published {name}")
-    return load_shape(hf_path)
 
 
 def read_bytes(text: str) -> float:
@@ -210,7 +212,7 @@ def maybe_plan(config: Config) -> Config:
         _device_of(config),
         gpus,
         _histogram_of(config),
-        load_shape(config.model.hf_path),
+        shape_of(config.model.hf_path),
         config,
         config.planner.calibration,
         {"cp": 1} if config.metrics.capture.every else {},

@@ -25,9 +25,11 @@ from megatron_rb.parallel.world import leave_world
 
 def main(argv: Sequence[str]) -> int:
     """Run a function on a folder; wrong input is one sentence and its exit code, `--debug` shows its traceback."""
-    target, folder = [word for word in argv if word != "--debug"]
+    words = [word for word in argv if word != "--debug"]
     try:
-        run(target, Path(folder))
+        if len(words) != 2:
+            raise ValueError(f"a worker is told module:function and a folder, got: {' '.join(words) or 'nothing'}")
+        run(words[0], Path(words[1]))
     except Exception as error:
         code = exit_code_of(error)
         if "--debug" in argv or code is None:

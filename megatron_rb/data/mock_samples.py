@@ -9,6 +9,7 @@ import numpy as np
 
 from megatron_rb.data.mixes import Mix, SampleKind
 from megatron_rb.data.sample import IGNORED, EncodedSample, VisionGrid
+from megatron_rb.planner.histogram import Histogram, histogram_of
 from megatron_rb.shapes.families import VideoTime
 from megatron_rb.shapes.shape import RoboBrainShape
 
@@ -31,10 +32,10 @@ class MockSamples:
 
     def __init__(self, mix: Mix, shape: RoboBrainShape) -> None:
         self.mix, self.shape = mix, shape
-        self._text, self._grids = _draw(mix, shape)
+        self._text, self.grids = _draw(mix, shape)
         sizes = [
             (text + sum(num_tokens(shape, grid) for grid in grids), sum(grid.patches for grid in grids))
-            for text, grids in zip(self._text, self._grids, strict=True)
+            for text, grids in zip(self._text, self.grids, strict=True)
         ]
         self.sizes = np.array(sizes, dtype=np.int64)
         self._check()
@@ -46,7 +47,7 @@ class MockSamples:
 
     def get(self, number: int, *, with_pixels: bool) -> EncodedSample:
         draw = np.random.default_rng([STREAM, self.mix.seed, number])
-        grids = self._grids[number]
+        grids = self.grids[number]
         sample = draw_sample(self.shape, draw, f"mock-{number}", grids, self._text[number], self.mix.answer_share)
         sample.pixels = [self._pixels(draw, grid) for grid in grids] if with_pixels else None
         return sample
@@ -153,3 +154,12 @@ def _draw_media(kind: SampleKind, shape: RoboBrainShape, draw: np.random.Generat
         seconds = 1.0 if vision.tokens_per_second else 0.0  # two frames per second
         media.append(VisionGrid(-(-frames // vision.temporal_patch_size), side(), side(), "video", seconds))
     return tuple(media)
+
+
+def mix_histogram(mix: Mix, shape: RoboBrainShape) -> Histogram:
+    """What the samples of a mix are like, as `rb data stats` tells it of files."""
+    samples, unit = MockSamples(mix, shape), shape.vision.merge_unit
+    tokens, patches = samples.sizes.T
+    seen = [sum(grid.patches * grid.h * grid.w for grid in grids) for grids in samples.grids]
+    source = f"{len(samples)} samples of the mix {mix.name} ({mix.about}), not of data"
+    return histogram_of(tokens - patches // unit, patches, np.array(seen) / np.maximum(patches, 1), source)

@@ -71,6 +71,11 @@ class Mesh:
         return self.grid.group(self.rank, "cp", "dp").index(self.rank)
 
     @property
+    def first_pp_rank(self) -> int:
+        """Global rank of the first pipeline stage beside this rank; it numbers the pipelines too."""
+        return self.grid.rank(replace(self.at, pp=0))
+
+    @property
     def last_pp_rank(self) -> int:
         """Global rank of the last pipeline stage beside this rank."""
         return self.grid.rank(replace(self.at, pp=self.pp_size - 1))

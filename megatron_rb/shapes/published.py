@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from megatron_rb.shapes.shape import RoboBrainShape, shape_from_dict
+from megatron_rb.shapes.shape import RoboBrainShape, load_shape, shape_from_dict
 
 
 def _robobrain20(ffn: int, vision_ffn: int, tied: bool, **text: int) -> dict[str, Any]:
@@ -106,6 +107,15 @@ CONFIGS = {
     ),
 }
 
+BASES = {
+    "Qwen2.5-VL-3B-Instruct": "RoboBrain2.0-3B",
+    "Qwen2.5-VL-7B-Instruct": "RoboBrain2.0-7B",
+    "Qwen2.5-VL-32B-Instruct": "RoboBrain2.0-32B",
+    "Qwen3-VL-4B-Instruct": "RoboBrain2.5-4B",
+    "Qwen3-VL-8B-Instruct": "RoboBrain2.5-8B",
+}
+"""Models that RoboBrain starts from, which have its sizes."""
+
 PARAMETERS = {
     "RoboBrain2.0-3B": 3_754_622_976,
     "RoboBrain2.0-7B": 8_292_166_656,
@@ -119,3 +129,27 @@ PARAMETERS = {
 def published_shape(name: str) -> RoboBrainShape:
     """The sizes of a published model, without its folder."""
     return shape_from_dict(CONFIGS[name], name)
+
+
+def shape_of(hf_path: str) -> RoboBrainShape:
+    """Sizes of a model by its folder; those of a published model, and of one that RoboBrain starts from, without it."""
+    name = absent_name(hf_path)
+    return published_shape(BASES.get(name, name)) if name else load_shape(hf_path)
+
+
+def absent_name(hf_path: str) -> str:
+    """The known model that a folder which is not there is named after; empty where it is none, or is there."""
+    name = Path(hf_path).name
+    return name if name in (*CONFIGS, *BASES) and not Path(hf_path).exists() else ""
+
+
+def missing_weights(hf_path: str) -> str:
+    """What is missing of a model that is known here by its sizes alone; empty when its folder is there."""
+    name = absent_name(hf_path)
+    if not name:
+        return ""
+    owner = "Qwen" if name in BASES else "BAAI"
+    return (
+        f"the weights of {name} are not here: put its Hugging Face folder (huggingface.co/{owner}) at {hf_path}, or "
+        f"name another in model.hf_path"
+    )

@@ -53,8 +53,7 @@ class PassTracer:
     def timeline(self) -> StageTimeline:
         """What this rank did in the traced step."""
         mesh = self.mesh
-        pipeline = (mesh.dp_rank * mesh.cp_size + mesh.cp_rank) * mesh.tp_size + mesh.tp_rank
-        return StageTimeline(mesh.rank, mesh.pp_rank, pipeline, tuple(self.spans))
+        return StageTimeline(mesh.rank, mesh.pp_rank, mesh.first_pp_rank, tuple(self.spans))
 
     def enter(self, kind: str) -> float:
         """A pass begins: its moment."""

@@ -78,6 +78,12 @@ def test_a_function_that_does_not_exist_is_named(target):
         worker.function_of(target)
 
 
+def test_other_words_than_a_function_and_a_folder_are_refused(ends, capsys):
+    with pytest.raises(Left, match="^2$"):
+        worker.main([f"{WORKED}:wrong"])
+    assert "a worker is told module:function and a folder" in capsys.readouterr().err
+
+
 def test_a_session_without_settings_is_refused(ends, tmp_path, capsys):
     with pytest.raises(Left, match="^2$"):
         worker.main([f"{WORKED}:describe", str(tmp_path)])

@@ -93,6 +93,18 @@ def test_dry_run_of_every_engine_is_fast_and_complete(inputs, engine: str):
     assert seconds < 10, "2 s on a machine with nothing else to do"
 
 
+def test_a_published_model_is_looked_at_without_its_folder_and_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["launch", "model=robobrain20_7b", "parallel=tp2_pp2", "platform=cpu", "run_dir=r"]
+    assert cli.main([*words, "action=dryrun"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "predicted peak memory of a rank by pipeline stage" in text
+    assert "still missing: the weights of RoboBrain2.0-7B are not here" in text and "at models/RoboBrain2.0-7B" in text
+    assert "still missing: data.train is empty" in text
+    assert cli.main(words) == 2
+    assert "the weights of RoboBrain2.0-7B are not here" in " ".join(capsys.readouterr().err.split())
+
+
 def test_folder_that_was_there_stays(tmp_path):
     (tmp_path / "r").mkdir()
     with pytest.raises(KeyboardInterrupt), nothing_left_behind(tmp_path / "r"):

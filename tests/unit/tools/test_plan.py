@@ -46,3 +46,21 @@ def test_wrong_words_are_one_sentence(tmp_path: Path, capsys):
     assert "has no peak_flops for fp32 (it has bf16)" in capsys.readouterr().err
     assert cli.main(["plan", *words, "cluster=h200", "max_gpu_memory=2GB"]) == 2
     assert "memory binds" in capsys.readouterr().err
+
+
+def test_a_published_model_is_planned_without_its_folder_and_without_data(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plan", "model=robobrain25_4b", "cluster=h200", "gpus=8", "tp=1", "pp=1"]) == 0
+    text = capsys.readouterr().out
+    assert "for 20000 samples of the mix images_16k" in text and "not of data" in text
+    assert "the weights of RoboBrain2.5-4B are not here: put its Hugging Face folder" in text
+    assert "at models/RoboBrain2.5-4B" in text
+
+
+def test_a_mix_is_planned_for_by_its_name(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", "model=Qwen2.5-VL-3B-Instruct", "cluster=h200", "gpus=8", "tp=1", "pp=1"]
+    assert cli.main([*words, "data=text_8k"]) == 0
+    assert "of the mix text_8k (text alone" in capsys.readouterr().out
+    assert cli.main([*words, "data=text_9k"]) == 2
+    assert "there is no mix 'text_9k'; did you mean text_8k?" in capsys.readouterr().err
