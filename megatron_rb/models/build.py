@@ -154,7 +154,8 @@ def random_weights(stages: list[RoboBrainStage], seed: int) -> Callable[[str], t
             return torch.zeros(size)
         if len(size) == 1:
             return torch.ones(size)
-        generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+        # One number of 32 bits made of both: torch's generator on the CPU reads no more of its seed.
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
         return torch.randn(size, generator=generator) * initializer_range
 
     return read

@@ -5,9 +5,7 @@ import pytest
 import torch
 
 from megatron_rb.data.padding import Size
-from megatron_rb.data.sample import VisionGrid
 from megatron_rb.layout.token_axis import ranges_of_rank
-from megatron_rb.models.frames import FrameShares
 from megatron_rb.models.inputs import build_micro_batch
 from megatron_rb.models.work import Work, work_of
 from megatron_rb.parity.samples import draw_samples
@@ -77,23 +75,3 @@ def test_a_batch_without_samples_has_a_row_of_everything(shape):
         assert part.num_labels == part.vision.num_real_patches == part.text.num_real_tokens == 0
         assert part.vision.num_patches > 0 and part.text.num_tokens == 2 and len(part.text.label_rows) == 1
         assert part.text.keys.segments.borders[-1] == sum(stop - start for start, stop in part.text.keys.ranges)
-
-
-def test_frames_of_a_video_are_shared_and_none_is_cut():
-    grids = [VisionGrid(5, 4, 6, "video", 0.5), VisionGrid(1, 8, 8, "image"), VisionGrid(1, 2, 2, "image")]
-    shares = FrameShares.of(grids, 2)
-    loads = [sum(grid.patches for grid in shares.grids_of(rank)) for rank in range(2)]
-    # The image of 64 beside three frames of 24, one more frame for either, and the 4 patches for the lighter one.
-    assert loads == [64 + 24 + 4, 4 * 24] and shares.most_patches() == 96
-    assert all((grid.h, grid.w) in {(4, 6), (8, 8), (2, 2)} for rank in range(2) for grid in shares.grids_of(rank))
-    pixels = [np.arange(grid.patches, dtype=np.float32)[:, None] for grid in grids]
-    taken = [np.concatenate(shares.pixels_of(rank, pixels)) for rank in range(2)]
-    assert sorted(np.concatenate(taken).ravel().tolist()) == sorted(np.concatenate(pixels).ravel().tolist())
-
-
-def test_a_rank_above_its_share_of_a_bucket_is_padded_in_few_steps():
-    shares = FrameShares.of([VisionGrid(1, 8, 8, "image"), VisionGrid(1, 4, 4, "image")], 2)
-    assert shares.padded_patches(0, 4) == 64
-    assert shares.padded_patches(200, 4) == 100
-    # The share is 40 and its steps are 5: 65, and a multiple of 4 above it.
-    assert shares.padded_patches(80, 4) == 68
