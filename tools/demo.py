@@ -11,17 +11,15 @@ import sys
 import time
 from pathlib import Path
 
-from megatron_rb.bench.demo_scores import DemoRequest, evaluate_demo, write_demo_questions
+from megatron_rb.bench.demo_scores import DemoRequest, write_demo_questions
+from megatron_rb.bench.demo_summary import demo_summary
 from megatron_rb.config.compose import load_config
-from megatron_rb.config.derive import replica_size
-from megatron_rb.data.answer_file import read_answers
 
 ROOT = Path("runs/demo")
 PARITY_SAMPLES = 6
 HOPS_PER_EPISODE = 8
 ANSWER_TOKENS = 28
 """A point with its depth needs about twenty."""
-COMPARED = ("pointing_hit_rate", "depth_error_cm", "voc_plus", "voc_minus")
 
 
 def main(argv: list[str]) -> int:
@@ -82,36 +80,10 @@ def main(argv: list[str]) -> int:
         "--layout",
         config.parallel.layout,
     )
-    summary = _summarise(config, request, started)
+    summary = demo_summary(ROOT, config, request, round(time.monotonic() - started, 1))
     (ROOT / "summary.json").write_text(json.dumps(summary, indent=2))
     print(json.dumps(summary, indent=2))
     return 0
-
-
-def _summarise(config, request: DemoRequest, started: float) -> dict:
-    from megatron_rb.evaluation.heldout import constant_loss
-
-    records = [json.loads(line) for line in (ROOT / "metrics.jsonl").read_text().splitlines()]
-    losses = [record["loss"] for record in records if record["kind"] == "step"]
-    evaluations = [record["values"] for record in records if record["kind"] == "eval"]
-    logits = next(row for row in json.loads((ROOT / "parity.json").read_text()) if row["name"] == "logits")
-    scores = evaluate_demo(ROOT / "data", request, read_answers(ROOT / "eval/answers.jsonl"))
-    return {
-        "layout": config.parallel.layout,
-        "world_size": replica_size(config.parallel),
-        "seconds": round(time.monotonic() - started, 1),
-        "train": {"steps": len(losses), "first_loss": losses[0], "final_loss": losses[-1]},
-        "eval": {
-            "untrained_loss": evaluations[0]["loss"],
-            "constant_loss": constant_loss(config.data, str(ROOT / "export"), ROOT / "ledger.jsonl"),
-            "trained_loss": evaluations[-1]["loss"],
-            "untrained_hop_loss": evaluations[0]["hop_loss"],
-            "trained_hop_loss": evaluations[-1]["hop_loss"],
-            **scores["model"],
-            **{f"constant_{name}": value for name, value in scores["constant"].items() if name in COMPARED},
-        },
-        "export": {"max_abs_logit_diff": logits["max_abs"]},
-    }
 
 
 def _rb(*words: object) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from megatron_rb.data.answer_file import usage_in
 from megatron_rb.evaluation.benchmark_files import as_row
 from megatron_rb.evaluation.evaluate import load_benchmark, publish
-from megatron_rb.evaluation.truth import Coordinates
 from megatron_rb.generation.answer_source import add_arguments, answers_of, shown_size
 from megatron_rb.generation.questions import Questions
 from megatron_rb.launch.workers import start_workers
+from megatron_rb.scores.truth import Coordinates
 
 
 def main(argv: list[str]) -> int:

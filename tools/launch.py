@@ -13,7 +13,7 @@ from megatron_rb.launch.actions import dry_run, run
 from megatron_rb.launch.main import OF_A_RUN, act_on_run, split_words, sweep_of
 from megatron_rb.launch.prepare import build_job, check_paths
 from megatron_rb.launch.sweep import launch_sweep
-from megatron_rb.shapes.foreign import foreign_kind
+from megatron_rb.shapes.foreign import check_init
 from megatron_rb.shapes.published import missing_weights, shape_of
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         shape = shape_of(config.model.hf_path)
         derived = derive(config, shape)
         check_paths(config, derived, needs_data=not dry)
-        check_form(derived.init)
+        check_init(derived.init)
         prepared.append((config, build_job(config, derived)))
     if len(prepared) > 1:
         return launch_sweep(prepared, options)
@@ -54,13 +54,6 @@ def _still_missing(config: Config) -> list[str]:
     weights = missing_weights(config.model.hf_path)
     data = "" if config.data.train else "data.train is empty: name at least one jsonl file of conversations"
     return [f"still missing: {text}" for text in (weights, data) if text]
-
-
-def check_form(init: str) -> None:
-    """Raise ValueError when a run's first weights lie in a form that it does not read, before anything starts."""
-    kind = foreign_kind(init)
-    if kind:
-        raise ValueError(f"checkpoint.init: {init} {kind}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -54,6 +54,7 @@ def assemble(config: Config, heartbeat: Heartbeat, attempt: Attempt) -> Run:
     train_steps = derive_steps(
         config.schedule, config.data, len(samples.training), int(samples.training.sizes[:, 0].sum())
     )
+    _check_profile(config, train_steps)
     seed_everything(config.seed, session.platform)
     trainable = build_trainable(session, config, derived.init)
     schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, train_steps)
@@ -178,6 +179,12 @@ def _log_start(config: Config, derived: Derived, session: Session, peak: Peak | 
         f"{Path(derived.run_dir)}\n{kernels}\n{_optimizer_words(config)}; MFU is a share of {_peak_words(peak)}",
         flush=True,
     )
+
+
+def _check_profile(config: Config, train_steps: int) -> None:
+    late = [step for step in config.metrics.profile.steps if step > train_steps]
+    if late:
+        raise ValueError(f"metrics.profile.steps names step {late[0]}; the run has {train_steps} steps")
 
 
 def _profiler(config: Config, derived: Derived, session: Session) -> StepProfiler:

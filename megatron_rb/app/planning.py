@@ -107,10 +107,10 @@ def read_request(words: Sequence[str]) -> Request:
 
 
 def _histogram(data: str, shape: RoboBrainShape) -> Histogram:
-    """Of a file that `rb data stats` wrote, or of a mix of `rb bench train` by its name."""
-    if data not in MIXES and Path(data).suffix:
-        return load_histogram(data)
-    return mix_histogram(load_mix(data or NO_DATA_MIX), shape)
+    """Of a file that `rb data stats` wrote, or of a mix of `rb bench train` by its name or yaml file."""
+    path = Path(data)
+    is_mix = not data or data in MIXES or path.suffix in (".yaml", ".yml") or not (path.suffix or path.exists())
+    return mix_histogram(load_mix(data or NO_DATA_MIX), shape) if is_mix else load_histogram(data)
 
 
 def _check_complete(given: dict[str, str], settings: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """The one entry of worker processes: `python -m megatron_rb.app.worker module:function FOLDER`.
 
 A function whose first argument is `session` is called with an open one, the config and the folder; the session is that
-of the folder's `config.yaml`. Any other is called with the folder.
+of the folder's `config.yaml`. Any other is called with the folder. Commands start it once per process; srun and
+torchrun can start it on such a folder too.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from megatron_rb.builders.episodes import Episode, read_episodes
-from megatron_rb.evaluation.scoring import score
+from megatron_rb.scores.scoring import score
 from megatron_rb.scores.value_metrics import voc_minus, voc_plus
 from megatron_rb.spatial import prompts
 from megatron_rb.spatial.answers import parse_points, parse_points_with_depth

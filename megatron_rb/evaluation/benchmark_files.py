@@ -17,7 +17,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from megatron_rb.data.answer_file import write_whole
-from megatron_rb.evaluation import tracespatial
+from megatron_rb.scores import tracespatial
 
 QUESTION_TYPES = {
     "pointing": "pointing",

@@ -20,8 +20,8 @@ from megatron_rb.evaluation.benchmark_files import (
     write_questions,
 )
 from megatron_rb.evaluation.html_report import write_report
-from megatron_rb.evaluation.scoring import check_questions, score_all, summarise
-from megatron_rb.evaluation.truth import Coordinates, coordinates_of_answers
+from megatron_rb.scores.scoring import check_questions, score_all, summarise
+from megatron_rb.scores.truth import Coordinates, coordinates_of_answers
 
 ShownSize = Callable[[int, int], tuple[int, int]]
 Table = Mapping[str, Mapping[str, Any]]

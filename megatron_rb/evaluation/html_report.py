@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw
 from megatron_rb.data.answer_file import write_whole
 from megatron_rb.data.media import load_picture
 from megatron_rb.data.problems import BadSample
-from megatron_rb.evaluation import tracespatial, truth
 from megatron_rb.evaluation.benchmark_files import image_paths
-from megatron_rb.evaluation.scoring import HALF, Scored
-from megatron_rb.evaluation.truth import Parse
+from megatron_rb.scores import tracespatial, truth
+from megatron_rb.scores.scoring import HALF, Scored
+from megatron_rb.scores.truth import Parse
 from megatron_rb.spatial.answers import parse_points, parse_points_with_depth
 from megatron_rb.spatial.points import GRID
 

@@ -1,4 +1,4 @@
-"""Progress curves of episodes: which pairs to ask about, answers -> curves and VOC, pictures of both."""
+"""Progress curves of episodes: which pairs to ask about, answers -> curves and VOC."""
 
 from __future__ import annotations
 
@@ -12,16 +12,12 @@ from typing import Any
 import numpy as np
 
 from megatron_rb.data.hop_file import path_from, store_frames
-from megatron_rb.data.media import load_picture
 from megatron_rb.data.problems import BadSample, refusing_the_unexpected
 from megatron_rb.scores.value_metrics import evaluation_frames, spearman, voc_minus, voc_plus
 from megatron_rb.value.answers import parse_score
 from megatron_rb.value.episodes import BadEpisode, KeyFramedEpisode, read_key_framed
 from megatron_rb.value.label import cameras_of, question_rows
 from megatron_rb.value.reconstruct import METHODS, Consistency, completion, reconstruct
-
-MOST_PICTURES = 16
-"""Frames shown below the curves of an episode."""
 
 
 @dataclass(frozen=True)
@@ -146,42 +142,3 @@ def read_curves(file: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{file}:{number} lacks {', '.join(missing)}; rb value score writes such files")
         curves.append(entry)
     return curves
-
-
-def plot_curves(entry: Mapping[str, Any], pictures: Sequence[Path], out: Path) -> None:
-    """Draw the curves of one episode with its frames below, each under its place in time, as PNG.
-
-    Args:
-        entry: `EpisodeCurves.as_json()`.
-        pictures: the front picture of each of `entry["frames"]`; a missing file leaves a gap, and of more than
-            `MOST_PICTURES` evenly spaced ones are shown.
-    """
-    from matplotlib.figure import Figure
-
-    frames = entry["frames"]
-    shown = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), MOST_PICTURES)).round().astype(int))
-    figure = Figure(figsize=(max(7.0, 1.2 * len(shown) + 1), 5.4), dpi=100)
-    grid = figure.add_gridspec(
-        2, len(shown), height_ratios=[3, 1], wspace=0.05, hspace=0.28, left=0.07, right=0.98, top=0.9, bottom=0.02
-    )
-    axis = figure.add_subplot(grid[0, :])
-    for method, values in entry["curves"].items():
-        width = 3.0 if method == METHODS[0] else 1.2
-        axis.plot(frames, values, marker=".", linewidth=width, label=f"{method} ({entry['voc'][method]:+.2f})")
-    half = (frames[-1] - frames[0]) / (len(shown) - 1) / 2
-    axis.set(ylim=(-0.03, 1.03), xlim=(frames[0] - half, frames[-1] + half), ylabel="progress", xlabel="frame")
-    axis.set_xticks([frames[number] for number in shown])
-    axis.grid(alpha=0.3)
-    axis.set_title(
-        f"{entry['episode']}: {entry['completion']}, VOC+ {entry['voc_plus']:+.2f}, VOC- {entry['voc_minus']:+.2f}, "
-        f"{entry['unreadable']} of {entry['answers']} answers unreadable",
-        fontsize=10,
-    )
-    axis.legend(fontsize=8, title="method (rank correlation with time)", title_fontsize=8, loc="upper left")
-    for column, number in enumerate(shown):
-        below = figure.add_subplot(grid[1, column])
-        below.axis("off")
-        if pictures[number].is_file():
-            below.imshow(np.asarray(load_picture(pictures[number])))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)

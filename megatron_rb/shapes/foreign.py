@@ -37,6 +37,13 @@ def foreign_kind(path: str | Path) -> str | None:
     return None
 
 
+def check_init(path: str) -> None:
+    """Raise ValueError when a run's first weights (`checkpoint.init`) lie in a form that it does not read."""
+    kind = foreign_kind(path)
+    if kind:
+        raise ValueError(f"checkpoint.init: {path} {kind}")
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a folder is what PEFT saves of a LoRA or another adapter."""
     return any((folder / name).is_file() for name in _ADAPTER_FILES)

@@ -24,7 +24,7 @@ from megatron_rb.models.build import (
 from megatron_rb.models.layers import LayerProvider
 from megatron_rb.models.stage import RoboBrainStage
 from megatron_rb.parallel.session import Session
-from megatron_rb.shapes.foreign import foreign_kind
+from megatron_rb.shapes.foreign import check_init
 from megatron_rb.shapes.shape import model_fingerprint
 from megatron_rb.train.gradients import gradient_finalizer, tie_embeddings
 from megatron_rb.train.optimizers import build_optimizer, ddp_config
@@ -69,9 +69,8 @@ def initialise(stages: list[RoboBrainStage], session: Session, init: str, seed: 
         load_weights(list(stages), model_fingerprint(session.shape), init)
     elif (Path(init) / "config.json").is_file():
         fill_weights(stages, session.mesh, HFReader(init, session.shape).read)
-    elif kind := foreign_kind(init):
-        raise ValueError(f"checkpoint.init: {init} {kind}")
     else:
+        check_init(init)
         raise ValueError(
             f"checkpoint.init '{init}' is neither a checkpoint nor a Hugging Face folder; "
             f"give one of them, or checkpoint.init=random for fresh weights"

@@ -5,16 +5,18 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 
 from megatron_rb.config.compose import group_choices
 
+# By their metadata: looking for the module `pip` makes setuptools leave its own distutils out of this process.
+INSTALLED = {found.name for found in distributions()}
 pytestmark = [
     pytest.mark.timeout(300),
-    pytest.mark.skipif(find_spec("pip") is None or find_spec("setuptools") is None, reason="needs pip and setuptools"),
+    pytest.mark.skipif(not {"pip", "setuptools"} <= INSTALLED, reason="needs pip and setuptools"),
 ]
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = ("megatron_rb", "kernels", "launch", "conf", "tools", "setup.py", "pyproject.toml", "README.md", "LICENSE")

@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
-from megatron_rb.bench.plan.two_processes import HAND_MADE, markdown, run
-from megatron_rb.launch.job import WORKER, JobSpec
-from megatron_rb.launch.local import free_port
-from megatron_rb.launch.main import run_job
+from megatron_rb.bench.plan.two_processes import HAND_MADE, MEASURE, markdown, run
+from megatron_rb.launch.workers import start_workers
 from megatron_rb.platform import get_platform
-
-MEASURE = "megatron_rb.bench.plan.measure:measure_cases"
 
 
 def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="bench-plan-") as folder:
-        results = run(Path(folder), options.rounds, start_workers)
+        results = run(Path(folder), options.rounds, partial(start_workers, MEASURE, threads=1))
     for result in results:
         for row in result.rows:
             seconds = f"{row.predicted:>8.3f} s predicted {row.measured:>8.3f} s ± {row.spread:.3f} measured"
@@ -34,11 +31,6 @@ def main(argv: list[str]) -> int:
         (out / "two_processes.md").write_text(markdown(results, machine, options.rounds))
         (out / "two_processes.json").write_text(json.dumps([result.as_json() for result in results], indent=1))
     return 0
-
-
-def start_workers(folder: Path, processes: int) -> int:
-    port = free_port("127.0.0.1")
-    return run_job(JobSpec(WORKER, (MEASURE, str(folder)), processes, folder, master_port=port))
 
 
 def _parser() -> argparse.ArgumentParser:

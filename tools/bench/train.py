@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
-from megatron_rb.launch.command import threads_per_rank
-from megatron_rb.launch.job import WORKER, JobSpec
-from megatron_rb.launch.local import free_port
-from megatron_rb.launch.main import run_job
+from megatron_rb.launch.workers import start_workers
 
 MEASURE = "megatron_rb.bench.train.measure:measure"
 
@@ -37,16 +33,7 @@ def main(argv: list[str]) -> int:
     )
     folder = Path(options.out) if options.out else default_folder(time.strftime("%Y%m%d-%H%M%S"))
     with prepared(request, folder) as ready:
-        job = JobSpec(
-            WORKER,
-            (MEASURE, str(folder)),
-            ready.processes,
-            folder,
-            master_port=free_port("127.0.0.1"),
-            env=ready.env,
-            threads_per_rank=threads_per_rank(ready.threads, len(os.sched_getaffinity(0)), ready.processes),
-        )
-        code = run_job(job)
+        code = start_workers(MEASURE, folder, ready.processes, ready.threads, ready.env)
     if code:
         return code
     result = load_result(folder)

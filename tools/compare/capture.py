@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
+from megatron_rb.app.capture_config import CAPTURE, capture_config
 from megatron_rb.app.planning import maybe_plan
 from megatron_rb.config.compose import CONFIG_FILE, load_config, save_config
 from megatron_rb.config.derive import derive
-from megatron_rb.launch.command import threads_per_rank
-from megatron_rb.launch.job import WORKER, JobSpec
-from megatron_rb.launch.local import free_port
-from megatron_rb.launch.main import run_job
 from megatron_rb.launch.prepare import check_paths, run_environment
+from megatron_rb.launch.workers import start_workers
 from megatron_rb.shapes.shape import load_shape
-
-CAPTURE = "megatron_rb.app.capture:capture"
 
 
 def main(argv: list[str]) -> int:
@@ -30,22 +25,10 @@ def main(argv: list[str]) -> int:
     config = maybe_plan(load_config(options.settings))
     derived = derive(config, load_shape(config.model.hf_path))
     check_paths(config, derived)
-    config.run_dir, config.checkpoint.dir, config.checkpoint.init = str(out / "run"), "", derived.init
-    capture = config.metrics.capture
-    capture.every, capture.limit, capture.dir = 1, options.steps, str(out)
-    config.metrics.tensorboard = config.metrics.plots = config.metrics.progress = False
-    save_config(config, out / "run" / CONFIG_FILE)
-    threads = threads_per_rank(config.platform.threads_per_rank, len(os.sched_getaffinity(0)), derived.world_size)
-    job = JobSpec(
-        WORKER,
-        (CAPTURE, str(out / "run")),
-        derived.world_size,
-        out / "run",
-        master_port=free_port("127.0.0.1"),
-        threads_per_rank=threads,
-        env=run_environment(config),
-    )
-    code = run_job(job)
+    config = capture_config(config, derived.init, out, options.steps)
+    save_config(config, Path(config.run_dir) / CONFIG_FILE)
+    threads, env = config.platform.threads_per_rank, run_environment(config)
+    code = start_workers(CAPTURE, Path(config.run_dir), derived.world_size, threads, env)
     if code == 0:
         print(f"captures: {out}; copy the folder to where the other one is, then rb compare numerics A B")
     return code

@@ -25,6 +25,8 @@ from megatron_rb.planner.workload import Drawn, MicroBatches, MicroBatchLimits, 
 from megatron_rb.shapes.published import CONFIGS
 from megatron_rb.shapes.shape import RoboBrainShape, shape_from_dict
 
+MEASURE = "megatron_rb.bench.plan.measure:measure_cases"
+"""What its two processes run."""
 PP_SIZE = 2
 DEGREES = Degrees(tp=1, pp=PP_SIZE, vpp=1, dp=1, micro_batch=1, sequence_parallel=False)
 DTYPE = "fp32"

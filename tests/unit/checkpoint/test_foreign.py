@@ -19,9 +19,9 @@ from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
 from megatron_rb.platform.cpu import CpuPlatform
 from megatron_rb.shapes.balance import default_layout
+from megatron_rb.shapes.foreign import check_init
 from megatron_rb.shapes.published import CONFIGS
 from megatron_rb.shapes.shape import load_shape, shape_from_dict
-from megatron_rb.tools.launch import check_form
 from megatron_rb.train.build import initialise
 from tests.parity.tiny_models import write_model
 
@@ -86,7 +86,7 @@ READERS = {
     "migrate": lambda folder, out: migrate_checkpoint(folder, out, "cpu"),
     "verify": lambda folder, out: verify(folder, folder),
     "model.hf_path": lambda folder, out: HFReader(folder, load_shape(folder)),
-    "launch": lambda folder, out: check_form(str(folder)),
+    "launch": lambda folder, out: check_init(str(folder)),
     "checkpoint.init": lambda folder, out: initialise([], SESSION, str(folder), 0),
 }
 
@@ -122,4 +122,4 @@ def test_folders_of_this_stack_are_not_foreign(tmp_path):
     hf = write_model(tmp_path / "hf", "qwen3_vl", 0)
     import_folder(hf, tmp_path / "ckpt")
     for folder in (hf, tmp_path / "ckpt", tmp_path / "none"):
-        check_form(str(folder))
+        check_init(str(folder))

@@ -9,10 +9,10 @@ from PIL import Image
 from megatron_rb.config.schema import DataConfig
 from megatron_rb.evaluation.benchmark_files import read_questions
 from megatron_rb.evaluation.evaluate import load_benchmark
-from megatron_rb.evaluation.scoring import score
 from megatron_rb.generation.answer_source import answers_of, shown_size
 from megatron_rb.generation.answering import answer_all
 from megatron_rb.generation.questions import Questions
+from megatron_rb.scores.scoring import score
 from megatron_rb.tools import demo_data, demo_model
 
 HELDOUT = Path(__file__).parents[3] / "examples" / "robosim" / "heldout"

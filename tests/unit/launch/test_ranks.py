@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_rb.launch.beats import Hang
-from megatron_rb.launch.failure import Failure, FailureKind, describe_exit
+from megatron_rb.launch.failure import Failure, FailureKind
 from megatron_rb.launch.ranks import Ranks
 
 
@@ -95,16 +95,3 @@ def test_the_first_step_of_any_rank_is_dated_once(ranks: Ranks):
     dated = ranks.first_step_at
     ranks.move(0, "step", 2)
     assert dated is not None and ranks.first_step_at == dated
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        (3, "failed with exit code 3"),
-        (139, "was killed by SIGSEGV"),
-        (137, "was killed by SIGKILL (often: the machine ran out of memory)"),
-        (255, "failed with exit code 255"),
-    ],
-)
-def test_exit_codes_are_told_as_a_shell_has_them(code: int, words: str):
-    assert describe_exit(code) == words

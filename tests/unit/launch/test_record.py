@@ -1,4 +1,4 @@
-"""`run.json` keeps the words for what happened."""
+"""`run.json`: what happened in a run, and how much of its time counted."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rb.launch.failure import FailureKind
-from megatron_rb.launch.record import AttemptNote, RunRecord, load_record
+from megatron_rb.launch.record import AttemptNote, RunRecord, effective_time_ratio, load_record, running_seconds
 
 
 def record(kind: str) -> RunRecord:
@@ -38,3 +38,13 @@ def test_a_note_of_an_earlier_version_without_a_kind_is_read(tmp_path: Path):
     (tmp_path / "run.json").write_text(json.dumps(content))
     found = load_record(tmp_path)
     assert found is not None and found.attempts[0].kind == ""
+
+
+def test_time_stopped_on_purpose_is_not_lost():
+    notes = [
+        AttemptNote(1, "a", [], started=0.0, resumed_from=0, ended=10.0, outcome="stopped"),
+        AttemptNote(2, "b", [], started=1000.0, resumed_from=5, ended=1010.0, outcome="failed"),
+        AttemptNote(3, "c", [], started=1015.0, resumed_from=5),
+    ]
+    assert running_seconds(notes, until=1020.0) == 30.0
+    assert effective_time_ratio([12.0, 3.0], 30.0) == 0.5

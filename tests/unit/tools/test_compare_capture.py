@@ -4,12 +4,11 @@ import json
 
 from megatron_rb.cli import main
 from megatron_rb.shapes.published import CONFIGS
-from megatron_rb.tools.compare import capture
 
 
 def test_processes_get_the_environment_of_platform_and_site(tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr(capture, "run_job", lambda job: jobs.append(job) or 7)
+    monkeypatch.setattr("megatron_rb.launch.workers.run_job", lambda job: jobs.append(job) or 7)
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf/config.json").write_text(json.dumps(CONFIGS["RoboBrain2.0-3B"]))
     (tmp_path / "rows.jsonl").touch()

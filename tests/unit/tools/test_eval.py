@@ -8,7 +8,7 @@ from PIL import Image
 from megatron_rb.builders.build import SampleMix, build_rows
 from megatron_rb.builders.episodes import read_episodes
 from megatron_rb.evaluation.html_report import PREDICTED, TRUE, draw
-from megatron_rb.evaluation.scoring import score, summarise
+from megatron_rb.scores.scoring import score, summarise
 from megatron_rb.spatial.points import ImageSize
 from megatron_rb.tools import eval as eval_tool
 

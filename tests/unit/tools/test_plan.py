@@ -62,5 +62,10 @@ def test_a_mix_is_planned_for_by_its_name(tmp_path: Path, monkeypatch, capsys):
     words = ["plan", "model=Qwen2.5-VL-3B-Instruct", "cluster=h200", "gpus=8", "tp=1", "pp=1"]
     assert cli.main([*words, "data=text_8k"]) == 0
     assert "of the mix text_8k (text alone" in capsys.readouterr().out
+    (tmp_path / "stats.json").write_text("{}")
+    (tmp_path / "stats").write_text("{}")
+    for file in ("stats", "stats.json", "nowhere.json"):
+        assert cli.main([*words, f"data={file}"]) == 2
+        assert file in capsys.readouterr().err
     assert cli.main([*words, "data=text_9k"]) == 2
     assert "there is no mix 'text_9k'; did you mean text_8k?" in capsys.readouterr().err

@@ -213,3 +213,19 @@ def test_wrong_input_is_one_sentence(tmp_path):
         curves.write_text(text)
         with pytest.raises(ValueError, match=message):
             value.main(["plot", *data, "--curves", str(curves), "--out", str(tmp_path / "png")])
+
+
+def test_curves_of_other_episodes_are_refused_before_a_picture_is_drawn(tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    data, curves = ["--data", str(HELDOUT / "lift.jsonl")], tmp_path / "c.jsonl"
+    answers = ["--answers", str(tmp_path / "none.jsonl"), "--interval", "5"]
+    assert value.main(["score", *data, *answers, "--out", str(curves)]) == 0
+    first, second, *_ = [json.loads(line) for line in curves.read_text().splitlines()]
+    for wrong, message in (
+        (second | {"episode": "elsewhere"}, "names elsewhere, which"),
+        (second | {"frames": [0, 999]}, f"names frames of {second['episode']} that"),
+    ):
+        curves.write_text("".join(json.dumps(entry) + "\n" for entry in (first, wrong)))
+        with pytest.raises(ValueError, match=message):
+            value.main(["plot", *data, "--curves", str(curves), "--out", str(tmp_path / "png")])
+    assert not (tmp_path / "png").exists()

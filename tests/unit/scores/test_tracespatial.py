@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from megatron_rb.evaluation.benchmark_files import image_paths, read_questions
-from megatron_rb.evaluation.scoring import score, summarise
+from megatron_rb.scores.scoring import score, summarise
 from megatron_rb.tools import eval as eval_tool
 
 FX = 100.0

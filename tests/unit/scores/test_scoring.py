@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from megatron_rb.evaluation.html_report import PREDICTED, TRUE, draw
-from megatron_rb.evaluation.scoring import score, score_all, summarise
-from megatron_rb.evaluation.truth import mask_of
+from megatron_rb.scores.scoring import score, score_all, summarise
+from megatron_rb.scores.truth import mask_of
 from megatron_rb.tools import eval as eval_tool
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_rb.evaluation import tracespatial, truth
-from megatron_rb.evaluation.truth import Coordinates, Question
+from megatron_rb.scores import tracespatial, truth
 from megatron_rb.scores.answer_metrics import (
     IOU_THRESHOLDS,
     box_iou,
@@ -24,6 +23,7 @@ from megatron_rb.scores.answer_metrics import (
 )
 from megatron_rb.scores.pointing import box_in_mask, flagevalmm_in_mask, point_in_mask
 from megatron_rb.scores.trace_metrics import discrete_frechet, hausdorff, rmse_resampled, rmse_shared
+from megatron_rb.scores.truth import Coordinates, Question
 from megatron_rb.spatial.answers import AnswerProblem, parse_points, parse_points_with_depth
 from megatron_rb.spatial.points import GRID
 from megatron_rb.spatial.text_answers import parse_length, parse_number
