@@ -1,15 +1,10 @@
 """The sizes that micro-batches are padded to."""
 
-import logging
-
 import numpy as np
 import pytest
 
 from megatron_rb.data.packing import Budget, plan_step
-from megatron_rb.data.padding import PaddingPlan, PaddingPolicy, Size, fragmentation, largest_micro_batch, plan_sizes
-from megatron_rb.platform.base import MemoryStats
-from megatron_rb.platform.cpu import CpuPlatform
-from megatron_rb.train.allocator import release_cached_memory
+from megatron_rb.data.padding import PaddingPolicy, Size, fragmentation, largest_micro_batch, plan_sizes
 
 MULTIPLE = Size(2, 8)
 
@@ -98,29 +93,6 @@ def test_no_micro_batch_of_a_data_set_is_above_its_largest():
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="num_buckets 0"):
         PaddingPolicy(Size(1, 1), MULTIPLE, 0)
-
-
-class CachingPlatform(CpuPlatform):
-    """An allocator of which a third is unused until its cache is emptied."""
-
-    def __init__(self) -> None:
-        self.reserved = 150
-
-    def memory(self) -> MemoryStats:
-        return MemoryStats(allocated=100, reserved=self.reserved)
-
-    def empty_cache(self) -> None:
-        self.reserved = 100
-
-
-def test_starting_anew_empties_the_cache_and_says_so(caplog):
-    platform = CachingPlatform()
-    with caplog.at_level(logging.WARNING):
-        release_cached_memory(platform, PaddingPlan((Size(120, 800),), outgrown=Size(100, 800)))
-    assert platform.reserved == 100
-    (line,) = (record.message for record in caplog.records)
-    assert "outgrew 100 tokens and 800 patches" in line and "padded to 120 tokens and 800 patches" in line
-    assert "33.3% before the clean-up, 0.0% after" in line
 
 
 def test_fragmentation_is_the_share_without_a_tensor():
