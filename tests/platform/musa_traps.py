@@ -352,5 +352,5 @@ def test_what_the_device_cannot_do_is_said_before_training_starts(
     run = tmp_path / "run"
     settings = [f"model.hf_path={model}", f"model.dtype={dtype}", "data.train=[absent.jsonl]", f"run_dir={run}"]
     with pytest.raises(ValueError, match=words):
-        assemble(load_config(settings), platform, Heartbeat(None, None, 0), attempt_from_environment())
+        assemble(load_config(settings), Heartbeat(None, None, 0), attempt_from_environment())
     assert not run.exists()
