@@ -110,7 +110,8 @@ def test_environment_values_arrive_with_spaces_and_quotes(job):
 
 
 def test_first_failure_ends_the_world_and_is_explained(job, capfd):
-    spec = job("if rank == 1: time.sleep(0.5); raise KeyError('no such camera')\n" + SLEEP)
+    all_there = "while len(list(folder.glob('pid_*'))) < 3: time.sleep(0.01)\n"
+    spec = job(f"if rank == 1:\n    {all_there}    raise KeyError('no such camera')\n" + SLEEP)
     started = time.monotonic()
     assert run_job(spec) == 1
     assert time.monotonic() - started < 15
