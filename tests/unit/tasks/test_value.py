@@ -42,8 +42,8 @@ def test_hop_samples_have_a_loss_of_their_own(judge, data_of):
     assert found["hop_loss"] != found["loss"]
 
 
-def test_without_a_hop_label_there_is_no_hop_loss(judge, data_of):
-    assert judge(data_of())[1].keys() == {"loss"}
+def test_without_a_hop_label_there_is_no_hop_loss_and_no_complaint(judge, data_of, caplog):
+    assert judge(data_of())[1].keys() == {"loss"} and caplog.records == []
 
 
 def test_the_loss_of_all_samples_is_that_of_fine_tuning(judge, data_of):

@@ -36,6 +36,15 @@ def test_blocks_are_timed_in_forward_passes_alone(tracer, trainable, session, ba
     assert 0 < tracer.timers.seconds["vision"] + tracer.timers.seconds["language"] < forward
 
 
+def test_blocks_that_are_computed_again_belong_to_the_backward_pass(tracer):
+    active = []
+    with tracer.tracing():
+        for kind in ("forward-compute", "backward-compute", "forward-compute"):
+            tracer(kind).start()
+            active.append(tracer.timers.active)
+    assert active == [True, False, True]
+
+
 def test_the_schedules_timers_are_gone_behind_the_block_even_after_an_error(tracer, trainable):
     with pytest.raises(ZeroDivisionError), tracer.tracing():
         assert trainable.chunks[0].module.config.timers is tracer
