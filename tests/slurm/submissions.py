@@ -43,6 +43,6 @@ class NotedRun(TinyRun):
 
     def wait_noted(self, attempt: int = 1) -> NotedRun:
         """Wait until the ranks of an attempt have left."""
-        ended = lambda: len(self.record.attempts) >= attempt and self.record.state == "STOPPED"  # noqa: E731
+        ended = lambda: len(self.record.attempts) >= attempt and self.record.state == "COMPLETED"  # noqa: E731
         wait_for(ended, 40, self.story)
         return self
