@@ -14,7 +14,7 @@ import numpy as np
 
 from megatron_rb.config.compose import group_choices, load_config
 from megatron_rb.config.derive import Derived
-from megatron_rb.config.optimizers import OPTIMIZERS
+from megatron_rb.config.optimizers import OPTIMIZERS, check_optimizer
 from megatron_rb.config.rules import either
 from megatron_rb.config.schema import Config, DataConfig, RecomputeConfig
 from megatron_rb.data.build import build_dataset, build_encoder
@@ -289,8 +289,13 @@ def recompute_of(settings: RecomputeConfig, num_slices: int) -> tuple[SliceRecom
 
 
 def build_task(request: Request) -> PlanTask:
-    """The planning task of a request."""
+    """The planning task of a request.
+
+    Raises:
+        ValueError: settings that no run may have.
+    """
     config = request.config
+    check_optimizer(config)
     parallel, freeze = config.parallel, config.model.freeze
     calibration = load_calibration(request.calibration) if request.calibration else None
     if calibration is not None:

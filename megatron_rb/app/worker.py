@@ -65,7 +65,12 @@ def function_of(target: str) -> Callable[..., Any]:
         ValueError: there is no such module or function.
     """
     module, _, name = target.partition(":")
-    function = getattr(import_module(module), name, None) if name else None
+    try:
+        function = getattr(import_module(module), name, None) if name else None
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there and lacks another one
+        function = None
     if function is None:
         raise ValueError(f"'{target}' names no function; write module:function")
     return function

@@ -72,7 +72,7 @@ def test_debug_and_what_was_not_foreseen_keep_their_traceback(ends, tmp_path, wo
         worker.main([*flags, f"{WORKED}:{function}", str(tmp_path)])
 
 
-@pytest.mark.parametrize("target", [WORKED, f"{WORKED}:nothing"])
+@pytest.mark.parametrize("target", [WORKED, f"{WORKED}:nothing", "no_such_module:run", "megatron_rb.no_such.part:run"])
 def test_a_function_that_does_not_exist_is_named(target):
     with pytest.raises(ValueError, match=f"'{target}' names no function; write module:function"):
         worker.function_of(target)

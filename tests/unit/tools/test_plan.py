@@ -69,3 +69,11 @@ def test_a_mix_is_planned_for_by_its_name(tmp_path: Path, monkeypatch, capsys):
         assert file in capsys.readouterr().err
     assert cli.main([*words, "data=text_9k"]) == 2
     assert "there is no mix 'text_9k'; did you mean text_8k?" in capsys.readouterr().err
+
+
+def test_an_optimizer_whose_state_cannot_be_shared_out_is_refused_here_too(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", "model=robobrain20_3b", "cluster=h200", "gpus=8", "tp=1", "pp=1", "optimizer.name=sgd"]
+    assert cli.main(words) == 2
+    assert "set parallel.distributed_optimizer=false" in capsys.readouterr().err
+    assert cli.main([*words, "parallel.distributed_optimizer=false"]) == 0
