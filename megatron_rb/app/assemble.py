@@ -196,7 +196,8 @@ def _profiler(config: Config, derived: Derived, session: Session) -> StepProfile
 def _optimizer_words(config: Config) -> str:
     traits = OPTIMIZERS[config.optimizer.name]
     shared = ", shared out among data-parallel ranks" if config.parallel.distributed_optimizer else ""
-    return f"optimizer {config.optimizer.name}: {traits.state_bytes} bytes of state per trained parameter{shared}"
+    kept = f"{traits.state_bytes} bytes of state per trained parameter"
+    return f"optimizer {config.optimizer.name} ({traits.title}): {kept}{shared}"
 
 
 def _peak_words(peak: Peak | None) -> str:

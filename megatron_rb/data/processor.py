@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class VisionProcessor:
 
     def description(self) -> dict[str, Any]:
         """All that patches depend on, JSON-able."""
-        plain = asdict(replace(self, family=None))  # type: ignore[arg-type]
+        rules = {name: value for name, value in vars(self).items() if name != "family"}
+        plain = {name: dict(vars(value)) if is_dataclass(value) else value for name, value in rules.items()}
         return plain | {"family": self.family.name}
 
     @property

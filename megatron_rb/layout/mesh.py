@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from itertools import product
 
 AXES = ("tp", "cp", "dp", "pp")
@@ -46,7 +46,7 @@ class RankGrid:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Degrees in the order of `AXES`."""
-        return astuple(self)
+        return self.tp_size, self.cp_size, self.dp_size, self.pp_size
 
     @property
     def world_size(self) -> int:
@@ -54,27 +54,31 @@ class RankGrid:
 
     def coordinates(self, rank: int) -> RankCoordinates:
         """Where a rank stands; the inverse of `rank`."""
-        found = []
-        for size in self.sizes:
-            rank, place = divmod(rank, size)
-            found.append(place)
-        return RankCoordinates(*found)
+        rank, tp = divmod(rank, self.tp_size)
+        rank, cp = divmod(rank, self.cp_size)
+        pp, dp = divmod(rank, self.dp_size)
+        return RankCoordinates(tp, cp, dp, pp % self.pp_size)
 
     def rank(self, coordinates: RankCoordinates) -> int:
-        """The rank at coordinates: ((pp * dp_size + dp) * cp_size + cp) * tp_size + tp."""
-        rank = 0
-        for place, size in zip(reversed(astuple(coordinates)), reversed(self.sizes), strict=True):
-            rank = rank * size + place
-        return rank
+        """The rank at coordinates."""
+        at = coordinates
+        return ((at.pp * self.dp_size + at.dp) * self.cp_size + at.cp) * self.tp_size + at.tp
 
     def group(self, rank: int, *axes: str) -> tuple[int, ...]:
         """The ranks that differ from one in nothing but their place on some axes, that one included, sorted."""
-        own = astuple(self.coordinates(rank))
-        free = [
-            range(size) if axis in axes else (place,) for axis, size, place in zip(AXES, self.sizes, own, strict=True)
-        ]
+        own = self.coordinates(rank)
+        free = [range(self._size(axis)) if axis in axes else (getattr(own, axis),) for axis in AXES]
         return tuple(sorted(self.rank(RankCoordinates(*places)) for places in product(*free)))
 
     def groups(self, *axes: str) -> tuple[tuple[int, ...], ...]:
         """The groups of all ranks over some axes, each once, by their first rank."""
-        return tuple(group for rank in range(self.world_size) if (group := self.group(rank, *axes))[0] == rank)
+        found: list[tuple[int, ...]] = []
+        grouped: set[int] = set()
+        for rank in range(self.world_size):
+            if rank not in grouped:
+                found.append(self.group(rank, *axes))
+                grouped.update(found[-1])
+        return tuple(found)
+
+    def _size(self, axis: str) -> int:
+        return self.sizes[AXES.index(axis)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch.distributed as dist
 
@@ -24,7 +25,7 @@ class Mesh:
     groups: Mapping[str, dist.ProcessGroup] = field(default_factory=dict, repr=False, compare=False)
     """By axes: `tp`, `cp`, `pp`, `dp_cp`; `parallel.groups.build_mesh` makes them."""
 
-    @property
+    @cached_property
     def at(self) -> RankCoordinates:
         return self.grid.coordinates(self.rank)
 

@@ -85,7 +85,6 @@ class Family:
 
     name: str
     """`model_type` of config.json."""
-    title: str
     models: str
     """Published models of this architecture."""
     vision_defaults: Fields
@@ -345,7 +344,6 @@ def _qwen3_example(sizes: ExampleSizes) -> dict[str, Any]:
 
 _QWEN2_VL = Family(
     name="qwen2_vl",
-    title="Qwen2-VL",
     models="Qwen2-VL",
     vision_defaults=_PATCHES
     | {
@@ -373,7 +371,6 @@ _QWEN2_VL = Family(
 )
 _QWEN2_5_VL = Family(
     name="qwen2_5_vl",
-    title="Qwen2.5-VL",
     models="RoboBrain 2.0",
     vision_defaults=_PATCHES
     | {
@@ -404,7 +401,6 @@ _QWEN2_5_VL = Family(
 )
 _QWEN3_VL = Family(
     name="qwen3_vl",
-    title="Qwen3-VL",
     models="RoboBrain 2.5",
     vision_defaults=_PATCHES
     | {

@@ -58,12 +58,27 @@ def qwen3_config(seed: int, **text) -> Qwen3VLConfig:
     )
 
 
+def _qwen2_text(draw: np.random.Generator, hidden: int) -> dict:
+    """The language model that Qwen2-VL and Qwen2.5-VL share."""
+    head_dim = hidden // 4
+    section = [head_dim // 2 - 2 * (head_dim // 8), head_dim // 8, head_dim // 8]
+    return dict(
+        vocab_size=128,
+        hidden_size=hidden,
+        intermediate_size=96,
+        num_hidden_layers=int(draw.integers(3, 6)),
+        num_attention_heads=4,
+        num_key_value_heads=int(draw.choice([2, 4])),
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": section},
+        rms_norm_eps=1e-6,
+        max_position_embeddings=4096,
+    )
+
+
 def qwen2_5_config(seed: int, **text) -> Qwen2_5_VLConfig:
     """A random small Qwen2.5-VL: sizes vary with the seed."""
     draw = np.random.default_rng(seed)
     hidden = int(draw.choice([64, 96]))
-    head_dim = hidden // 4
-    section = [head_dim // 2 - 2 * (head_dim // 8), head_dim // 8, head_dim // 8]
     vision_layers = int(draw.integers(3, 6))
     return Qwen2_5_VLConfig(
         vision_config=dict(
@@ -79,18 +94,7 @@ def qwen2_5_config(seed: int, **text) -> Qwen2_5_VLConfig:
             fullatt_block_indexes=[1, vision_layers - 1],
             tokens_per_second=2,
         ),
-        text_config=dict(
-            vocab_size=128,
-            hidden_size=hidden,
-            intermediate_size=96,
-            num_hidden_layers=int(draw.integers(3, 6)),
-            num_attention_heads=4,
-            num_key_value_heads=int(draw.choice([2, 4])),
-            rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": section},
-            rms_norm_eps=1e-6,
-            max_position_embeddings=4096,
-            **text,
-        ),
+        text_config=_qwen2_text(draw, hidden) | text,
         tie_word_embeddings=bool(seed % 2),
         **SPECIAL,
     )
@@ -100,8 +104,6 @@ def qwen2_config(seed: int, **text) -> Qwen2VLConfig:
     """A random small Qwen2-VL: sizes vary with the seed."""
     draw = np.random.default_rng(seed)
     hidden = int(draw.choice([64, 96]))
-    head_dim = hidden // 4
-    section = [head_dim // 2 - 2 * (head_dim // 8), head_dim // 8, head_dim // 8]
     return Qwen2VLConfig(
         vision_config=dict(
             depth=int(draw.integers(3, 6)),
@@ -113,18 +115,7 @@ def qwen2_config(seed: int, **text) -> Qwen2VLConfig:
             spatial_merge_size=2,
             temporal_patch_size=2,
         ),
-        text_config=dict(
-            vocab_size=128,
-            hidden_size=hidden,
-            intermediate_size=96,
-            num_hidden_layers=int(draw.integers(3, 6)),
-            num_attention_heads=4,
-            num_key_value_heads=int(draw.choice([2, 4])),
-            rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": section},
-            rms_norm_eps=1e-6,
-            max_position_embeddings=4096,
-            **text,
-        ),
+        text_config=_qwen2_text(draw, hidden) | text,
         tie_word_embeddings=bool(seed % 2),
         **SPECIAL,
     )

@@ -1,6 +1,7 @@
 """One list of numbers of a step, for the file, TensorBoard and the console."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,13 @@ HALF = {"flops": 4e15, "devices": 4, "peak_flops": 1e15}
 def test_every_number_of_a_record_is_written():
     given = {field.name for field in dataclasses.fields(StepRecord)} - {"devices", "peak_flops"}
     assert given <= values(step_record(1)).keys()
+
+
+def test_the_documentation_lists_every_number_with_its_unit():
+    page = (Path(__file__).parents[3] / "docs/training.md").read_text()
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `")]
+    documented = {name.strip(" `"): unit.strip() for name, unit in rows}
+    assert {column.name: column.unit for column in COLUMNS}.items() <= documented.items()
 
 
 def test_names_and_tags_stand_once():
