@@ -13,10 +13,18 @@ from megatron_rb.platform.base import Platform
 from megatron_rb.platform.cpu import CpuPlatform
 from megatron_rb.platform.cuda import CudaPlatform
 from megatron_rb.platform.musa import MusaPlatform
+from megatron_rb.platform.rehearsal import RehearsalPlatform
 
 ENTRY_POINT_GROUP = "megatron_rb.platforms"
 ENVIRONMENT_VARIABLE = "MEGATRON_RB_PLATFORM"
-BUILT_IN: Mapping[str, type[Platform]] = {"cpu": CpuPlatform, "cuda": CudaPlatform, "musa": MusaPlatform}
+BUILT_IN: Mapping[str, type[Platform]] = {
+    "cpu": CpuPlatform,
+    "cuda": CudaPlatform,
+    "cuda-rehearsal": RehearsalPlatform,
+    "musa": MusaPlatform,
+}
+NEVER_FOUND = ("cpu", "cuda-rehearsal")
+"""Platforms that `auto` does not look for: what is left when none is found, and what has to be asked for by name."""
 
 _override: ContextVar[Platform | None] = ContextVar("platform_override", default=None)
 
@@ -67,7 +75,7 @@ def _load_platform(name: str) -> Platform:
 def _probe_platform() -> Platform:
     present = {}
     for name, factory in _factories().items():
-        if name == "cpu":
+        if name in NEVER_FOUND:
             continue
         probe = factory().probe()
         if probe.available:

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
@@ -80,6 +81,11 @@ class Run:
     def mesh(self) -> Mesh:
         return self.session.mesh
 
+    @cached_property
+    def loss_scale(self) -> float:
+        """1: neither bf16 nor fp32 is scaled. Read once, for a read waits for the device."""
+        return float(self.optimizer.get_loss_scale().item())
+
     @property
     def finished(self) -> bool:
         return self.step >= self.train_steps
@@ -124,7 +130,7 @@ class Run:
                 loss=totals.loss,
                 grad_norm=outcome.grad_norm,
                 learning_rates=rates,
-                loss_scale=float(self.optimizer.get_loss_scale().item()),
+                loss_scale=self.loss_scale,
                 num_tokens=totals.work.tokens,
                 num_labels=totals.num_labels,
                 num_patches=totals.work.patches,
@@ -144,7 +150,7 @@ class Run:
     ) -> StepTotals:
         """Sums of the step over the world."""
         start = time.perf_counter()
-        totals = sum_over_world(results, batches, self.mesh, stop_requested, finite_norm)
+        totals = sum_over_world(results, batches, self.mesh, stop_requested, finite_norm, self.session.platform)
         self.timers.add("wait", time.perf_counter() - start)
         return totals
 
