@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from megatron_rb.config.optimizers import FP32_BYTES, OptimizerTraits
+from megatron_rb.config.schema import KernelsConfig
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.planner.cost import Frozen
 from megatron_rb.planner.schedule import most_in_flight
@@ -22,6 +23,19 @@ LOGITS_BYTES = 512 * 2**20
 """Largest fp32 logits that the loss holds at a time (as in kernels/linear_cross_entropy)."""
 FRAGMENTATION = 0.04
 """Share of the tensors' memory that an allocator with reused block sizes leaves unusable: assumed."""
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Which operators are fused ones, which keep less for the backward pass than torch's own."""
+
+    norm: bool
+    """Keeps its input alone, which the residual keeps anyway; torch's keeps it in fp32, and the result."""
+    windows: bool
+    """Windowed attention keeps the packed projection; torch's keeps rotated queries and keys beside it."""
+
+
+TORCH, FUSED = Operators(False, False), Operators(True, True)
 
 
 @dataclass(frozen=True)
@@ -105,12 +119,27 @@ def state_bytes(dtype: str, distributed: bool, copies: int, optimizer: Optimizer
     return StateBytes(2, 4, (FP32_BYTES + state) / over) if dtype == "bf16" else StateBytes(4, 4, state / over)
 
 
+def operators_of(kernels: KernelsConfig, platform: str) -> Operators:
+    """The operators that a run takes on devices of a platform."""
+    on_cuda = platform == "cuda"
+    return Operators(
+        norm=kernels.rms_norm == "liger" or on_cuda and kernels.rms_norm == "auto",
+        windows=kernels.window_attention == "triton" or on_cuda and kernels.window_attention == "auto",
+    )
+
+
 def memory_model(
-    model: ModelSizes, shards: Shards, largest: MicroBatchLimits, state: StateBytes, frozen: Frozen, reserved: float
+    model: ModelSizes,
+    shards: Shards,
+    largest: MicroBatchLimits,
+    state: StateBytes,
+    frozen: Frozen,
+    reserved: float,
+    operators: Operators = TORCH,
 ) -> MemoryModel:
     """Bytes for micro-batches of which a rank has at most `largest` tokens and patches."""
     sizes = parameters(model, shards.tp_size)
-    kept = _kept(model, shards, largest)
+    kept = _kept(model, shards, largest, operators)
     rows = largest.patches / shards.rows_over, largest.tokens / shards.rows_over
     item = shards.itemsize
     inputs = {
@@ -133,55 +162,64 @@ def memory_model(
     )
 
 
-def _kept(model: ModelSizes, shards: Shards, largest: MicroBatchLimits) -> dict[Part, float]:
+def _kept(
+    model: ModelSizes, shards: Shards, largest: MicroBatchLimits, operators: Operators
+) -> dict[Part, float]:
     vision, text, item, tp = model.vision, model.text, shards.itemsize, shards.tp_size
-    merged = vision.hidden_size * vision.merge_unit
     rows = largest.patches / vision.merge_unit
-    joined = rows * (2 * merged / tp + merged) * item + _norm(vision, item) * largest.patches * vision.hidden_size
-    layer = _vision_layer(vision, shards, largest.patches)
+    # The first linear keeps its rows of this rank, the activation its input and the second linear that one's result.
+    values = largest.patches * vision.hidden_size
+    joined = values * ((2 / tp + 1 / shards.rows_over) * item + _norm(vision, item, operators) / shards.rows_over)
     # The loss computes its gradients at once: of its rows, and of its weight in fp32.
-    head = largest.tokens * text.hidden_size * (item + _norm_bytes(item)) + 4 * text.vocab_size / tp * text.hidden_size
+    head = largest.tokens * text.hidden_size * (item + _rms_norm(item, operators))
+    head += 4 * text.vocab_size / tp * text.hidden_size
     return {
         Part.PATCH_EMBED: largest.patches * float(vision.patch_dim * item),
-        Part.WINDOW_LAYER: layer,
-        Part.FULL_LAYER: layer,
+        Part.WINDOW_LAYER: _vision_layer(vision, shards, largest.patches, operators, windowed=True),
+        Part.FULL_LAYER: _vision_layer(vision, shards, largest.patches, operators, windowed=False),
         Part.DEEPSTACK: joined,
         Part.MERGER: joined,
         Part.EMBEDDING: largest.tokens * 16.0 + rows * text.hidden_size * item,
-        Part.DECODER: _decoder(text, shards, largest.tokens),
+        Part.DECODER: _decoder(text, shards, largest.tokens, operators),
         Part.HEAD: head,
     }
 
 
-def _norm_bytes(itemsize: int) -> int:
-    """Kept by an RMSNorm for one value: its input as fp32, and the normalised value in the model's dtype."""
-    return 4 + itemsize
+def _rms_norm(itemsize: int, operators: Operators) -> int:
+    """Bytes kept by an RMSNorm for one value of its input."""
+    return itemsize if operators.norm else 4 + itemsize
 
 
-def _norm(vision: VisionSizes, itemsize: int) -> int:
-    return _norm_bytes(itemsize) if vision.norm == "rmsnorm" else itemsize
+def _norm(vision: VisionSizes, itemsize: int, operators: Operators) -> int:
+    return _rms_norm(itemsize, operators) if vision.norm == "rmsnorm" else itemsize
 
 
-def _vision_layer(vision: VisionSizes, shards: Shards, patches: int) -> float:
+def _vision_layer(
+    vision: VisionSizes, shards: Shards, patches: int, operators: Operators, *, windowed: bool
+) -> float:
     item, tp, h = shards.itemsize, shards.tp_size, vision.hidden_size
     ffn = padded_ffn(vision.ffn_hidden_size, tp)
     rows = patches / shards.rows_over
     # Two norms and the inputs of the two linears behind them.
-    spread = rows * h * 2 * (_norm(vision, item) + item)
-    # qkv in one piece, of which v is read, rotated q and k, the result, the log of its sums.
-    attention = patches * (6 * h / tp * item + 4 * vision.num_heads / tp)
+    spread = rows * h * 2 * (_norm(vision, item, operators) + item)
+    # qkv in one piece and the result; without a fused operator rotated q and k, and the log of the sums.
+    fused = windowed and operators.windows
+    attention = patches * ((4 if fused else 6) * h / tp * item + (0 if fused else 4 * vision.num_heads / tp))
     return spread + attention + patches * ffn * item * (3 if vision.gated_mlp else 2)
 
 
-def _decoder(text: TextSizes, shards: Shards, tokens: int) -> float:
+def _decoder(text: TextSizes, shards: Shards, tokens: int, operators: Operators) -> float:
     item, tp, h = shards.itemsize, shards.tp_size, text.hidden_size
     rows = tokens / shards.rows_over
-    spread = rows * h * 2 * (_norm_bytes(item) + item)
-    # qkv in one piece, of which v is read, rotated q and k, the result; with QK-norm its inputs. With context
-    # parallelism rotated q and the result; keys and values are read where they were gathered.
+    spread = rows * h * 2 * (_rms_norm(item, operators) + item)
+    # qkv in one piece, of which v is read, rotated q and k, the result; with QK-norm q as it came, in one piece where
+    # several groups were packed. With context parallelism rotated q and the result; keys and values are read where they
+    # were gathered.
     values = 2 * text.num_heads if shards.cp_size > 1 else 3 * (text.num_heads + text.num_query_groups)
     attention = values * text.head_dim / tp * item
-    normed = (text.num_heads + text.num_query_groups) * text.head_dim / tp * item * text.qk_norm
+    normed = text.num_heads * text.head_dim / tp * item * text.qk_norm * (text.num_query_groups > tp)
+    if text.qk_norm and shards.cp_size > 1:
+        normed += (text.num_heads + 2 * text.num_query_groups) * text.head_dim / tp * item
     mlp = 3 * padded_ffn(text.ffn_hidden_size, tp) * item
     gathered = _whole_keys(text, shards, tokens)
     return spread + tokens * (attention + normed + mlp + 4 * text.num_heads / tp) + gathered
@@ -194,10 +232,10 @@ def _whole_keys(text: TextSizes, shards: Shards, tokens: float) -> float:
 
 
 def _working(model: ModelSizes, shards: Shards, largest: MicroBatchLimits, kept: dict[Part, float]) -> list[float]:
-    text, tp, item = model.text, shards.tp_size, shards.itemsize
+    vision, text, tp, item = model.vision, model.text, shards.tp_size, shards.itemsize
     # The gradients of a layer's widest tensors live beside what it has kept.
     wide = {
-        Part.WINDOW_LAYER: 3.0 * largest.patches * padded_ffn(model.vision.ffn_hidden_size, tp) * item,
+        Part.WINDOW_LAYER: 3.0 * largest.patches * padded_ffn(vision.ffn_hidden_size, tp) * item,
         Part.DECODER: max(
             3.0 * largest.tokens * padded_ffn(text.ffn_hidden_size, tp) * item,
             # Their gradients, once as attention gives them and once as they are sent.
