@@ -8,7 +8,6 @@ from megatron_rb.config.derive import Derived
 from megatron_rb.config.optimizers import OPTIMIZERS
 from megatron_rb.config.schema import Config, RecomputeConfig
 from megatron_rb.planner.cost import Frozen
-from megatron_rb.planner.device import Device
 from megatron_rb.planner.memory import (
     SliceRecompute,
     StageMemory,

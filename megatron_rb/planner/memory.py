@@ -7,6 +7,7 @@ keep no more. They are counted for the largest micro-batch, since the first step
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -162,9 +163,7 @@ def memory_model(
     )
 
 
-def _kept(
-    model: ModelSizes, shards: Shards, largest: MicroBatchLimits, operators: Operators
-) -> dict[Part, float]:
+def _kept(model: ModelSizes, shards: Shards, largest: MicroBatchLimits, operators: Operators) -> dict[Part, float]:
     vision, text, item, tp = model.vision, model.text, shards.itemsize, shards.tp_size
     rows = largest.patches / vision.merge_unit
     # The first linear keeps its rows of this rank, the activation its input and the second linear that one's result.
@@ -172,7 +171,7 @@ def _kept(
     joined = values * ((2 / tp + 1 / shards.rows_over) * item + _norm(vision, item, operators) / shards.rows_over)
     # The loss computes its gradients at once: of its rows, and of its weight in fp32.
     head = largest.tokens * text.hidden_size * (item + _rms_norm(item, operators))
-    head += 4 * text.vocab_size / tp * text.hidden_size
+    weight = 4 * text.vocab_size / tp * text.hidden_size
     return {
         Part.PATCH_EMBED: largest.patches * float(vision.patch_dim * item),
         Part.WINDOW_LAYER: _vision_layer(vision, shards, largest.patches, operators, windowed=True),
@@ -181,7 +180,7 @@ def _kept(
         Part.MERGER: joined,
         Part.EMBEDDING: largest.tokens * 16.0 + rows * text.hidden_size * item,
         Part.DECODER: _decoder(text, shards, largest.tokens, operators),
-        Part.HEAD: head,
+        Part.HEAD: head + weight,
     }
 
 
@@ -194,9 +193,7 @@ def _norm(vision: VisionSizes, itemsize: int, operators: Operators) -> int:
     return _rms_norm(itemsize, operators) if vision.norm == "rmsnorm" else itemsize
 
 
-def _vision_layer(
-    vision: VisionSizes, shards: Shards, patches: int, operators: Operators, *, windowed: bool
-) -> float:
+def _vision_layer(vision: VisionSizes, shards: Shards, patches: int, operators: Operators, *, windowed: bool) -> float:
     item, tp, h = shards.itemsize, shards.tp_size, vision.hidden_size
     ffn = padded_ffn(vision.ffn_hidden_size, tp)
     rows = patches / shards.rows_over
@@ -241,9 +238,11 @@ def _working(model: ModelSizes, shards: Shards, largest: MicroBatchLimits, kept:
             # Their gradients, once as attention gives them and once as they are sent.
             2.0 * _whole_keys(text, shards, largest.tokens),
         ),
-        # Logits of a chunk of rows and their gradient, and the weight's gradient once more in the model's dtype.
-        Part.HEAD: min(largest.tokens * text.vocab_size / tp * 4, LOGITS_BYTES) * (1 + item / 2)
-        + text.vocab_size / tp * text.hidden_size * item,
+        # Logits of a chunk of rows and their gradient; later the weight's gradient once more in the model's dtype.
+        Part.HEAD: max(
+            min(largest.tokens * text.vocab_size / tp * 4, LOGITS_BYTES) * (1 + item / 2),
+            text.vocab_size / tp * text.hidden_size * item,
+        ),
     }
     wide[Part.FULL_LAYER] = wide[Part.WINDOW_LAYER]
     return [wide.get(part, kept[part]) for part in PARTS]
@@ -300,10 +299,46 @@ def kept_by_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRecom
 
 
 def working_of_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRecompute) -> float:
-    """Bytes in use while the largest part of a slice is computed; a recomputed layer is kept whole meanwhile."""
-    working = float((memory.working * (counts > 0)).max())
-    for layers, part in ((recompute.vision, VISION_LAYERS[0]), (recompute.language, Part.DECODER)):
-        number = PARTS.index(part)
-        if layers:
-            working = max(working, float(memory.working[number] + memory.kept[number]))
-    return working
+    """The most that is in use beside what all micro-batches in flight keep, when the backward pass of one goes through.
+
+    It begins at the last part. When it comes to an earlier one, what the later ones kept is free again; a recomputed
+    layer, which is one of the first of its kind, keeps all that it would have kept for the time of its own pass.
+    """
+    vision, decoders = (int(count) for count in layers_in(counts))
+    again_vision, again_decoders = min(recompute.vision, vision), min(recompute.language, decoders)
+    passes = [
+        _Pass(_of(memory, counts, Part.PATCH_EMBED), 1),
+        _Pass(_layer(memory, VISION_LAYERS[0], again=True), again_vision),
+        _Pass(_layer(memory, VISION_LAYERS[0], again=False), vision - again_vision),
+        *(_Pass(_of(memory, counts, part), 1) for part in (Part.DEEPSTACK, Part.MERGER, Part.EMBEDDING)),
+        _Pass(_layer(memory, Part.DECODER, again=True), again_decoders),
+        _Pass(_layer(memory, Part.DECODER, again=False), decoders - again_decoders),
+        _Pass(_of(memory, counts, Part.HEAD), 1),
+    ]
+    freed, most = 0.0, 0.0
+    for step in reversed(passes):
+        kept, working = step.bytes
+        if step.times:
+            most = max(most, working - freed)
+        freed += kept * step.times
+    return most
+
+
+class _Pass(NamedTuple):
+    """Backward through equal parts."""
+
+    bytes: tuple[float, float]
+    """Kept by one of them, and in use while it is computed."""
+    times: int
+
+
+def _of(memory: MemoryModel, counts: np.ndarray, part: Part) -> tuple[float, float]:
+    number = PARTS.index(part)
+    here = float(counts[number])
+    return here * float(memory.kept[number]), (here > 0) * float(memory.working[number])
+
+
+def _layer(memory: MemoryModel, part: Part, *, again: bool) -> tuple[float, float]:
+    number = PARTS.index(part)
+    kept, working = float(memory.kept[number]), float(memory.working[number])
+    return (float(memory.inputs[number]), working + kept) if again else (kept, working)
