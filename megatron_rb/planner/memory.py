@@ -307,13 +307,13 @@ def working_of_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRe
     vision, decoders = (int(count) for count in layers_in(counts))
     again_vision, again_decoders = min(recompute.vision, vision), min(recompute.language, decoders)
     passes = [
-        _Pass(_of(memory, counts, Part.PATCH_EMBED), 1),
-        _Pass(_layer(memory, VISION_LAYERS[0], again=True), again_vision),
-        _Pass(_layer(memory, VISION_LAYERS[0], again=False), vision - again_vision),
-        *(_Pass(_of(memory, counts, part), 1) for part in (Part.DEEPSTACK, Part.MERGER, Part.EMBEDDING)),
-        _Pass(_layer(memory, Part.DECODER, again=True), again_decoders),
-        _Pass(_layer(memory, Part.DECODER, again=False), decoders - again_decoders),
-        _Pass(_of(memory, counts, Part.HEAD), 1),
+        _Backward(_of(memory, counts, Part.PATCH_EMBED), 1),
+        _Backward(_layer(memory, VISION_LAYERS[0], again=True), again_vision),
+        _Backward(_layer(memory, VISION_LAYERS[0], again=False), vision - again_vision),
+        *(_Backward(_of(memory, counts, part), 1) for part in (Part.DEEPSTACK, Part.MERGER, Part.EMBEDDING)),
+        _Backward(_layer(memory, Part.DECODER, again=True), again_decoders),
+        _Backward(_layer(memory, Part.DECODER, again=False), decoders - again_decoders),
+        _Backward(_of(memory, counts, Part.HEAD), 1),
     ]
     freed, most = 0.0, 0.0
     for step in reversed(passes):
@@ -324,7 +324,7 @@ def working_of_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRe
     return most
 
 
-class _Pass(NamedTuple):
+class _Backward(NamedTuple):
     """Backward through equal parts."""
 
     bytes: tuple[float, float]

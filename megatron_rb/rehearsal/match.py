@@ -26,7 +26,8 @@ class Defect:
     """Something that would hang or spoil a run."""
 
     kind: str
-    """`groups`, `collective`, `message`, `order` or `deadlock`; `kernel` for one that does not compile."""
+    """`groups`, `collective`, `message`, `order` or `deadlock`; `kernel` for one that does not compile,
+    `failure` of a rank."""
     text: str
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +28,16 @@ from megatron_rb.rehearsal.memory import Allocation, DeviceMemory, MemoryPeak, b
 from megatron_rb.rehearsal.messages import Messages
 from megatron_rb.rehearsal.records import KINDS, LINES, PeakMemory, Phase, RehearsedRank
 from megatron_rb.rehearsal.samples import UnpaintedSamples
+from megatron_rb.rehearsal.sites import short_name
 from megatron_rb.rehearsal.watch import Watch
 from megatron_rb.tasks.build import TaskData
 from megatron_rb.train.guard import optimizer_tensors
 from megatron_rb.train.loop import take_step
 from megatron_rb.train.run import Run
 from megatron_rb.train.task import StepBatches
+
+FIRST_WORDS = 400
+"""Characters of an error that are kept."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,14 @@ def rehearse_rank(
         start = _Stage("start", tools)
         run = assemble(config, Heartbeat(None, None, rank), Attempt("", None, None, None), partial(_samples, mix))
         stages.append(start.end())
-        sizes = _note_sizes(run)
+        sizes, failure = _note_sizes(run), ""
         for number in range(steps):
             sizes.clear()
             step = _Stage(f"step {number + 1}", tools)
-            take_step(run)
+            failure = _failure_of(run)
             stages.append(step.end())
+            if failure:
+                break
         held = held_tensors(run)
         record = RehearsedRank(
             rank,
@@ -75,10 +82,22 @@ def rehearse_rank(
             len(tools.messages.created),
             [stage.phase(tools, held) for stage in stages],
             list(sizes),
+            failure,
         )
         run.close()
         _leave(tools)
     return record
+
+
+def _failure_of(run: Run) -> str:
+    """Take a step; what it fails with and where, empty when it does not."""
+    try:
+        take_step(run)
+    except Exception as error:  # whatever would end the process on its device
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        lines = [f"{name}:{frame.f_lineno}" for frame in frames if (name := short_name(frame.f_code))]
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:FIRST_WORDS]} ({lines[-1]})"
+    return ""
 
 
 def _samples(mix: Mix, config: Config, derived: Derived, session: Session, checkpoints: CheckpointManager) -> TaskData:

@@ -56,3 +56,5 @@ class RehearsedRank:
     """In order: `start`, then every step."""
     sizes: list[tuple[int, int]]
     """Tokens and patches of its micro-batches in the last step, padding included."""
+    failure: str = ""
+    """What its last step failed with, and where."""

@@ -42,6 +42,7 @@ def rehearse(
     folder: Path,
     processes: int = 0,
     progress: Callable[[int, int], None] = lambda done, all: None,
+    worker: str = REHEARSE,
 ) -> list[Rehearsed]:
     """What was seen of the ranks of every run.
 
@@ -49,13 +50,14 @@ def rehearse(
         folder: empty; the processes work in it.
         processes: at the same time; 0 = one per core.
         progress: called with the ranks that are done, and all.
+        worker: the `module:function` that the processes run.
 
     Raises:
         ValueError: a rank could not be rehearsed; says which, and why.
     """
     wanted = sum(len(rehearsal.ranks) for rehearsal in rehearsals)
     folders = _share_out(rehearsals, folder, min(processes or len(os.sched_getaffinity(0)), wanted))
-    with _workers(folders) as workers:
+    with _workers(folders, worker) as workers:
         while any(worker.poll() is None for worker in workers):
             progress(sum(1 for _ in folder.glob("*/*/rank_*.pickle")), wanted)
             _check(folders, workers)
@@ -95,14 +97,14 @@ def _read(file: Path) -> Any:
 
 
 @contextmanager
-def _workers(folders: Sequence[Path]) -> Iterator[list[subprocess.Popen[bytes]]]:
+def _workers(folders: Sequence[Path], target: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     """A process per folder; none is left behind."""
     library = guard_library()
     workers = []
     try:
         for folder in folders:
             with (folder / LOG_FILE).open("wb") as log:
-                command = [sys.executable, "-m", WORKER, REHEARSE, str(folder)]
+                command = [sys.executable, "-m", WORKER, target, str(folder)]
                 workers.append(subprocess.Popen(command, env=_environment(library), stdout=log, stderr=log))
         yield workers
     finally:

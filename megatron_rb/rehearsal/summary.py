@@ -119,6 +119,7 @@ def summarise(rehearsal: Rehearsal, rehearsed: Rehearsed) -> RehearsalSummary:
         [_stage(rehearsal, number, by_stage[number]) for number in sorted(by_stage)],
         [
             *defects([_transcript(record) for record in records]),
+            *(Defect("failure", f"{each.name} fails in a step: {each.failure}") for each in records if each.failure),
             *(Defect("kernel", line) for line in rehearsed.kernels),
         ],
         len(launches),

@@ -60,10 +60,11 @@ def rehearse(folder: Path) -> None:
     """Rehearse what every `job.json` below the folder tells; the record of a rank is a file as soon as it is done."""
     os.environ.pop("LD_PRELOAD", None)  # it has done its work, and would be in the way of compilers
     for file in sorted(folder.glob(f"*/{JOB_FILE}")):
-        _rehearse(RehearsalJob.read(file.parent), file.parent)
+        rehearse_job(RehearsalJob.read(file.parent), file.parent)
 
 
-def _rehearse(job: RehearsalJob, folder: Path) -> None:
+def rehearse_job(job: RehearsalJob, folder: Path) -> None:
+    """Rehearse some ranks of one run."""
     config = config_from_file(folder / RUN_FOLDER / CONFIG_FILE)
     with StandIns() as stand_ins:
         waits, messages, launches = Waits(), Messages(), Launches()

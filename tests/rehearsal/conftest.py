@@ -11,6 +11,7 @@ from megatron_rb.platform.guard import COMPILERS
 from megatron_rb.rehearsal.prepare import RehearsalRequest, prepare
 from megatron_rb.rehearsal.run import rehearse
 from megatron_rb.rehearsal.summary import RehearsalSummary, summarise
+from megatron_rb.rehearsal.worker import REHEARSE
 
 
 def pytest_collection_modifyitems(items):
@@ -20,10 +21,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="a rehearsal needs a C++ compiler"))
 
 
-def rehearsed(requests: list[RehearsalRequest], folder: Path) -> list[RehearsalSummary]:
+def rehearsed(requests: list[RehearsalRequest], folder: Path, worker: str = REHEARSE) -> list[RehearsalSummary]:
     """What the rehearsals of several runs say."""
     prepared = [prepare(request, folder / f"prepared_{number}") for number, request in enumerate(requests)]
-    return [summarise(run, found) for run, found in zip(prepared, rehearse(prepared, folder), strict=True)]
+    found = rehearse(prepared, folder, worker=worker)
+    return [summarise(run, each) for run, each in zip(prepared, found, strict=True)]
 
 
 def request_of(hf: Path, layout: str, *settings: str, tp=1, pp=1, cp=1, sp=False, dp=1, **options) -> RehearsalRequest:

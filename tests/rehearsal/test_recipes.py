@@ -1,0 +1,67 @@
+"""Every recipe of conf/experiment on its smallest device: it fits, every message meets its other side, and the
+planner's forecast is what the rehearsal counts."""
+
+import pytest
+
+from megatron_rb.app.fitting import device_of_run
+from megatron_rb.app.forecast import stage_forecast
+from megatron_rb.config.compose import group_choices, load_config
+from megatron_rb.config.derive import derive
+from megatron_rb.rehearsal.prepare import RehearsalRequest
+from megatron_rb.shapes.published import shape_of
+from tests.rehearsal.conftest import rehearsed
+
+RECIPES = [name for name in group_choices("experiment") if name.startswith("robobrain")]
+HEADROOM = 0.1
+MICRO_BATCHES = 2
+
+
+def different() -> list[str]:
+    """Recipes that are not like another one in what a rehearsal sees."""
+    seen, names = set(), []
+    for name in RECIPES:
+        config = load_config([f"experiment={name}"])
+        key = (config.model.published, config.parallel.layout, config.data.seq_length, str(config.model.recompute))
+        if key not in seen:
+            seen.add(key)
+            names.append(name)
+    return names
+
+
+@pytest.fixture(scope="module")
+def summaries(tmp_path_factory):
+    """One rank per stage of one copy of the model, both budgets full."""
+    requests = []
+    for name in different():
+        parallel = load_config([f"experiment={name}"]).parallel
+        ranks = ",".join(str(stage * parallel.tp_size) for stage in range(parallel.pp_size))
+        options = {"micro_batches": MICRO_BATCHES, "compiled": False}
+        requests.append(RehearsalRequest((f"experiment={name}",), ranks, **options))
+    found = rehearsed(requests, tmp_path_factory.mktemp("recipes"))
+    return dict(zip(different(), found, strict=True))
+
+
+def test_recipes_that_are_rehearsed_once_for_another_differ_in_nothing_that_counts():
+    assert {name.rpartition("_")[0] for name in different()} == {name.rpartition("_")[0] for name in RECIPES}
+    assert len(different()) >= 8
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", different())
+def test_a_recipe_fits_and_its_messages_meet(name, summaries):
+    summary, config = summaries[name], load_config([f"experiment={name}"])
+    assert summary.defects == []
+    assert summary.largest_batch == (config.data.seq_length, config.data.max_patches)
+    for stage in summary.stages:
+        assert stage.headroom >= HEADROOM, stage
+        assert sum(count for _, _, count in stage.waits) <= 2, stage.waits
+
+
+@pytest.mark.parametrize("name", different())
+def test_the_forecast_is_what_the_rehearsal_counts(name, summaries):
+    config = load_config([f"experiment={name}"])
+    shape = shape_of(config.model.hf_path, config.model.published)
+    device = device_of_run(config)
+    stages = stage_forecast(config, derive(config, shape), shape, device.platform, 0.0, MICRO_BATCHES)
+    for stage, found in zip(stages, summaries[name].stages, strict=True):
+        assert stage.total - stage.reserve == pytest.approx(found.peak_bytes, rel=0.05), found.pp_rank
