@@ -49,12 +49,14 @@ def load_benchmark(data: Path, out: Path, coordinates: str = "", shown: ShownSiz
     """
     if coordinates == Coordinates.SHOWN and shown is None:
         raise ValueError(f"--coordinates {coordinates} needs the model's processor; give --ckpt or --hf")
-    out.mkdir(parents=True, exist_ok=True)
     if data.suffix == ".jsonl":
-        write_questions(_rows(data), out / "data.json")
+        rows = _rows(data)
+        out.mkdir(parents=True, exist_ok=True)
+        write_questions(rows, out / "data.json")
         given, root = read_questions(out), data.parent
     else:
         given, root = read_questions(data), data if data.is_dir() else data.parent
+    out.mkdir(parents=True, exist_ok=True)
     questions = [_with_unit(question, root, coordinates, shown) for question in given]
     check_questions(questions, root)
     return Benchmark(questions, root)
@@ -95,6 +97,8 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         if missing:
             raise ValueError(f"{file}:{number} lacks {', '.join(sorted(missing))}; rb eval needs rows with their truth")
         rows.append(row)
+    if not rows:
+        raise ValueError(f"{file} is empty; rb eval needs rows with their truth")
     return rows
 
 

@@ -128,7 +128,7 @@ def read_curves(file: Path) -> list[dict[str, Any]]:
     """Lines that `rb value score` wrote.
 
     Raises:
-        ValueError: a line is something else.
+        ValueError: a line is something else, or there is none.
     """
     fields = EpisodeCurves.__dataclass_fields__.keys()
     curves = []
@@ -141,4 +141,6 @@ def read_curves(file: Path) -> list[dict[str, Any]]:
         if missing:
             raise ValueError(f"{file}:{number} lacks {', '.join(missing)}; rb value score writes such files")
         curves.append(entry)
+    if not curves:
+        raise ValueError(f"{file} is empty; rb value score writes a line per episode")
     return curves
