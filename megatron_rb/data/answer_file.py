@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_rb.data.json_object import as_object
+
 
 def check_same_source(out: Path, source: Mapping[str, object]) -> None:
     """Write down what answers in `out` come from, or compare with what an earlier run wrote.
@@ -75,11 +77,11 @@ def read_answers(path: Path) -> dict[str, str]:
     try:
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
         answers: dict[str, str] = {}
-        for row in rows:
+        for row in map(as_object, rows):
             key, answer = str(row.get("question_id", row.get("id"))), row.get("answer")
             tries = answer if isinstance(answer, dict) else {}
             answers |= {f"{key}_{name}": _text(said) for name, said in tries.items()} or {key: _text(answer)}
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not a list of {{"question_id": ..., "answer": ...}}: {error}') from error
     if not answers:
         raise ValueError(f"{path} holds no answer")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rb.data.answer_file import write_whole
+from megatron_rb.data.json_object import object_of
 from megatron_rb.data.media import shown_size
 from megatron_rb.data.problems import BadSample
 from megatron_rb.evaluation.benchmark_files import (
@@ -90,10 +91,10 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            row = json.loads(line)
-            missing = {"id", "image", "conversations", "answer"} - row.keys()
-        except (ValueError, AttributeError, RecursionError) as error:
+            row = object_of(line)
+        except ValueError as error:
             raise ValueError(f"{file}:{number} is not a row of a training file: {error}") from error
+        missing = {"id", "image", "conversations", "answer"} - row.keys()
         if missing:
             raise ValueError(f"{file}:{number} lacks {', '.join(sorted(missing))}; rb eval needs rows with their truth")
         rows.append(row)
