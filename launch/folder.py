@@ -86,7 +86,8 @@ def check_same_run(config: Config, job: JobSpec) -> None:
     """A folder with checkpoints belongs to one run.
 
     Raises:
-        ValueError: names the settings that differ from those of the run in the folder.
+        ValueError: names the settings that differ from those of the run in the folder; or fewer steps are asked for
+            than it has made.
     """
     path = job.run_dir / CONFIG_FILE
     if not path.is_file() or not newest_checkpoint(job.checkpoint_dir):
@@ -109,6 +110,12 @@ def check_same_run(config: Config, job: JobSpec) -> None:
         raise ValueError(
             f"{job.run_dir} holds the run of another config: {'; '.join(different)}; choose another run_dir, "
             f"or repeat its settings to continue it"
+        )
+    steps, made = config.schedule.train_steps, newest_checkpoint(job.checkpoint_dir)
+    if 0 < steps < made:
+        raise ValueError(
+            f"{job.run_dir} holds a run of {made} steps and schedule.train_steps is {steps}; ask for {made} or more, or "
+            f"choose another run_dir"
         )
 
 

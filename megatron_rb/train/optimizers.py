@@ -19,6 +19,8 @@ from megatron_rb.config.schema import Config, OptimizerConfig, ParallelConfig
 from megatron_rb.models.build import MODEL_PARTS, ModelPart, part_of
 
 ParameterGroups = list[dict[str, Any]]
+STAND_IN: dict[str, Any] = {"optimizer": "sgd", "sgd_momentum": 0.0}
+"""What megatron-core wraps in the place of an optimizer that it does not know."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class OptimizerSpec:
     """What its parameter groups hold beside learning rate and weight decay, in torch's words."""
     distributed: bool = False
     """It works with megatron-core's distributed optimizer."""
-    settings: Callable[[OptimizerConfig], dict[str, Any]] = lambda _: _BASE
+    settings: Callable[[OptimizerConfig], dict[str, Any]] = lambda _: STAND_IN
     """megatron-core's own settings of it."""
     build: Callable[[ParameterGroups], torch.optim.Optimizer] | None = None
     """Constructor of an optimizer of torch's kind; what it needs is in the groups."""
@@ -49,10 +51,6 @@ def _adamw_settings(settings: OptimizerConfig) -> dict[str, Any]:
 
 def _adamw_group(settings: OptimizerConfig) -> dict[str, Any]:
     return {"betas": (settings.beta1, settings.beta2), "eps": settings.eps}
-
-
-_BASE = {"optimizer": "sgd", "sgd_momentum": 0.0}
-"""What megatron-core wraps in the place of an optimizer that it does not know."""
 
 
 def _sgd_settings(settings: OptimizerConfig) -> dict[str, Any]:

@@ -45,3 +45,20 @@ def test_the_same_words_in_another_folder_are_other_files(job, tmp_path):
 def test_other_files_are_another_config(job, hf: str, train: str, said: str):
     with pytest.raises(ValueError, match=f"holds the run of another config: {said}"):
         check_same_run(settings(hf, train), job)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_fewer_steps_than_the_run_has_made_are_refused(job, steps: int):
+    config = settings("hf", "a.jsonl")
+    config.schedule.train_steps = steps
+    with pytest.raises(
+        ValueError, match=f"holds a run of 4 steps and schedule.train_steps is {steps}; ask for 4 or more"
+    ):
+        check_same_run(config, job)
+
+
+@pytest.mark.parametrize("steps", [0, 4, 5])
+def test_as_many_steps_or_more_continue_the_run(job, steps: int):
+    config = settings("hf", "a.jsonl")
+    config.schedule.train_steps = steps
+    check_same_run(config, job)
