@@ -114,8 +114,8 @@ def check_same_run(config: Config, job: JobSpec) -> None:
     steps, made = config.schedule.train_steps, newest_checkpoint(job.checkpoint_dir)
     if 0 < steps < made:
         raise ValueError(
-            f"{job.run_dir} holds a run of {made} steps and schedule.train_steps is {steps}; ask for {made} or more, or "
-            f"choose another run_dir"
+            f"{job.run_dir} holds a run of {made} steps and schedule.train_steps is {steps}; ask for {made} or more, "
+            f"or choose another run_dir"
         )
 
 
