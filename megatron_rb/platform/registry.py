@@ -20,11 +20,10 @@ ENVIRONMENT_VARIABLE = "MEGATRON_RB_PLATFORM"
 BUILT_IN: Mapping[str, type[Platform]] = {
     "cpu": CpuPlatform,
     "cuda": CudaPlatform,
-    "cuda-rehearsal": RehearsalPlatform,
     "musa": MusaPlatform,
 }
-NEVER_FOUND = ("cpu", "cuda-rehearsal")
-"""Platforms that `auto` does not look for: what is left when none is found, and what has to be asked for by name."""
+STAND_INS: Mapping[str, type[Platform]] = {RehearsalPlatform.name: RehearsalPlatform}
+"""No device is behind these: who needs one asks for it by name."""
 
 _override: ContextVar[Platform | None] = ContextVar("platform_override", default=None)
 
@@ -59,9 +58,9 @@ def use_platform(platform: Platform) -> Iterator[Platform]:
 
 @cache
 def _load_platform(name: str) -> Platform:
-    factories = _factories()
+    factories: dict[str, Callable[[], Platform]] = {**_factories(), **STAND_INS}
     if name not in factories:
-        raise ValueError(f"unknown platform {name!r}; known are {', '.join(sorted(factories))} and auto")
+        raise ValueError(f"unknown platform {name!r}; known are {', '.join(available_platforms())} and auto")
     platform = factories[name]()
     if platform.name != name:
         raise ValueError(f"platform {name} is registered, but it calls itself {platform.name}; use one name for both")
@@ -75,7 +74,7 @@ def _load_platform(name: str) -> Platform:
 def _probe_platform() -> Platform:
     present = {}
     for name, factory in _factories().items():
-        if name in NEVER_FOUND:
+        if name == "cpu":
             continue
         probe = factory().probe()
         if probe.available:

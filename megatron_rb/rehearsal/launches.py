@@ -14,6 +14,8 @@ from megatron_rb.platform import Platform
 from megatron_rb.rehearsal.sites import site
 from megatron_rb.rehearsal.stand_ins import StandIns
 
+CONSTANT = "constexpr"
+ALIGNMENT = 16
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
 """Most programs along each axis on CUDA devices."""
 LAUNCH_OPTIONS = frozenset(
@@ -41,8 +43,13 @@ class Launch:
     kernel: str
     """`module:function`"""
     arguments: tuple[tuple[str, str], ...]
-    """Name and type as Triton writes it (`*bf16`, `i32`, `fp32`), a `=value` for constants."""
-    options: tuple[tuple[str, str], ...]
+    """Name and type as Triton writes it (`*bf16`, `i32`, `fp32`), `constexpr` for what is compiled in."""
+    constants: tuple[tuple[str, Any], ...]
+    """Name and value of what is compiled in."""
+    aligned: tuple[str, ...]
+    """Arguments that are multiples of 16 (tensors begin at one), which Triton compiles for."""
+    options: tuple[tuple[str, Any], ...]
+    """Keywords of the launch, e.g. `num_warps`."""
     site: str
 
 
@@ -67,8 +74,17 @@ class Launches:
         options = {key: keywords.pop(key) for key in list(keywords) if key in LAUNCH_OPTIONS and key not in bound}
         bound |= keywords
         self._check(name, function, bound, grid(bound) if callable(grid) else grid)
-        types = tuple((each.name, _type_of(each, bound)) for each in function.params)
-        self.seen[Launch(name, types, tuple((key, str(value)) for key, value in sorted(options.items())), site())] += 1
+        kinds, constants, aligned = [], [], []
+        for parameter in function.params:
+            value = bound.get(parameter.name, parameter.default if parameter.has_default else None)
+            kind = _type_of(parameter, value)
+            kinds.append((parameter.name, kind))
+            if kind == CONSTANT:
+                constants.append((parameter.name, value))
+            elif isinstance(value, torch.Tensor) or isinstance(value, int) and value % ALIGNMENT == 0:
+                aligned.append(parameter.name)
+        known = tuple(sorted(options.items()))
+        self.seen[Launch(name, tuple(kinds), tuple(constants), tuple(aligned), known, site())] += 1
 
     def _check(self, name: str, function: Any, bound: Mapping[str, Any], grid: tuple[Any, ...]) -> None:
         known = {parameter.name for parameter in function.params}
@@ -83,16 +99,16 @@ class Launches:
             raise RuntimeError(f"Triton kernel {name}: a grid of {tuple(grid)} is over the limits {GRID_LIMITS}")
 
 
-def _type_of(parameter: Any, bound: Mapping[str, Any]) -> str:
-    value = bound.get(parameter.name, parameter.default if parameter.has_default else None)
+def _type_of(parameter: Any, value: Any) -> str:
+    """As Triton specialises arguments: numbers that are 1 and everything that is no number are compiled in."""
     if isinstance(value, torch.Tensor):
         return "*" + _TYPES[value.dtype]
-    if parameter.is_constexpr or value is None or isinstance(value, torch.dtype | str):
-        return f"={value}"
+    if parameter.is_constexpr or value is None or not isinstance(value, bool | int | float):
+        return CONSTANT
     if isinstance(value, bool):
         return "i1"
     if isinstance(value, int):
-        return f"i32={value}" if value == 1 else "i32" if -(2**31) <= value < 2**31 else "i64"
+        return CONSTANT if value == 1 else "i32" if -(2**31) <= value < 2**31 else "i64"
     return "fp32"
 
 

@@ -26,7 +26,7 @@ class Defect:
     """Something that would hang or spoil a run."""
 
     kind: str
-    """`groups`, `collective`, `message`, `order` or `deadlock`."""
+    """`groups`, `collective`, `message`, `order` or `deadlock`; `kernel` for one that does not compile."""
     text: str
 
 
@@ -180,10 +180,10 @@ class _Play:
             other = (OTHER_SIDE[message.kind], message.group, str(message.peer), str(rank))
             self.made[own] += 1
             return [(other, self.made[own])] if message.peer in self.by_rank else []
-        own = ("", message.group, str(rank))
-        self.made[own] += 1
+        call = ("", message.group, str(rank))
+        self.made[call] += 1
         members = self.by_rank[rank].groups[message.group].ranks
-        return [(("", message.group, str(member)), self.made[own]) for member in members if member in self.by_rank]
+        return [(("", message.group, str(member)), self.made[call]) for member in members if member in self.by_rank]
 
 
 def _steps(messages: Sequence[Message]) -> Iterator[_Step]:

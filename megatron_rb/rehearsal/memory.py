@@ -18,7 +18,7 @@ STEADY_GROWTH = 1.002
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class Allocation:
     """One allocation; equal to itself alone."""
 
     size: int
@@ -29,11 +29,11 @@ class Block:
 
 
 @dataclass
-class Peak:
+class MemoryPeak:
     """The largest number of live bytes since `DeviceMemory.restart`, and what it was made of."""
 
     size: int = 0
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[Allocation] = field(default_factory=list)
     pictured: int = 0
     """Bytes when `blocks` was taken."""
 
@@ -46,12 +46,12 @@ class DeviceMemory:
 
     def __init__(self) -> None:
         self.live = 0
-        self.blocks: dict[int, Block] = {}
-        self.peak = Peak()
+        self.blocks: dict[int, Allocation] = {}
+        self.peak = MemoryPeak()
 
     def restart(self) -> None:
         """Begin to look for another peak."""
-        self.peak = Peak()
+        self.peak = MemoryPeak()
 
     def note(self, tensor: torch.Tensor) -> None:
         """A tensor of the device has come out of an operation; its storage counts once."""
@@ -61,12 +61,12 @@ class DeviceMemory:
             return
         size = -(-storage.nbytes() // ROUNDING) * ROUNDING
         node = torch._C._current_autograd_node()
-        self.blocks[key] = Block(size, site(), node is not None)
+        self.blocks[key] = Allocation(size, site(), node is not None)
         weakref.finalize(storage, self._drop, key)
         self.live += size
         self._raise_peak()
 
-    def blocks_of(self, tensors: Iterable[torch.Tensor]) -> set[Block]:
+    def blocks_of(self, tensors: Iterable[torch.Tensor]) -> set[Allocation]:
         """The allocations of tensors that live."""
         keys = {tensor.untyped_storage()._cdata for tensor in tensors}
         return {self.blocks[key] for key in keys if key in self.blocks}
@@ -84,7 +84,7 @@ class DeviceMemory:
             self.live -= block.size
 
 
-def by_site(blocks: Iterable[Block]) -> Counter[str]:
+def by_site(blocks: Iterable[Allocation]) -> Counter[str]:
     """Bytes by the lines that allocated them."""
     held: Counter[str] = Counter()
     for block in blocks:

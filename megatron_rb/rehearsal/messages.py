@@ -170,8 +170,7 @@ class Messages:
 
     def note_objects(self, name: str, group: dist.ProcessGroup | None) -> None:
         """A collective of Python objects, which go over CPU tensors of unequal size."""
-        chosen = group or dist.group.WORLD
-        self.log.append(Message(name, chosen.group_name, "object", "cpu", (), (), site=site()))
+        self.log.append(Message(name, (group or _world()).group_name, "object", "cpu", (), (), site=site()))
 
     def together(self, operations: Sequence[dist.P2POp]) -> list[Any]:
         """Stands in for `batch_isend_irecv`."""
@@ -183,6 +182,12 @@ class Messages:
             self._batch = 0
 
 
+def _world() -> dist.ProcessGroup:
+    world = dist.group.WORLD
+    assert world is not None, "the world has been joined"
+    return world
+
+
 def stand_in_for_groups(stand_ins: StandIns, messages: Messages) -> None:
     """Let torch.distributed make groups without other processes; the world is that of the environment."""
     join, make = dist.init_process_group, dist.new_group
@@ -190,7 +195,7 @@ def stand_in_for_groups(stand_ins: StandIns, messages: Messages) -> None:
     def init_process_group(backend: str | None = None, **options: Any) -> None:
         rank, world_size = options["rank"], options["world_size"]
         join("fake", store=FakeStore(), rank=rank, world_size=world_size)
-        name = dist.group.WORLD.group_name
+        name = _world().group_name
         messages.groups[name] = Group(name, tuple(range(world_size)), backend or "inherited", site())
         messages.created.append((backend or "inherited", world_size))
 

@@ -23,59 +23,16 @@ from megatron_rb.parallel.groups import destroy_groups
 from megatron_rb.parallel.session import Session
 from megatron_rb.rehearsal.device import Waits
 from megatron_rb.rehearsal.launches import Launches
-from megatron_rb.rehearsal.memory import Block, DeviceMemory, Peak, by_site
-from megatron_rb.rehearsal.messages import Group, Message, Messages
+from megatron_rb.rehearsal.memory import Allocation, DeviceMemory, MemoryPeak, by_site
+from megatron_rb.rehearsal.messages import Messages
+from megatron_rb.rehearsal.records import KINDS, LINES, PeakMemory, Phase, RehearsedRank
 from megatron_rb.rehearsal.samples import UnpaintedSamples
 from megatron_rb.rehearsal.watch import Watch
 from megatron_rb.tasks.build import TaskData
 from megatron_rb.train.guard import optimizer_tensors
 from megatron_rb.train.loop import take_step
 from megatron_rb.train.run import Run
-
-LINES = 40
-"""Of a peak that are kept."""
-KINDS = ("weights", "gradients", "optimizer", "activations", "temporary")
-"""What live memory is: temporary = of the backward pass, the reduction of gradients and the optimizer's step."""
-
-
-@dataclass(frozen=True)
-class PeakMemory:
-    """The most bytes that lived at once, and what they were."""
-
-    bytes: int
-    kinds: dict[str, int]
-    """By `KINDS`."""
-    lines: list[tuple[str, str, int]]
-    """Kind, line and bytes of what was held, the most first."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What a rank did in its start, a step, an evaluation or a save."""
-
-    name: str
-    peak: PeakMemory
-    live_after: int
-    """Bytes."""
-    waits: list[tuple[str, str, int]]
-    """Kind, line and how often the host waited for the device."""
-    messages: list[Message]
-    operations: int
-    flops: int
-    seconds: float
-    """CPU time of the rehearsal itself."""
-
-
-@dataclass(frozen=True)
-class RankRecord:
-    """What was seen of one rank."""
-
-    rank: int
-    name: str
-    pp_rank: int
-    groups: list[Group]
-    groups_made: int
-    phases: list[Phase]
+from megatron_rb.train.task import StepBatches
 
 
 @dataclass(frozen=True)
@@ -89,11 +46,13 @@ class Instruments:
     watch: Watch
 
     def restart(self) -> None:
-        for each in (self.memory, self.waits, self.messages, self.watch):
+        for each in (self.memory, self.waits, self.messages, self.launches, self.watch):
             each.restart()
 
 
-def rehearse_rank(config: Config, mix: Mix, rank: int, world_size: int, steps: int, tools: Instruments) -> RankRecord:
+def rehearse_rank(
+    config: Config, mix: Mix, rank: int, world_size: int, steps: int, tools: Instruments
+) -> RehearsedRank:
     """The start and some steps of one rank of a run."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank % 8), WORLD_SIZE=str(world_size), MASTER_ADDR="rehearsal")
     stages = []
@@ -101,18 +60,21 @@ def rehearse_rank(config: Config, mix: Mix, rank: int, world_size: int, steps: i
         start = _Stage("start", tools)
         run = assemble(config, Heartbeat(None, None, rank), Attempt("", None, None, None), partial(_samples, mix))
         stages.append(start.end())
+        sizes = _note_sizes(run)
         for number in range(steps):
+            sizes.clear()
             step = _Stage(f"step {number + 1}", tools)
             take_step(run)
             stages.append(step.end())
         held = held_tensors(run)
-        record = RankRecord(
+        record = RehearsedRank(
             rank,
             run.mesh.name,
             run.mesh.pp_rank,
             list(tools.messages.groups.values()),
             len(tools.messages.created),
             [stage.phase(tools, held) for stage in stages],
+            list(sizes),
         )
         run.close()
         _leave(tools)
@@ -122,6 +84,20 @@ def rehearse_rank(config: Config, mix: Mix, rank: int, world_size: int, steps: i
 def _samples(mix: Mix, config: Config, derived: Derived, session: Session, checkpoints: CheckpointManager) -> TaskData:
     ledger = Ledger(derived.run_dir / "ledger.jsonl", session.mesh.rank)
     return TaskData(UnpaintedSamples(mix, session.shape), None, ledger)
+
+
+def _note_sizes(run: Run) -> list[tuple[int, int]]:
+    """A list that gets the sizes of the micro-batches of every step."""
+    sizes: list[tuple[int, int]] = []
+    next_step = run.task.next_step
+
+    def noted() -> StepBatches:
+        step = next_step()
+        sizes.extend((batch.text.num_tokens, batch.vision.num_patches) for batch in step.micro_batches)
+        return step
+
+    run.task.next_step = noted  # type: ignore[method-assign]
+    return sizes
 
 
 def held_tensors(run: Run) -> dict[str, list[torch.Tensor]]:
@@ -160,17 +136,18 @@ class _Stage:
             self.messages,
             self.operations,
             self.flops,
+            dict(self.launches),
             self.seconds,
         )
 
 
-def peak_memory(peak: Peak, held: Mapping[str, Set[Block]]) -> PeakMemory:
+def peak_memory(peak: MemoryPeak, held: Mapping[str, Set[Allocation]]) -> PeakMemory:
     """What a peak was made of.
 
     Args:
         held: by kind what lives from step to step.
     """
-    kinds: dict[str, list[Block]] = {kind: [] for kind in KINDS}
+    kinds: dict[str, list[Allocation]] = {kind: [] for kind in KINDS}
     for block in peak.blocks:
         kind = next((kind for kind, blocks in held.items() if block in blocks), None)
         kinds[kind or ("temporary" if block.backward else "activations")].append(block)

@@ -28,7 +28,7 @@ def ranks_asked(text: str, grid: RankGrid) -> list[int]:
 
 
 def classes(grid: RankGrid) -> list[int]:
-    """For every pipeline, tensor- and context-parallel coordinate the ranks of the first and the last copy of the model.
+    """For every pipeline, tensor- and context-parallel coordinate the ranks of the first and last copy of the model.
 
     Copies have other samples, whose micro-batches are padded alike, and nothing else that differs.
     """

@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
@@ -39,6 +38,9 @@ from megatron_rb.train.timers import StepTimers
 from megatron_rb.train.totals import StepTotals, sum_over_world
 
 logger = logging.getLogger(__name__)
+
+LOSS_SCALE = 1.0
+"""Neither bf16 nor fp32 is scaled. Asking the optimizer every step would wait for the device."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,6 @@ class Run:
     @property
     def mesh(self) -> Mesh:
         return self.session.mesh
-
-    @cached_property
-    def loss_scale(self) -> float:
-        """1: neither bf16 nor fp32 is scaled. Read once, for a read waits for the device."""
-        return float(self.optimizer.get_loss_scale().item())
 
     @property
     def finished(self) -> bool:
@@ -130,7 +127,7 @@ class Run:
                 loss=totals.loss,
                 grad_norm=outcome.grad_norm,
                 learning_rates=rates,
-                loss_scale=self.loss_scale,
+                loss_scale=LOSS_SCALE,
                 num_tokens=totals.work.tokens,
                 num_labels=totals.num_labels,
                 num_patches=totals.work.patches,

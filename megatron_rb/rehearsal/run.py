@@ -1,0 +1,138 @@
+"""Rehearses the ranks of a run in a process per core and puts together what they saw."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_rb.platform.guard import guard_library
+from megatron_rb.rehearsal.prepare import Rehearsal
+from megatron_rb.rehearsal.records import RehearsedRank
+from megatron_rb.rehearsal.worker import JOB_FILE, KERNELS_FILE, REHEARSE, RUN_FOLDER, RehearsalJob
+
+WORKER = "megatron_rb.app.worker"
+LOG_FILE = "worker.log"
+POLL_SECONDS = 0.2
+LAST_LINES = 6
+"""Of the log of a process that failed."""
+DROPPED = ("CUDA_VISIBLE_DEVICES", "MASTER_PORT")
+"""Variables that speak of devices and worlds that are there."""
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What all processes together saw."""
+
+    records: list[RehearsedRank]
+    """By rank."""
+    kernels: list[str]
+    """Lines on Triton kernels that do not compile."""
+
+
+def rehearse(
+    rehearsals: Sequence[Rehearsal],
+    folder: Path,
+    processes: int = 0,
+    progress: Callable[[int, int], None] = lambda done, all: None,
+) -> list[Rehearsed]:
+    """What was seen of the ranks of every run.
+
+    Args:
+        folder: empty; the processes work in it.
+        processes: at the same time; 0 = one per core.
+        progress: called with the ranks that are done, and all.
+
+    Raises:
+        ValueError: a rank could not be rehearsed; says which, and why.
+    """
+    wanted = sum(len(rehearsal.ranks) for rehearsal in rehearsals)
+    folders = _share_out(rehearsals, folder, min(processes or len(os.sched_getaffinity(0)), wanted))
+    with _workers(folders) as workers:
+        while any(worker.poll() is None for worker in workers):
+            progress(sum(1 for _ in folder.glob("*/*/rank_*.pickle")), wanted)
+            _check(folders, workers)
+            time.sleep(POLL_SECONDS)
+        _check(folders, workers)
+    progress(wanted, wanted)
+    return [_collected(folder, _job_name(number)) for number in range(len(rehearsals))]
+
+
+def _share_out(rehearsals: Sequence[Rehearsal], folder: Path, count: int) -> list[Path]:
+    """A folder per process with its part of the ranks of every run."""
+    folders = [folder / f"process_{number}" for number in range(count)]
+    for number, rehearsal in enumerate(rehearsals):
+        for place, process in enumerate(folders):
+            ranks = rehearsal.ranks[(place + number) % count :: count]
+            if not ranks:
+                continue
+            job = process / _job_name(number)
+            job.mkdir(parents=True)
+            (job / RUN_FOLDER).symlink_to((rehearsal.folder / RUN_FOLDER).absolute())
+            rehearsal.job(list(ranks)).write(job)
+    return [process for process in folders if process.is_dir()]
+
+
+def _job_name(number: int) -> str:
+    return f"job_{number:04d}"
+
+
+def _collected(folder: Path, job: str) -> Rehearsed:
+    records = [_read(file) for file in folder.glob(f"*/{job}/rank_*.pickle")]
+    kernels = [line for file in sorted(folder.glob(f"*/{job}/{KERNELS_FILE}")) for line in _read(file)]
+    return Rehearsed(sorted(records, key=lambda record: record.rank), kernels)
+
+
+def _read(file: Path) -> Any:
+    return pickle.loads(file.read_bytes())
+
+
+@contextmanager
+def _workers(folders: Sequence[Path]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A process per folder; none is left behind."""
+    library = guard_library()
+    workers = []
+    try:
+        for folder in folders:
+            with (folder / LOG_FILE).open("wb") as log:
+                command = [sys.executable, "-m", WORKER, REHEARSE, str(folder)]
+                workers.append(subprocess.Popen(command, env=_environment(library), stdout=log, stderr=log))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+def _environment(library: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in DROPPED and not name.startswith("SLURM_")}
+    # The library has to be there before torch looks for CUDA; nothing is compiled, for nothing runs.
+    return kept | {"LD_PRELOAD": str(library), "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _check(folders: Sequence[Path], workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for folder, worker in zip(folders, workers, strict=True):
+        if worker.poll():
+            lines = [line for line in (folder / LOG_FILE).read_text(errors="replace").splitlines() if _tells(line)]
+            raise ValueError(f"{_unfinished(folder)} cannot be rehearsed:\n" + "\n".join(lines[-LAST_LINES:]))
+
+
+def _unfinished(folder: Path) -> str:
+    """The first rank of a process that has no record."""
+    for file in sorted(folder.glob(f"*/{JOB_FILE}")):
+        job = RehearsalJob.read(file.parent)
+        missing = [rank for rank in job.ranks if not (file.parent / f"rank_{rank}.pickle").is_file()]
+        if missing:
+            return f"rank {missing[0]} of {job.name}"
+    return "a kernel"
+
+
+def _tells(line: str) -> bool:
+    return bool(line.strip()) and "registered at" not in line and "(rb --debug" not in line
