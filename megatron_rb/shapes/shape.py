@@ -120,9 +120,12 @@ def _check(shape: RoboBrainShape, origin: str) -> None:
             f"num_attention_heads {text.num_heads} is not a multiple of num_key_value_heads {text.num_query_groups}",
         ),
         (
-            len(text.mrope_section) == 3 and sum(text.mrope_section) * 2 == text.head_dim,
-            f"mrope_section {list(text.mrope_section)} must be three numbers (time, height, width) that sum to half "
-            f"the head size {text.head_dim}",
+            len(text.mrope_section) == 3,
+            f"mrope_section {list(text.mrope_section)} must have 3 numbers: of time, height and width",
+        ),
+        (
+            sum(text.mrope_section) * 2 == text.head_dim,
+            f"mrope_section {list(text.mrope_section)} must sum to half the head size {text.head_dim}",
         ),
         (
             len(deepstack) <= text.num_layers,

@@ -29,7 +29,7 @@ def test_deepstack_layers_that_do_not_rise_are_refused(order: list[int]):
 @pytest.mark.parametrize("family", MODELS)
 def test_a_rope_of_two_sections_is_refused(family: str):
     half = shape_from_dict(tiny(family)).text.head_dim // 2
-    with pytest.raises(ValueError, match=r"mrope_section .* must be three numbers \(time, height, width\)"):
+    with pytest.raises(ValueError, match="mrope_section .* must have 3 numbers: of time, height and width"):
         shape_from_dict(tiny(family, text_config=rope([half - 2, 2])))
 
 
