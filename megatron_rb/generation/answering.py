@@ -35,12 +35,13 @@ def answer_with_transformers(
         settings: system prompt, chat template and picture sizes the model was trained with; None = the defaults.
     """
     shape = load_shape(hf_folder)
-    check_same_source(questions.out, source_of_transformers(Path(hf_folder), max_new_tokens))
+    settings = settings or DataConfig()
+    check_same_source(questions.out, source_of_transformers(Path(hf_folder), settings, max_new_tokens))
 
     def generate(prompts: Sequence[EncodedSample], decode: Callable, eos_ids: Sequence[int]) -> list[str]:
         return greedy_answers(hf_folder, shape, prompts, decode, eos_ids, max_new_tokens)
 
-    return answer_all(questions, hf_folder, generate, settings or DataConfig())
+    return answer_all(questions, hf_folder, generate, settings)
 
 
 def answer_all(

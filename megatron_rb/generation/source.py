@@ -10,8 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rb.checkpoint.hf.side_files import WEIGHT_FILES
-from megatron_rb.config.schema import Config
+from megatron_rb.config.schema import Config, DataConfig
 from megatron_rb.generation.spec import Sampling
+from megatron_rb.platform import get_platform
+
+PROMPT = (
+    "tokenizer",
+    "chat_template",
+    "system_prompt",
+    "box_text",
+    "min_pixels",
+    "max_pixels",
+    "video_fps",
+    "max_video_frames",
+)
+"""Settings of `data` that a question is asked by."""
 
 
 def source_of_stack(
@@ -24,8 +37,9 @@ def source_of_stack(
         tokenizer: folder of config.json, tokenizer and processor.
     """
     return {
-        **_model(weights, tokenizer, max_new_tokens),
+        **_asked(weights, tokenizer, config.data, max_new_tokens),
         "sampling": asdict(sampling),
+        "platform": get_platform(config.platform.name).name,
         "dtype": config.model.dtype,
         "layers": config.model.layers,
         "kernels": asdict(config.kernels),
@@ -33,17 +47,18 @@ def source_of_stack(
     }
 
 
-def source_of_transformers(folder: Path, max_new_tokens: int) -> dict[str, Any]:
+def source_of_transformers(folder: Path, settings: DataConfig, max_new_tokens: int) -> dict[str, Any]:
     """What answers of transformers depend on."""
-    return {**_model(folder, folder, max_new_tokens), "sampling": "greedy"}
+    return {**_asked(folder, folder, settings, max_new_tokens), "sampling": "greedy"}
 
 
-def _model(weights: Path, tokenizer: Path, max_new_tokens: int) -> dict[str, Any]:
+def _asked(weights: Path, tokenizer: Path, settings: DataConfig, max_new_tokens: int) -> dict[str, Any]:
     return {
         "weights": str(weights.resolve()),
         "weights_digest": weights_digest(weights),
         "tokenizer": str(tokenizer.resolve()),
         "tokenizer_digest": side_files_digest(tokenizer),
+        "prompt": {name: getattr(settings, name) for name in PROMPT},
         "max_new_tokens": max_new_tokens,
     }
 

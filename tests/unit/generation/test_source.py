@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rb.config.compose import with_settings
-from megatron_rb.config.schema import Config
+from megatron_rb.config.schema import Config, DataConfig
 from megatron_rb.data.answer_file import check_same_source
 from megatron_rb.generation.source import source_of_stack, source_of_transformers
 from megatron_rb.generation.spec import Sampling
@@ -38,6 +38,8 @@ def answered(
         ("model.layers=local", "layers was 'auto', is 'local'"),
         ("kernels.mrope=torch", "kernels.mrope was 'auto', is 'torch'"),
         ("platform.tf32=true", "tf32 was False, is True"),
+        ("data.system_prompt=Be brief.", "prompt.system_prompt was 'You are a helpful assistant.', is 'Be brief.'"),
+        ("data.max_pixels=50176", "prompt.max_pixels was 0, is 50176"),
     ],
 )
 def test_another_way_to_compute_is_refused(hf, tmp_path, setting: str, said: str):
@@ -64,7 +66,7 @@ def test_another_model_under_the_same_path_is_refused(hf, tmp_path, program: str
         if program == "stack":
             answered(tmp_path / "a.jsonl", hf)
         else:
-            check_same_source(tmp_path / "a.jsonl", source_of_transformers(hf, 8))
+            check_same_source(tmp_path / "a.jsonl", source_of_transformers(hf, DataConfig(), 8))
 
     answer()
     (tmp_path / "a.jsonl").touch()
