@@ -81,11 +81,9 @@ def read_answers(path: Path) -> dict[str, str]:
             key, answer = str(row.get("question_id", row.get("id"))), row.get("answer")
             tries = answer if isinstance(answer, dict) else {}
             answers |= {f"{key}_{name}": _text(said) for name, said in tries.items()} or {key: _text(answer)}
+        return answers
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not a list of {{"question_id": ..., "answer": ...}}: {error}') from error
-    if not answers:
-        raise ValueError(f"{path} holds no answer")
-    return answers
 
 
 def _text(answer: Any) -> str:

@@ -31,9 +31,3 @@ def answers(folder: Path, *words: str) -> dict[str, str]:
 def test_an_option_of_ckpt_is_refused_with_another_source(tmp_path, source: str, words: tuple[str, ...]):
     with pytest.raises(ValueError, match=f"^{words[0]} needs --ckpt and is not read with {source}; "):
         answers(tmp_path, source, "somewhere", *words)
-
-
-def test_recorded_answers_that_are_none_are_refused(tmp_path):
-    (tmp_path / "said.jsonl").touch()
-    with pytest.raises(ValueError, match="said.jsonl holds no answer"):
-        answers(tmp_path, "--answers", str(tmp_path / "said.jsonl"))
