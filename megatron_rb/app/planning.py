@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_rb.app.fitting import device_of_run
+from megatron_rb.app.forecast import stage_forecast
 from megatron_rb.config.compose import group_choices, load_config
 from megatron_rb.config.derive import Derived
 from megatron_rb.config.optimizers import OPTIMIZERS, check_optimizer
 from megatron_rb.config.rules import either
-from megatron_rb.config.schema import Config, DataConfig, RecomputeConfig
+from megatron_rb.config.schema import Config, DataConfig
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.mixes import MIXES, load_mix
@@ -27,15 +29,13 @@ from megatron_rb.planner.calibration import load_calibration
 from megatron_rb.planner.cost import Frozen, Pricing
 from megatron_rb.planner.device import Device, device_names, load_device, with_memory
 from megatron_rb.planner.histogram import Histogram, load_histogram
-from megatron_rb.planner.memory import SliceRecompute, memory_model, stage_memory, state_bytes
+from megatron_rb.planner.memory import operators_of
 from megatron_rb.planner.predict import Prediction
 from megatron_rb.planner.report import details, memory_lines, mode_line
 from megatron_rb.planner.report import settings as settings_of
 from megatron_rb.planner.search import plan
 from megatron_rb.planner.task import PlanTask
-from megatron_rb.planner.work import Shards
-from megatron_rb.planner.workload import MicroBatchLimits, MicroBatchSampler
-from megatron_rb.shapes.balance import default_layout
+from megatron_rb.planner.workload import MicroBatchSampler
 from megatron_rb.shapes.published import absent_name, shape_of
 from megatron_rb.shapes.shape import RoboBrainShape, load_shape
 
@@ -259,33 +259,11 @@ def memory_forecast(config: Config, derived: Derived, shape: RoboBrainShape) -> 
 
     Memory follows from sizes alone; only the share of context and libraries is the device's, when it is known.
     """
-    known = config.planner.device or config.platform.name == "cpu"
-    reserved = _device_of(config).reserved_memory if known else 0.0
-    cp = derived.cp_size
-    shards = Shards(derived.tp_size, derived.sequence_parallel, 2 if config.model.dtype == "bf16" else 4, cp)
-    optimizer = OPTIMIZERS[config.optimizer.name]
-    state = state_bytes(config.model.dtype, config.parallel.distributed_optimizer, cp * derived.dp_size, optimizer)
-    largest = MicroBatchLimits(-(-config.data.seq_length // cp), -(-config.data.max_patches // cp))
-    frozen = Frozen(**dataclasses.asdict(config.model.freeze))
-    layout = derived.layout or default_layout(shape, derived.pp_size)
-    stages = stage_memory(
-        memory_model(shape, shards, largest, state, frozen, reserved),
-        layout,
-        recompute_of(config.model.recompute, layout.num_slices),
-        layout.pp_size * 4,
-    )
+    known = device_of_run(config) or (load_device("cpu") if config.platform.name == "cpu" else None)
+    reserved = known.reserved_memory if known else 0.0
+    stages = stage_forecast(config, derived, shape, known.platform if known else "cuda", reserved)
     without = "" if known else ", without what context and libraries take (give planner.device)"
     return [f"predicted peak memory of a rank by pipeline stage, not a measurement{without}", *memory_lines(stages)]
-
-
-def recompute_of(settings: RecomputeConfig, num_slices: int) -> tuple[SliceRecompute, ...]:
-    """What every slice recomputes, by the settings."""
-    vision = settings.vision_per_slice or [settings.vision] * num_slices
-    language = settings.language_per_slice or [settings.language] * num_slices
-    every = 10**6  # -1 means all layers
-    return tuple(
-        SliceRecompute(every if v < 0 else v, every if t < 0 else t) for v, t in zip(vision, language, strict=True)
-    )
 
 
 def build_task(request: Request) -> PlanTask:
@@ -312,6 +290,7 @@ def build_task(request: Request) -> PlanTask:
         max_patches=config.data.max_patches,
         frozen=Frozen(**dataclasses.asdict(freeze)),
         optimizer=OPTIMIZERS[config.optimizer.name],
+        operators=operators_of(config.kernels, request.device.platform),
         distributed_optimizer=parallel.distributed_optimizer,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
