@@ -14,7 +14,7 @@ from typing import Any
 from megatron_rb.config.compose import CONFIG_FILE, config_from_file, save_config
 from megatron_rb.config.locks import lock_exclusively
 from megatron_rb.config.schema import Config
-from megatron_rb.launch.job import JobSpec, write_whole
+from megatron_rb.launch.job import JOB_FILE, JobSpec, load_job, write_whole
 from megatron_rb.launch.record import newest_checkpoint
 from megatron_rb.launch.render import environment_script, host_script, node_script, rank_script, sbatch_script
 from megatron_rb.launch.topology import rank_table, table_text
@@ -39,6 +39,8 @@ FIXED = (
     "schedule.warmup_ratio",
 )
 """Settings that a run keeps from its first step to its last; anything else may change when it is continued."""
+PATHS = ("model.hf_path", "data.train")
+"""Those of them that name files; a file is the same however its path is written."""
 
 
 @contextmanager
@@ -84,7 +86,8 @@ def check_same_run(config: Config, job: JobSpec) -> None:
     """A folder with checkpoints belongs to one run.
 
     Raises:
-        ValueError: names the settings that differ from those of the run in the folder.
+        ValueError: names the settings that differ from those of the run in the folder; or fewer steps are asked for
+            than it has made.
     """
     path = job.run_dir / CONFIG_FILE
     if not path.is_file() or not newest_checkpoint(job.checkpoint_dir):
@@ -95,15 +98,24 @@ def check_same_run(config: Config, job: JobSpec) -> None:
         raise ValueError(
             f"{job.run_dir} holds a run that cannot be continued ({error}); choose another run_dir"
         ) from error
+    earlier_dir = load_job(job.run_dir).work_dir if (job.launch_dir / JOB_FILE).is_file() else job.work_dir
     different = [
         f"{key} is {_shown(theirs)} there and {_shown(ours)} here"
         for name in FIXED
-        for key, theirs, ours in _differences(name, attrgetter(name)(there), attrgetter(name)(config))
+        for key, theirs, ours in _differences(
+            name, _value(there, name, earlier_dir), _value(config, name, job.work_dir)
+        )
     ]
     if different:
         raise ValueError(
             f"{job.run_dir} holds the run of another config: {'; '.join(different)}; choose another run_dir, "
             f"or repeat its settings to continue it"
+        )
+    steps, made = config.schedule.train_steps, newest_checkpoint(job.checkpoint_dir)
+    if 0 < steps < made:
+        raise ValueError(
+            f"{job.run_dir} holds a run of {made} steps and schedule.train_steps is {steps}; ask for {made} or more, "
+            f"or choose another run_dir"
         )
 
 
@@ -138,6 +150,15 @@ def gpus_per_node(config: Config, processes: int) -> int:
     if asked >= 0:
         return asked
     return 0 if config.platform.name == "cpu" else processes
+
+
+def _value(config: Config, name: str, work_dir: Path) -> Any:
+    """A setting; paths as they are found from the folder that the run is started in."""
+    value = attrgetter(name)(config)
+    if name not in PATHS:
+        return value
+    paths = [str((work_dir / path).resolve()) for path in ([value] if isinstance(value, str) else value)]
+    return paths[0] if isinstance(value, str) else paths
 
 
 def _differences(name: str, theirs: Any, ours: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 WORKER = "megatron_rb.app.worker"
 """The module of every worker process; its arguments are `module:function` and a folder."""
+JOB_FILE = "job.json"
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class JobSpec:
 
     def save(self) -> None:
         """Write `launch/job.json`."""
-        write_whole(self.launch_dir / "job.json", json.dumps(dataclasses.asdict(self), indent=1, default=str))
+        write_whole(self.launch_dir / JOB_FILE, json.dumps(dataclasses.asdict(self), indent=1, default=str))
 
 
 def load_job(run_dir: Path) -> JobSpec:
@@ -114,7 +115,7 @@ def load_job(run_dir: Path) -> JobSpec:
     Raises:
         ValueError: the folder is not one that `rb launch` made.
     """
-    path = run_dir / "launch" / "job.json"
+    path = run_dir / "launch" / JOB_FILE
     if not path.is_file():
         raise ValueError(f"{run_dir} is not the folder of a run: there is no {path}; give run_dir=... or name=...")
     data: dict[str, Any] = json.loads(path.read_text())

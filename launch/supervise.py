@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from megatron_rb.config.failures import WRONG_INPUT
 from megatron_rb.launch.beats import Beats
 from megatron_rb.launch.failure import describe_exit, signal_name
 from megatron_rb.launch.local import NODE, RankProcess
@@ -141,9 +142,11 @@ class Supervisor:
         self.ranks.end(process.rank, code)
         if self.ranks.failure is before:
             return  # follows from the first failure
-        _say(f"rank {process.rank} {describe_exit(code)}; the end of {process.log}:")
-        for line in last_words(process.log, process.log_start):
-            _say(f"    {line}")
+        told = before is None and code == WRONG_INPUT and process.console is not None
+        if not told:  # else its one sentence is what the console shows last
+            _say(f"rank {process.rank} {describe_exit(code)}; the end of {process.log}:")
+            for line in last_words(process.log, process.log_start):
+                _say(f"    {line}")
         if before is None:
             self._stop_others()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,9 +24,10 @@ def start_workers(
         threads: CPU threads of a process; 0 = an even share of the cores.
         env: further variables of every process.
     """
+    debug = ["--debug"] if "--debug" in sys.argv else []  # as `rb --debug` was called
     job = JobSpec(
         WORKER,
-        (function, str(folder)),
+        (function, str(folder), *debug),
         processes,
         folder,
         master_port=free_port("127.0.0.1"),

@@ -30,7 +30,10 @@ from megatron_rb.launch.workers import start_workers
 
 
 def main(argv: list[str]) -> int:
-    """Convert on the CPU, whatever devices there are; 0 when the new folder is complete, 1 when two folders differ."""
+    """Convert on the CPU, whatever devices there are; 0 when the new folder is complete.
+
+    1 when two folders differ, in their tensors or in the logits that were asked for.
+    """
     o = options(argv, __doc__)
     console = Console()
     if o.way == "inspect":
@@ -64,15 +67,17 @@ def _run(o: Namespace, bars: ByteBars) -> Summary | FolderComparison:
 
 def _verdict(o: Namespace, comparison: FolderComparison, console: Console) -> int:
     if o.forward:
-        comparison.forward = _forward(o)
+        _compare_logits(o, comparison)
     print(json.dumps(comparison.as_json(), indent=1)) if o.json else show_comparison(console, comparison)
-    return 0 if comparison.equal else 1
+    return 0 if comparison.equal and comparison.forward_equal else 1
 
 
-def _forward(o: Namespace) -> float:
+def _compare_logits(o: Namespace, comparison: FolderComparison) -> None:
     """Needs torch.distributed and transformers; the rest does not."""
-    from megatron_rb.parity.forward_difference import forward_difference
+    from megatron_rb.parity.forward_difference import forward_difference, logit_limit
     from megatron_rb.tools.parity import TRACE
 
+    sides, start = (find_side(o.a), find_side(o.b)), partial(start_workers, TRACE)
     with tempfile.TemporaryDirectory(prefix="forward-") as folder:
-        return forward_difference((find_side(o.a), find_side(o.b)), o.hf, Path(folder), partial(start_workers, TRACE))
+        comparison.forward, largest = forward_difference(sides, o.hf, Path(folder), start)
+    comparison.forward_limit = logit_limit(comparison.rounded_to, largest)

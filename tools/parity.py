@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from megatron_rb.checkpoint.conversion.verify import find_side
 from megatron_rb.config.derive import check_tp_size
 from megatron_rb.config.schema import Config, ParallelConfig
 from megatron_rb.launch.workers import start_workers
@@ -24,7 +25,8 @@ def main(argv: list[str]) -> int:
     """0 when every logit and gradient is within its tolerance, 1 when not."""
     options = _parser().parse_args(argv)
     config = _config(options)
-    spec = ParitySpec(options.weights or options.hf, options.grads)
+    weights = find_side(options.weights or options.hf)
+    spec = ParitySpec(str(weights.checkpoint or weights.path), options.grads)
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         shape = load_shape(options.hf)
         file = options.samples
@@ -53,7 +55,12 @@ def _config(options: argparse.Namespace) -> Config:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rb parity", description=__doc__)
     parser.add_argument("--hf", required=True, metavar="DIR", help="Hugging Face folder")
-    parser.add_argument("--weights", default="", metavar="CKPT", help="checkpoint the stack reads instead of --hf")
+    parser.add_argument(
+        "--weights",
+        default="",
+        metavar="DIR",
+        help="checkpoint, run (its newest one) or Hugging Face folder the stack reads instead of --hf",
+    )
     parser.add_argument("--layout", default="", metavar="TEXT", help="e.g. 'P v*3 | v*1 M E t*4 L'; default one stage")
     parser.add_argument("--tp", type=int, default=1, metavar="N", help="tensor-parallel degree")
     parser.add_argument("--pp", type=int, default=0, metavar="N", help="pipeline ranks; default one per slice")

@@ -74,7 +74,7 @@ def assemble(config: Config, heartbeat: Heartbeat, attempt: Attempt, samples_of:
         platform=session.platform,
         reseed=lambda step: seed_everything(config.seed + step, session.platform),
     )
-    first_step = _resume(config, checkpoints, state)
+    first_step = _resume(config, checkpoints, state, train_steps)
     _check_weights(trainable, derived.init if not first_step else str(derived.checkpoint_dir))
     first = session.mesh.rank == 0
     if first:
@@ -150,7 +150,7 @@ def _refused_rows(config: Config, newest: int | None, rank: int) -> RefusedRows:
     return "tell" if newest is not None and not config.data.allow_changed else "again"
 
 
-def _resume(config: Config, checkpoints: CheckpointManager, state: TrainingState) -> int:
+def _resume(config: Config, checkpoints: CheckpointManager, state: TrainingState, train_steps: int) -> int:
     """Step the run continues from; 0 for a new run."""
     checkpoints.take_over()
     newest = checkpoints.latest()
@@ -160,6 +160,11 @@ def _resume(config: Config, checkpoints: CheckpointManager, state: TrainingState
         raise ValueError(
             f"{checkpoints.folder} holds a checkpoint of step {newest} and checkpoint.resume is false; "
             f"choose another run_dir for a new run, or resume"
+        )
+    if newest > train_steps:
+        raise ValueError(
+            f"{checkpoints.folder} holds a checkpoint of step {newest} and the settings ask for {train_steps} steps "
+            f"(schedule); ask for {newest} or more, or choose another run_dir"
         )
     return checkpoints.load(state).step
 

@@ -22,6 +22,7 @@ from megatron_rb.checkpoint.conversion.verify import verify
 from megatron_rb.checkpoint.hf.names import exported_name, shard_name
 from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.checkpoint.storage.safetensors_files import safetensors_header
+from megatron_rb.config.failures import ProcessFailed
 from megatron_rb.shapes.shape import shape_from_dict
 
 SHARD_BYTES = 2 << 30
@@ -186,6 +187,7 @@ def _time_conversion(direction: str, source: Path, out: Path) -> CommandCost:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
-    if os.waitstatus_to_exitcode(status):
-        raise RuntimeError(f"{' '.join(command)} failed")
+    code = os.waitstatus_to_exitcode(status)
+    if code:
+        raise ProcessFailed(" ".join(command), code)
     return CommandCost(seconds, usage.ru_maxrss * 1024)

@@ -26,6 +26,7 @@ from megatron_rb.capture.points import Point, Rows, block_names, points_of
 from megatron_rb.capture.step_capture import StepCapture, kept_parts
 from megatron_rb.capture.weights import feature_ids
 from megatron_rb.checkpoint.hf.training import write_benchmark_model
+from megatron_rb.config.failures import ProcessFailed
 from megatron_rb.config.schema import CaptureConfig
 from megatron_rb.models.inputs import MicroBatch
 from megatron_rb.shapes.shape import RoboBrainShape, model_fingerprint, shape_from_dict
@@ -111,8 +112,9 @@ def comparison_cost(folder: Path, name: str, config: dict[str, Any]) -> Comparis
     process = subprocess.Popen([*command, str(folder / "report")], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
-    if os.waitstatus_to_exitcode(status) not in (0, 1):  # noise obeys no definition: defects are found
-        raise RuntimeError(f"{' '.join(command)} failed")
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, 1):  # noise obeys no definition: defects are found
+        raise ProcessFailed(" ".join(command), code)
     for side in sides:
         shutil.rmtree(side)
     cpu_seconds = usage.ru_utime + usage.ru_stime

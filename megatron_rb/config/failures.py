@@ -16,12 +16,20 @@ class NotFinite(Exception):
     exit_code = EX_DATAERR
 
 
+class ProcessFailed(Exception):
+    """Processes that this one has started ended with an exit code, which becomes its own."""
+
+    def __init__(self, what: str, exit_code: int) -> None:
+        super().__init__(f"{what} ended with exit code {exit_code}; its output stands above")
+        self.exit_code = exit_code
+
+
 def exit_code_of(error: Exception) -> int | None:
     """The exit code of an error that is told in one sentence; None = it was not foreseen and keeps its traceback.
 
     A ValueError of another package is no wrong input that was foreseen.
     """
-    if isinstance(error, NotFinite):
+    if isinstance(error, NotFinite | ProcessFailed):
         return error.exit_code
     if isinstance(error, FileNotFoundError) or isinstance(error, ValueError) and _raised_here(error):
         return WRONG_INPUT
@@ -29,7 +37,9 @@ def exit_code_of(error: Exception) -> int | None:
 
 
 def complain(error: Exception) -> None:
-    """Tell an error to people, on stderr."""
+    """Tell an error to people, on stderr; wrong input that another process has told already is not told again."""
+    if isinstance(error, ProcessFailed) and error.exit_code == WRONG_INPUT:
+        return
     from rich.console import Console  # only wrong input needs it
 
     console = Console(stderr=True, soft_wrap=True)

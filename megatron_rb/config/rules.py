@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
+from megatron_rb.config.optimizers import OPTIMIZERS
 from megatron_rb.config.schema import Config
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -24,7 +25,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.verify": ("header", "decode"),
     "data.loss_turns": ("all", "last"),
     "data.box_text": ("tokens", "list"),
-    "optimizer.name": ("adamw", "sgd"),
+    "optimizer.name": tuple(OPTIMIZERS),
     "schedule.decay": ("cosine", "linear", "constant"),
     "task.name": ("sft", "value"),
     "cluster.name": ("local", "ssh", "slurm"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from megatron_rb.data.json_object import as_object
 
 
 def check_same_source(out: Path, source: Mapping[str, object]) -> None:
@@ -18,12 +20,22 @@ def check_same_source(out: Path, source: Mapping[str, object]) -> None:
     now = json.loads(json.dumps(dict(source)))
     if file.is_file() and out.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]]
+        changed = [f"{key} was {was!r}, is {here!r}" for key, was, here in _differences(before, now)]
         if changed:
             raise ValueError(f"{out} holds answers of another run ({'; '.join(changed)}); choose another --out")
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(now, indent=1), encoding="utf-8")
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Keys that differ, of nested mappings the innermost."""
+    for key in {**now, **before}:
+        was, here = before.get(key), now.get(key)
+        if isinstance(was, dict) and isinstance(here, dict):
+            yield from _differences(was, here, f"{prefix}{key}.")
+        elif was != here:
+            yield f"{prefix}{key}", was, here
 
 
 def rows_in(out: Path) -> dict[str, dict]:
@@ -65,12 +77,12 @@ def read_answers(path: Path) -> dict[str, str]:
     try:
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines()]
         answers: dict[str, str] = {}
-        for row in rows:
+        for row in map(as_object, rows):
             key, answer = str(row.get("question_id", row.get("id"))), row.get("answer")
             tries = answer if isinstance(answer, dict) else {}
             answers |= {f"{key}_{name}": _text(said) for name, said in tries.items()} or {key: _text(answer)}
         return answers
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not a list of {{"question_id": ..., "answer": ...}}: {error}') from error
 
 

@@ -77,10 +77,18 @@ def write_hop_samples(
                 report.samples += 1
     if not report.samples:
         partial.unlink()
-        raise ValueError(f"no episode of {data} gives a sample ({dict(report.refused)}); see {ledger.path}")
+        raise ValueError(_nothing(data, report, ledger.path))
     partial.replace(out)
     Image.new("RGB", (64, 64)).save(out.parent / BLANK)
     return report
+
+
+def _nothing(data: Path, report: HopFileReport, ledger: Path) -> str:
+    """Why there is no sample, in words."""
+    if not report.refused:
+        return f"{data} holds no episode for this part; give key-framed episodes, one frame per line"
+    counts = ", ".join(f"{count} {problem}" for problem, count in report.refused.most_common())
+    return f"no episode of {data} gives a sample: {counts}; see {ledger}"
 
 
 def _labelled(

@@ -43,7 +43,7 @@ def parse_line(line: bytes, default_id: str, media_root: Path) -> Conversation:
     except ValueError as error:
         raise BadSample("not JSON", f"the line is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise BadSample("not JSON", f"the line holds a {type(row).__name__}, not an object")
+        raise BadSample("not an object", f"the line holds a {type(row).__name__}, not an object")
     return parse_row(row, default_id, media_root)
 
 

@@ -46,7 +46,7 @@ def read_questions(folder: Path) -> list[dict[str, Any]]:
     """All questions of `folder`/data.json, or of that file itself; a copy of TraceSpatial-Bench is known by its files.
 
     Raises:
-        ValueError: the file is not a list of objects with `question_id` and `question`, or ids repeat.
+        ValueError: the file is not a list of objects with `question_id` and `question`, it is empty, or ids repeat.
     """
     if tracespatial.is_trace_spatial(folder):
         return tracespatial.read_questions(folder)
@@ -61,6 +61,8 @@ def read_questions(folder: Path) -> list[dict[str, Any]]:
         isinstance(r, dict) and {"question_id", "question"} <= r.keys() for r in rows
     ):
         raise ValueError(f"{file} is not a list of objects with question_id and question")
+    if not rows:
+        raise ValueError(f"{file} holds no question")
     ids = [str(row["question_id"]) for row in rows]
     if len(set(ids)) < len(ids):
         twice = next(key for key in ids if ids.count(key) > 1)

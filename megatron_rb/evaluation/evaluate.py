@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rb.data.answer_file import write_whole
+from megatron_rb.data.json_object import object_of
 from megatron_rb.data.media import shown_size
 from megatron_rb.data.problems import BadSample
 from megatron_rb.evaluation.benchmark_files import (
@@ -49,12 +50,14 @@ def load_benchmark(data: Path, out: Path, coordinates: str = "", shown: ShownSiz
     """
     if coordinates == Coordinates.SHOWN and shown is None:
         raise ValueError(f"--coordinates {coordinates} needs the model's processor; give --ckpt or --hf")
-    out.mkdir(parents=True, exist_ok=True)
     if data.suffix == ".jsonl":
-        write_questions(_rows(data), out / "data.json")
+        rows = _rows(data)
+        out.mkdir(parents=True, exist_ok=True)
+        write_questions(rows, out / "data.json")
         given, root = read_questions(out), data.parent
     else:
         given, root = read_questions(data), data if data.is_dir() else data.parent
+    out.mkdir(parents=True, exist_ok=True)
     questions = [_with_unit(question, root, coordinates, shown) for question in given]
     check_questions(questions, root)
     return Benchmark(questions, root)
@@ -88,13 +91,15 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            row = json.loads(line)
-            missing = {"id", "image", "conversations", "answer"} - row.keys()
-        except (ValueError, AttributeError, RecursionError) as error:
+            row = object_of(line)
+        except ValueError as error:
             raise ValueError(f"{file}:{number} is not a row of a training file: {error}") from error
+        missing = {"id", "image", "conversations", "answer"} - row.keys()
         if missing:
             raise ValueError(f"{file}:{number} lacks {', '.join(sorted(missing))}; rb eval needs rows with their truth")
         rows.append(row)
+    if not rows:
+        raise ValueError(f"{file} is empty; rb eval needs rows with their truth")
     return rows
 
 

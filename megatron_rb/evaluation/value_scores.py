@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from megatron_rb.data.hop_file import path_from, store_frames
+from megatron_rb.data.json_object import object_of
 from megatron_rb.data.problems import BadSample, refusing_the_unexpected
 from megatron_rb.scores.value_metrics import evaluation_frames, spearman, voc_minus, voc_plus
 from megatron_rb.value.answers import parse_score
@@ -128,17 +128,19 @@ def read_curves(file: Path) -> list[dict[str, Any]]:
     """Lines that `rb value score` wrote.
 
     Raises:
-        ValueError: a line is something else.
+        ValueError: a line is something else, or there is none.
     """
     fields = EpisodeCurves.__dataclass_fields__.keys()
     curves = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            entry = json.loads(line)
-            missing = sorted(fields - entry.keys())
-        except (ValueError, AttributeError, RecursionError) as error:
+            entry = object_of(line)
+        except ValueError as error:
             raise ValueError(f"{file}:{number} is no line of rb value score: {error}") from error
+        missing = sorted(fields - entry.keys())
         if missing:
             raise ValueError(f"{file}:{number} lacks {', '.join(missing)}; rb value score writes such files")
         curves.append(entry)
+    if not curves:
+        raise ValueError(f"{file} is empty; rb value score writes a line per episode")
     return curves

@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser, max_new_tokens: int, answers_
     source.add_argument("--ckpt", metavar="DIR", help="checkpoint, run or Hugging Face folder, answered by this stack")
     source.add_argument("--hf", metavar="DIR", help="Hugging Face folder, answered by transformers (greedy)")
     parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens)
-    stack = parser.add_argument_group("with --ckpt")
+    _add_stack_arguments(parser.add_argument_group("with --ckpt"))
+
+
+def _add_stack_arguments(stack: argparse._ActionsContainer) -> None:
     stack.add_argument(
         "--tokenizer", default="", metavar="DIR", help="folder with config and tokenizer; default its own"
     )
@@ -76,6 +79,7 @@ def answers_of(options: argparse.Namespace, questions: Questions, start_workers:
     Raises:
         ValueError: not one of the questions could be asked.
     """
+    _check_read(options)
     if options.answers:
         return read_answers(Path(options.answers))
     answers = _generated(options, questions, start_workers)
@@ -87,11 +91,25 @@ def answers_of(options: argparse.Namespace, questions: Questions, start_workers:
     return answers
 
 
+def _check_read(options: argparse.Namespace) -> None:
+    """Raise ValueError for an option that only --ckpt reads and that came without it."""
+    if options.ckpt:
+        return
+    parser, source = argparse.ArgumentParser(), "--answers" if options.answers else "--hf"
+    _add_stack_arguments(parser)
+    unread = [
+        f"--{name.replace('_', '-')}"
+        for name, default in vars(parser.parse_args([])).items()
+        if getattr(options, name, default) != default
+    ]
+    if unread:
+        way_out = "leave it out" if options.answers else "--ckpt takes the same folder"
+        raise ValueError(f"{', '.join(unread)} needs --ckpt and is not read with {source}; {way_out}")
+
+
 def _generated(options: argparse.Namespace, questions: Questions, start_workers: StartWorkers) -> dict[str, str]:
     sampling = Sampling(options.temperature, options.top_p, options.top_k, options.sampling_seed)
     if options.hf:
-        if not sampling.greedy:
-            raise ValueError("--temperature needs --ckpt: with --hf answers are greedy; --ckpt takes the same folder")
         # Imported here, since recorded answers need neither torch nor transformers.
         from megatron_rb.generation.answering import answer_with_transformers
 

@@ -16,6 +16,7 @@ from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.problems import BadSample, NoUsableSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.generation.questions import Questions
+from megatron_rb.generation.source import source_of_transformers
 from megatron_rb.shapes.shape import load_shape
 
 ANSWER_TOKENS = 256
@@ -34,12 +35,13 @@ def answer_with_transformers(
         settings: system prompt, chat template and picture sizes the model was trained with; None = the defaults.
     """
     shape = load_shape(hf_folder)
-    check_same_source(questions.out, {"weights": hf_folder, "max_new_tokens": max_new_tokens, "sampling": "greedy"})
+    settings = settings or DataConfig()
+    check_same_source(questions.out, source_of_transformers(Path(hf_folder), settings, max_new_tokens))
 
     def generate(prompts: Sequence[EncodedSample], decode: Callable, eos_ids: Sequence[int]) -> list[str]:
         return greedy_answers(hf_folder, shape, prompts, decode, eos_ids, max_new_tokens)
 
-    return answer_all(questions, hf_folder, generate, settings or DataConfig())
+    return answer_all(questions, hf_folder, generate, settings)
 
 
 def answer_all(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_rb.checkpoint.manifest import find_checkpoint, find_side_files
@@ -15,6 +15,7 @@ from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig, Platf
 from megatron_rb.data.answer_file import check_same_source, rows_in, write_whole
 from megatron_rb.generation.answering import without_limits, write_questions_left
 from megatron_rb.generation.questions import Questions
+from megatron_rb.generation.source import source_of_stack
 from megatron_rb.generation.spec import (
     BatchLimits,
     GenerationSpec,
@@ -88,11 +89,7 @@ def answer_with_stack(questions: Questions, request: StackRequest, start: Start)
     weights = find_weights(request)
     shape = load_shape(weights.hf)
     config = generation_config(request, weights, shape, questions.media_root)
-    source = {
-        "weights": str(weights.folder.absolute()),
-        "max_new_tokens": request.max_new_tokens,
-        "sampling": asdict(request.sampling),
-    }
+    source = source_of_stack(weights.folder, weights.hf, config, request.sampling, request.max_new_tokens)
     check_same_source(out, source)
     done = collect_parts(out, questions.rows)
     asked = write_questions_left(questions, done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_rb.checkpoint.hf.oracle import Trace, run_transformers
+from megatron_rb.config.failures import ProcessFailed
 from megatron_rb.config.schema import Config, DataConfig
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.ledger import Ledger, read_ledger
+from megatron_rb.data.problems import NoUsableSample
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.layout import PipelineLayout, parse_layout
 from megatron_rb.parity.differences import (
@@ -43,7 +46,7 @@ def run_parity(
         start: starts that many parity workers on the folder, waits, and returns their exit code.
 
     Raises:
-        RuntimeError: a process of the stack failed; its message has been printed.
+        ProcessFailed: a process of the stack failed; its message has been printed.
     """
     ours = run_workers(folder, config, spec, samples, start)
     hf_path = config.model.hf_path
@@ -62,7 +65,7 @@ def run_workers(
     spec.write(folder, samples, config)
     code = start(folder, config.world_size)
     if code:
-        raise RuntimeError(f"a process of the parity run failed with exit code {code}; its output stands above")
+        raise ProcessFailed("a process of the parity run", code)
     return merge_traces(load_rank_traces(folder, config.world_size))
 
 
@@ -80,13 +83,17 @@ def read_samples(path: str, hf_path: str, shape: RoboBrainShape, folder: Path) -
         ValueError: a conversation or an image cannot be used; a comparison leaves nothing out.
     """
     limits = DataConfig(seq_length=MAX_SAMPLE_TOKENS, max_patches=MAX_SAMPLE_TOKENS, verify="decode")
-    ledger = Ledger(folder / "ledger.jsonl")
-    dataset = build_dataset(limits, build_encoder(limits, hf_path, shape), [path], ledger)
+    encoder, ledger, samples = build_encoder(limits, hf_path, shape), Ledger(folder / "ledger.jsonl"), []
+    with contextlib.suppress(NoUsableSample):  # that sends the reader to the ledger, which goes with the folder
+        dataset = build_dataset(limits, encoder, [path], ledger)
+        samples = [dataset[number] for number in range(len(dataset))]
     refused = read_ledger(ledger.path)
     if refused:
         first = refused[0]
         raise ValueError(f"{len(refused)} rows of {path} cannot be used; line {first['line']}: {first['reason']}")
-    return [dataset[number] for number in range(len(dataset))]
+    if not samples:
+        raise ValueError(f"{path} holds no row; give conversations, one per line, or leave --samples out")
+    return samples
 
 
 def print_report(rows: Sequence[Difference]) -> None:

@@ -56,6 +56,8 @@ def read_questions(folder: Path) -> list[dict[str, Any]]:
         rows = json.loads((folder / QUESTIONS).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / QUESTIONS} is not JSON: {error}") from error
+    if not rows:
+        raise ValueError(f"{folder / QUESTIONS} holds no question")
     return [_question(row, folder) for row in rows]
 
 

@@ -58,6 +58,7 @@ def shape_from_dict(raw: dict[str, Any], origin: str = "config") -> RoboBrainSha
         ValueError: another family, a value that is missing or is not supported, sizes that do not fit each other.
     """
     family = family_of(raw.get("model_type"), origin)
+    _check_sections(raw, family, origin)
     text = {**family.text_defaults, **_text_section(family, raw)}
     vision = {**family.vision_defaults, **(raw.get("vision_config") or {})}
     for fields, known in ((text, family.text_defaults), (vision, family.vision_defaults)):
@@ -75,7 +76,16 @@ def shape_from_dict(raw: dict[str, Any], origin: str = "config") -> RoboBrainSha
         initializer_range=text["initializer_range"],
     )
     _check(shape, origin)
+    _check_tokens(shape, origin)
     return shape
+
+
+def _check_sections(raw: dict[str, Any], family: Family, origin: str) -> None:
+    """A section that is there without a value is no section of defaults; only flat text may stand beside it."""
+    sections = ["vision_config"] if family.flat_text else ["vision_config", "text_config"]
+    empty = [name for name in sections if name in raw and raw[name] is None]
+    if empty:
+        raise ValueError(f"{origin} gives the section '{empty[0]}' of a {family.name} model no value")
 
 
 def _text_section(family: Family, raw: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +120,10 @@ def _check(shape: RoboBrainShape, origin: str) -> None:
             f"num_attention_heads {text.num_heads} is not a multiple of num_key_value_heads {text.num_query_groups}",
         ),
         (
+            len(text.mrope_section) == 3,
+            f"mrope_section {list(text.mrope_section)} must have 3 numbers: of time, height and width",
+        ),
+        (
             sum(text.mrope_section) * 2 == text.head_dim,
             f"mrope_section {list(text.mrope_section)} must sum to half the head size {text.head_dim}",
         ),
@@ -121,10 +135,26 @@ def _check(shape: RoboBrainShape, origin: str) -> None:
             all(0 <= layer < vision.num_layers for layer in deepstack),
             f"deepstack_visual_indexes {list(deepstack)} must lie in 0..{vision.num_layers - 1}",
         ),
+        (
+            list(deepstack) == sorted(set(deepstack)),
+            f"deepstack_visual_indexes {list(deepstack)} must rise, each layer once: the merger of an entry has its "
+            f"place in the list for a number, so sort the list and number the mergers of the weights alike",
+        ),
     ]
     for holds, message in rules:
         if not holds:
             raise ValueError(f"{origin}: {message}")
+
+
+def _check_tokens(shape: RoboBrainShape, origin: str) -> None:
+    """Special tokens have rows in the embedding and are told apart."""
+    names = "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"
+    tokens = {name: getattr(shape, name) for name in names}
+    words = ", ".join(f"{name} {token}" for name, token in tokens.items())
+    if any(not 0 <= token < shape.text.vocab_size for token in tokens.values()):
+        raise ValueError(f"{origin}: {words} must lie in 0..{shape.text.vocab_size - 1} (vocab_size)")
+    if len(set(tokens.values())) < len(tokens):
+        raise ValueError(f"{origin}: {words} must differ from each other")
 
 
 def model_fingerprint(shape: RoboBrainShape) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,20 +14,30 @@ from megatron.core.optimizer import OptimizerConfig as McoreOptimizerConfig
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
+from megatron_rb.config.optimizers import OPTIMIZERS as TRAITS
 from megatron_rb.config.schema import Config, OptimizerConfig, ParallelConfig
 from megatron_rb.models.build import MODEL_PARTS, ModelPart, part_of
+
+ParameterGroups = list[dict[str, Any]]
+STAND_IN: dict[str, Any] = {"optimizer": "sgd", "sgd_momentum": 0.0}
+"""What megatron-core wraps in the place of an optimizer that it does not know."""
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """How megatron-core builds an optimizer."""
+    """How an optimizer is built: by megatron-core, or by `build` where megatron-core does not know it."""
 
-    settings: Callable[[OptimizerConfig], dict[str, Any]]
-    """megatron-core's own settings of it."""
-    distributed: bool
+    group: Callable[[OptimizerConfig], dict[str, Any]]
+    """What its parameter groups hold beside learning rate and weight decay, in torch's words."""
+    distributed: bool = False
     """It works with megatron-core's distributed optimizer."""
+    settings: Callable[[OptimizerConfig], dict[str, Any]] = lambda _: STAND_IN
+    """megatron-core's own settings of it."""
+    build: Callable[[ParameterGroups], torch.optim.Optimizer] | None = None
+    """Constructor of an optimizer of torch's kind; what it needs is in the groups."""
     init_state: Callable[..., None] | None = None
-    """Allocates the state of torch's optimizer where megatron-core does not."""
+    """Allocates the state of torch's optimizer where megatron-core does not; with `build`, zeros under the names of
+    `megatron_rb.config.optimizers` where it is left out."""
 
 
 def _adamw_settings(settings: OptimizerConfig) -> dict[str, Any]:
@@ -36,6 +47,10 @@ def _adamw_settings(settings: OptimizerConfig) -> dict[str, Any]:
         "adam_beta2": settings.beta2,
         "adam_eps": settings.eps,
     }
+
+
+def _adamw_group(settings: OptimizerConfig) -> dict[str, Any]:
+    return {"betas": (settings.beta1, settings.beta2), "eps": settings.eps}
 
 
 def _sgd_settings(settings: OptimizerConfig) -> dict[str, Any]:
@@ -52,8 +67,10 @@ def _init_momentum(optimizer: torch.optim.Optimizer, config: object = None) -> N
 
 
 OPTIMIZERS = {
-    "adamw": OptimizerSpec(_adamw_settings, distributed=True),
-    "sgd": OptimizerSpec(_sgd_settings, distributed=False, init_state=_init_momentum),
+    "adamw": OptimizerSpec(_adamw_group, distributed=True, settings=_adamw_settings),
+    "sgd": OptimizerSpec(
+        lambda settings: {"momentum": settings.momentum}, settings=_sgd_settings, init_state=_init_momentum
+    ),
 }
 """By the names of `megatron_rb.config.optimizers`."""
 
@@ -102,7 +119,9 @@ def build_optimizer(config: Config, chunks: Sequence[DistributedDataParallel]) -
     optimizer = get_megatron_optimizer(mcore_config, list(chunks), config_overrides=_group_overrides(settings))
     if not optimizer.param_groups:
         raise ValueError("every part of the model is frozen, there is nothing to train; unfreeze one in model.freeze")
-    _allocate_state(optimizer, implementation)
+    if implementation.build is not None:
+        _put_in_place(optimizer, implementation.build, settings)
+    _allocate_state(optimizer, settings.name)
     return optimizer
 
 
@@ -130,11 +149,39 @@ def _named(name: str, matches) -> ParamKey:
     return ParamKey(with_name_predicate=ParamWithNamePredicate(name=name, fn=matches))
 
 
-def _allocate_state(optimizer: MegatronOptimizer, implementation: OptimizerSpec) -> None:
+def _put_in_place(
+    optimizer: MegatronOptimizer, build: Callable[[ParameterGroups], torch.optim.Optimizer], settings: OptimizerConfig
+) -> None:
+    """Let megatron-core's wrappers, and their fp32 copies of bf16 weights, drive another optimizer than its SGD."""
+    own = {"lr": settings.lr, "weight_decay": settings.weight_decay, **OPTIMIZERS[settings.name].group(settings)}
+    for part in _parts(optimizer):
+        base = part.optimizer
+        part.optimizer = build(
+            [
+                {key: value for key, value in group.items() if key not in base.defaults} | own
+                for group in base.param_groups
+            ]
+        )
+
+
+def _allocate_state(optimizer: MegatronOptimizer, name: str) -> None:
     """Allocate the state now instead of in the first step, so that memory is known and step 0 can be saved."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if getattr(part, "is_stub_optimizer", False) or part.optimizer is None:
-            continue
-        if implementation.init_state is not None:
-            part.init_state_fn = implementation.init_state
+    implementation = OPTIMIZERS[name]
+    zeros = partial(_init_zeros, TRAITS[name].state) if implementation.build is not None else None
+    init_state = implementation.init_state or zeros
+    for part in _parts(optimizer):
+        if init_state is not None:
+            part.init_state_fn = init_state
         part.init_state_fn(part.optimizer, part.config)
+
+
+def _init_zeros(names: Sequence[str], optimizer: torch.optim.Optimizer, config: object = None) -> None:
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        for name in names:
+            optimizer.state[parameter].setdefault(name, torch.zeros_like(parameter))
+
+
+def _parts(optimizer: MegatronOptimizer) -> list[Any]:
+    """The optimizers that megatron-core has chained, those of no parameter left out."""
+    chained = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part for part in chained if not getattr(part, "is_stub_optimizer", False) and part.optimizer is not None]

@@ -10,7 +10,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_rb.config.schema import OptimizerConfig, ScheduleConfig
 from megatron_rb.models.build import MODEL_PARTS
-from megatron_rb.train.optimizers import lr_ratio
+from megatron_rb.train.optimizers import OPTIMIZERS, lr_ratio
 
 DECAYS = ("cosine", "linear", "constant")
 
@@ -91,5 +91,4 @@ class LearningRateSchedule:
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate(group["lr_mult"])
             group["weight_decay"] = self._settings.weight_decay * group["wd_mult"]
-            group["betas"] = (self._settings.beta1, self._settings.beta2)
-            group["eps"] = self._settings.eps
+            group.update(OPTIMIZERS[self._settings.name].group(self._settings))

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from megatron_rb.bench.timing import median_ratio, time_in_turn
+from megatron_rb.config.failures import ProcessFailed
 from megatron_rb.kernels.linear_cross_entropy import reference
 from megatron_rb.kernels.linear_cross_entropy.op import LOGITS_BYTES, linear_cross_entropy
 from megatron_rb.launch.job import WORKER
@@ -67,7 +68,9 @@ def _peak_in_a_process(name: str, size: LossSize) -> int:
     """Bytes that a process needs for both passes beyond what it needs for their arguments."""
     with tempfile.TemporaryDirectory(prefix="peak-") as folder:
         (Path(folder) / SPEC_FILE).write_text(json.dumps({"name": name, "size": asdict(size)}))
-        subprocess.run([sys.executable, "-m", WORKER, PEAK, folder], check=True, timeout=300)
+        code = subprocess.run([sys.executable, "-m", WORKER, PEAK, folder], timeout=300).returncode
+        if code:
+            raise ProcessFailed(f"the process that measures the memory of {name}", code)
         return json.loads((Path(folder) / PEAK_FILE).read_text())
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from megatron_rb.config.compose import CONFIG_FILE, save_config
+from megatron_rb.config.failures import ProcessFailed
 from megatron_rb.config.schema import Config, ModelConfig, ParallelConfig, PlatformConfig
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.planner.calibration import Calibration, load_calibration
@@ -222,12 +223,13 @@ def run(
         start: starts so many workers on the folder and returns their exit code.
 
     Raises:
-        RuntimeError: a worker failed.
+        ProcessFailed: a worker failed.
     """
     save_config(SETTINGS, folder / CONFIG_FILE)
     (folder / "spec.json").write_text(json.dumps({"rounds": rounds, "cases": [asdict(case) for case in cases]}))
-    if start(folder, PP_SIZE):
-        raise RuntimeError(f"a process of the benchmark failed; see {folder}")
+    code = start(folder, PP_SIZE)
+    if code:
+        raise ProcessFailed("a process of the benchmark", code)
     results = []
     for number, case in enumerate(cases):
         content = json.loads((folder / f"case{number}.json").read_text())

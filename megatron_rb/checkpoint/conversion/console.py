@@ -90,4 +90,13 @@ def show_comparison(console: Console, comparison: FolderComparison) -> None:
     nans = f", {comparison.nans} NaNs with their payloads" if comparison.nans else ""
     console.print(f"{verdict}: {comparison.compared:,} tensors, {comparison.num_bytes / 1e9:.3f} GB compared{nans}")
     if comparison.forward is not None:
-        console.print(f"largest difference of a logit: {comparison.forward:.3g}")
+        console.print(_forward_words(comparison))
+
+
+def _forward_words(comparison: FolderComparison) -> str:
+    found = f"largest difference of a logit: {comparison.forward:.3g} (limit {comparison.forward_limit:.3g})"
+    if comparison.forward_equal:
+        return found
+    if comparison.equal:
+        return f"{found}; the tensors are equal and the logits are not: config.json differs, or one is not understood"
+    return f"{found}; the sides do not compute the same"

@@ -50,14 +50,27 @@ class FolderComparison:
     """NaNs in A; their payloads are part of the comparison."""
     differences: list[FolderDifference] = field(default_factory=list)
     forward: float | None = None
-    """Largest absolute difference of a logit, where it was asked for; it has no part in the verdict."""
+    """Largest absolute difference of a logit, where it was asked for."""
+    forward_limit: float | None = None
+    """What it may be."""
 
     @property
     def equal(self) -> bool:
+        """The tensors are the same."""
         return not self.differences
 
+    @property
+    def forward_equal(self) -> bool:
+        """The logits are the same within their limit, or were not asked for."""
+        return self.forward is None or self.forward_limit is None or self.forward <= self.forward_limit
+
+    @property
+    def rounded_to(self) -> set[str]:
+        """Types that tensors have on one side alone."""
+        return {name for entry in self.differences if entry.what == DTYPE for name in (entry.a, entry.b)}
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"equal": self.equal}
+        return asdict(self) | {"equal": self.equal, "forward_equal": self.forward_equal}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,12 @@ VISION_HEADS = 16
 WINDOW_PATCHES = 8
 FULL_ATTENTION_EVERY = 8
 """What all published Qwen2.5-VL models have and no legacy checkpoint states."""
+SPECIAL_TOKENS = {
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+}
 NEEDED = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
 
 
@@ -58,10 +64,7 @@ def derive_config(tree: LegacyTree) -> dict[str, Any]:
         "rope_theta": float(args.get("rotary_base") or 1e6),
         "rope_scaling": {"type": "mrope", "mrope_section": list(args.get("mrope_section") or (16, 24, 24))},
         "max_position_embeddings": args.get("max_position_embeddings") or 128000,
-        "image_token_id": 151655,
-        "video_token_id": 151656,
-        "vision_start_token_id": 151652,
-        "vision_end_token_id": 151653,
+        **SPECIAL_TOKENS,
         "vision_config": {
             "model_type": "qwen2_5_vl",
             "depth": depth,

@@ -57,6 +57,15 @@ def test_wrong_input_is_a_sentence_and_an_exit_without_waiting_for_the_others(tw
     assert "rb: " in log and "nonsense" in log and "Traceback" not in log
 
 
+@pytest.mark.parametrize("flags", [[], ["--debug"]])
+def test_workers_show_tracebacks_where_the_command_was_asked_to(monkeypatch, tmp_path, flags):
+    started = []
+    monkeypatch.setattr("megatron_rb.launch.workers.run_job", lambda job: started.append(job.arguments) or 0)
+    monkeypatch.setattr("sys.argv", ["rb", *flags, "parity"])
+    assert start_workers(f"{WORKED}:describe", tmp_path, 1) == 0
+    assert started == [(f"{WORKED}:describe", str(tmp_path), *flags)]
+
+
 @pytest.mark.parametrize(("function", "code", "said"), [("wrong", 2, "nonsense"), ("not_finite", 65, "loss is NaN")])
 def test_foreseen_errors_have_a_code_of_their_own(ends, tmp_path, capsys, function, code, said):
     with pytest.raises(Left, match=f"^{code}$"):

@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from megatron_rb.data.hop_file import write_hop_samples
+from megatron_rb.value.label import LabelRules
+
 REPOSITORY = Path(__file__).parents[3]
 FRAMES = 10
 """Of an episode."""
@@ -47,3 +52,20 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     episodes, short, long = map(int, done.stdout.split())
     assert episodes == LONG // FRAMES // 20
     assert (long - short) * 1024 < 2.5e6 < size / 5, (short, long)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "episodes.jsonl holds no episode for this part; give key-framed episodes"),
+        (
+            "[1, 2]\n{}\n",
+            "no episode of .*episodes.jsonl gives a sample: 2 not an episode frame; see .*out.ledger.jsonl",
+        ),
+    ],
+)
+def test_a_file_without_an_episode_is_told_in_words(tmp_path, text: str, said: str):
+    (tmp_path / "episodes.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        write_hop_samples(tmp_path / "episodes.jsonl", tmp_path / "out.jsonl", LabelRules(), seed=0)
+    assert not (tmp_path / "out.jsonl").exists() and not (tmp_path / "out.jsonl.partial").exists()

@@ -110,11 +110,14 @@ def test_points_inside_are_accepted():
     parse_row(_talk("a", points={"end effector": [[5, 6, 1.25]]}), "x", ROOT)
 
 
-@pytest.mark.parametrize("line", [b'{"id": 1', b"[1]\n", b"\xff\xfe"])
-def test_a_line_that_is_no_object_is_refused(line):
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [(b'{"id": 1', "not JSON"), (b"[1]\n", "not an object"), (b"null", "not an object"), (b"\xff\xfe", "not JSON")],
+)
+def test_a_line_that_is_no_object_is_refused(line, problem):
     with pytest.raises(BadSample) as caught:
         parse_line(line, "x", ROOT)
-    assert caught.value.problem == "not JSON"
+    assert caught.value.problem == problem
 
 
 def test_a_line_is_a_row():

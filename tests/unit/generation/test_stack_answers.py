@@ -75,6 +75,15 @@ def test_answers_of_two_models_or_samplings_are_not_mixed(hf, tmp_path):
         )
 
 
+def test_answers_of_two_types_are_not_mixed(hf, tmp_path):
+    out, calls = tmp_path / "a.jsonl", []
+    ask(tmp_path, out, StackRequest(str(hf), dtype="fp32"), workers(calls, out))
+    with pytest.raises(ValueError, match="answers of another run .dtype was 'fp32', is 'bf16'.; choose another --out"):
+        ask(tmp_path, out, StackRequest(str(hf), dtype="bf16"), workers(calls, out))
+    ask(tmp_path, out, StackRequest(str(hf), tp_size=2, sequences=3), workers(calls, out))  # another layout may go on
+    assert len(calls) == 1
+
+
 def trained_run(folder, hf, *settings):
     """The folder of a run with these settings: its config and a checkpoint."""
     run = folder / "run"

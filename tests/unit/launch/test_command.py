@@ -101,7 +101,8 @@ def _model(folder: Path) -> Path:
     (folder / "config.json").write_text(
         """{"model_type": "qwen2_5_vl", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256,
-        "rope_scaling": {"mrope_section": [2, 3, 3]},
+        "rope_scaling": {"mrope_section": [2, 3, 3]}, "image_token_id": 1, "video_token_id": 2,
+        "vision_start_token_id": 3, "vision_end_token_id": 4,
         "vision_config": {"depth": 2, "hidden_size": 64, "num_heads": 4, "intermediate_size": 96, "patch_size": 14,
         "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 64, "window_size": 112,
         "fullatt_block_indexes": [1]}}"""

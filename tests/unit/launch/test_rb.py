@@ -67,6 +67,7 @@ def model(tmp_path: Path) -> Path:
     vision |= dict(spatial_merge_size=2, out_hidden_size=64, window_size=112, fullatt_block_indexes=[1])
     text = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, vocab_size=256)
     text |= dict(num_key_value_heads=2, rope_scaling={"mrope_section": [2, 3, 3]})
+    text |= dict(image_token_id=1, video_token_id=2, vision_start_token_id=3, vision_end_token_id=4)
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf/config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "vision_config": vision, **text}))
     return tmp_path / "hf"

@@ -242,3 +242,14 @@ def test_last_words_skip_the_earlier_run(tmp_path: Path):
 def test_exit_codes_read_as_words():
     assert describe_exit(3) == "failed with exit code 3"
     assert describe_exit(128 + signal.SIGSEGV) == "was killed by SIGSEGV"
+
+
+def test_wrong_input_that_rank_zero_has_told_the_console_is_told_once(job, capfd):
+    assert run_job(job("print('rb: no such file', flush=True)\nsys.exit(2)\n", processes=1)) == 2
+    out, err = capfd.readouterr()
+    assert out.count("rb: no such file") == 1 and "rb: no such file" not in err
+
+
+def test_wrong_input_of_a_rank_without_console_is_shown_from_its_log(job, capfd):
+    assert run_job(job("if rank:\n    print('rb: no such file', flush=True)\n    sys.exit(2)\n", processes=2)) == 2
+    assert "rank 1 failed with exit code 2" in (err := capfd.readouterr().err) and "rb: no such file" in err

@@ -122,4 +122,5 @@ def load_shape_of_hand_case():
         "num_position_embeddings": 4,
         "deepstack_visual_indexes": [],
     }
-    return shape_from_dict({"model_type": "qwen3_vl", "text_config": text, "vision_config": vision})
+    tokens = dict(image_token_id=1, video_token_id=2, vision_start_token_id=3, vision_end_token_id=4)
+    return shape_from_dict({"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, **tokens})

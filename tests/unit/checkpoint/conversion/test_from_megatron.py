@@ -109,11 +109,13 @@ def test_tree_that_does_not_tell_its_model(tmp_path):
 
 
 def test_config_is_derived_from_arguments_and_shapes(tmp_path, monkeypatch):
-    """The tiny tower has 4 heads; the published ones, whose number is assumed, all have 16."""
+    """The tiny tower has 4 heads and tokens of its own; those of the published ones, all alike, are assumed."""
     from megatron_rb.checkpoint.legacy import config
 
     monkeypatch.setattr(config, "VISION_HEADS", trees.VISION_HEADS)
     exact = trees.write_hf_folder(tmp_path / "hf")
+    raw = json.loads((tmp_path / "hf" / "config.json").read_text())
+    monkeypatch.setattr(config, "SPECIAL_TOKENS", {name: raw[name] for name in config.SPECIAL_TOKENS})
     args = {"num_query_groups": 2, "group_query_attention": True, "mrope_section": [4, 2, 2]}
     tree = Tree(tp=2, pp=2, chunk_layers=((1,), (3,)), args={"decoder_first_pipeline_num_layers": 1, **args})
     root = trees.write_tree(tmp_path / "tree", trees.rounded(exact), tree)
