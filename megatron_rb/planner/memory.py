@@ -214,12 +214,19 @@ def _decoder(text: TextSizes, shards: Shards, tokens: int, operators: Operators)
     # were gathered.
     values = 2 * text.num_heads if shards.cp_size > 1 else 3 * (text.num_heads + text.num_query_groups)
     attention = values * text.head_dim / tp * item
-    normed = text.num_heads * text.head_dim / tp * item * text.qk_norm * (text.num_query_groups > tp)
-    if text.qk_norm and shards.cp_size > 1:
-        normed += (text.num_heads + 2 * text.num_query_groups) * text.head_dim / tp * item
+    normed = _qk_norm(text, shards, operators) * text.head_dim / tp * item if text.qk_norm else 0.0
     mlp = 3 * padded_ffn(text.ffn_hidden_size, tp) * item
     gathered = _whole_keys(text, shards, tokens)
     return spread + tokens * (attention + normed + mlp + 4 * text.num_heads / tp) + gathered
+
+
+def _qk_norm(text: TextSizes, shards: Shards, operators: Operators) -> int:
+    """Heads that QK-norm keeps of its input beside what attention keeps."""
+    if not operators.norm:
+        return text.num_heads + text.num_query_groups
+    copied = text.num_heads * (text.num_query_groups > shards.tp_size)
+    # Keys are a part of the projection, which with context parallelism nobody else keeps.
+    return copied + (text.num_heads + 2 * text.num_query_groups) * (shards.cp_size > 1)
 
 
 def _whole_keys(text: TextSizes, shards: Shards, tokens: float) -> float:

@@ -21,7 +21,12 @@ def different() -> list[str]:
     seen, names = set(), []
     for name in RECIPES:
         config = load_config([f"experiment={name}"])
-        key = (config.model.published, config.parallel.layout, config.data.seq_length, str(config.model.recompute))
+        key = (
+            shape_of(config.model.hf_path, config.model.published),
+            config.parallel.layout,
+            config.data.seq_length,
+            str(config.model.recompute),
+        )
         if key not in seen:
             seen.add(key)
             names.append(name)
