@@ -31,7 +31,7 @@ from megatron_rb.launch.record import (
     read_steps,
     running_seconds,
 )
-from megatron_rb.launch.verdict import judge
+from megatron_rb.launch.verdict import judge, kept
 from megatron_rb.launch.watch import lost_steps
 
 
@@ -95,6 +95,8 @@ class Loop:
             if not verdict.retry:
                 assert result.failure is not None
                 return self._end(FAILED, verdict.reason, result.failure.code)
+            if self.signals:
+                return self._stopped()
             self._exclude(verdict.exclude)
             self.say(f"{verdict.reason}; starting again from step {newest_checkpoint(self.job.checkpoint_dir)}")
 
@@ -177,14 +179,18 @@ class Loop:
         self.record.bad_nodes = sorted(self.bad)
 
     def _stopped(self) -> int:
+        last = self.record.attempts[-1] if self.record.attempts else None
+        saved = kept(newest_checkpoint(self.job.checkpoint_dir), last.last_step if last is not None else 0)
+        if last is not None and last.cause:
+            saved = f"{saved}; {last.cause}"
         asked = self.job.launch_dir / STOP_FILE
         if asked.exists() or not self.engine_is_warned():
-            return self._end(STOPPED, "stopped by the user; the run is saved", 0)
-        self.record.state, self.record.reason = QUEUED, "saved before the time limit and queued again"
+            return self._end(STOPPED, f"stopped by the user; {saved}", 0)
+        self.record.state, self.record.reason = QUEUED, f"queued again at the time limit; {saved}"
         self._save()
         if self.engine.queue_again([]):
             return 0
-        return self._end(STOPPED, "stopped by a signal; the run is saved", 0)
+        return self._end(STOPPED, f"stopped by a signal; {saved}", 0)
 
     def engine_is_warned(self) -> bool:
         """Whether the stop came from a scheduler that will take the machines away (SIGUSR1)."""
