@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 WRONG_INPUT = 2
 """Settings, data or checkpoint do not fit, as `rb` says it."""
-EX_DATAERR, EX_TEMPFAIL, EX_CONFIG = 65, 75, 78
+EX_DATAERR, EX_IOERR, EX_TEMPFAIL, EX_CONFIG = 65, 74, 75, 78
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""The disk is full, or the user's share of it."""
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -23,9 +27,26 @@ def exit_code_of(error: Exception) -> int | None:
     """
     if isinstance(error, NotFinite):
         return error.exit_code
+    if without_room(error) is not None:
+        return EX_IOERR
     if isinstance(error, FileNotFoundError) or isinstance(error, ValueError) and _raised_here(error):
         return WRONG_INPUT
     return None
+
+
+def without_room(error: BaseException) -> OSError | None:
+    """The error of a full disk behind another error, or which it is itself; None = the disk is not full."""
+    full = (cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno in NO_ROOM)
+    return next(full, None)
+
+
+def sentence(error: Exception) -> str:
+    """An error in words for its user."""
+    full = without_room(error)
+    if full is None:
+        return str(error)
+    place = f"{full.filename} cannot be written" if full.filename else "a file cannot be written"
+    return f"{place}: {full.strerror}; make room there, and the same command goes on"
 
 
 def complain(error: Exception) -> None:
@@ -33,8 +54,15 @@ def complain(error: Exception) -> None:
     from rich.console import Console  # only wrong input needs it
 
     console = Console(stderr=True, soft_wrap=True)
-    console.print(f"rb: {error}", style="bold red", markup=False, highlight=False)
+    console.print(f"rb: {sentence(error)}", style="bold red", markup=False, highlight=False)
     console.print("(rb --debug shows where this came from)", style="dim", highlight=False)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
 
 
 def _raised_here(error: Exception) -> bool:

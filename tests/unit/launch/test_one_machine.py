@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_rb.launch.batch import carry_on
 from megatron_rb.launch.failure import FailureKind
 from megatron_rb.launch.job import JobSpec, Patience
 from megatron_rb.launch.loop import Loop
 from megatron_rb.launch.one_machine import LocalEngine
-from megatron_rb.launch.record import RunRecord
+from megatron_rb.launch.record import RunRecord, load_record
 
 REPOSITORY = Path(__file__).parents[3]
 PRELUDE = """
@@ -167,3 +168,56 @@ wait()
 """
     code, record = run(script, stop=[signal.SIGTERM])
     assert (code, record.state, record.reason) == (0, "STOPPED", "stopped by the user; the run is saved at step 3")
+
+
+FULL = Path("/dev/full")
+"""A file on a disk without room."""
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Callable[[str], None]:
+    """Lets a file of the run folder find no room, once."""
+
+    def fill(name: str) -> None:
+        path = tmp_path / f"{name}.partial"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(FULL)
+
+    return fill
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
+def test_a_run_goes_on_while_there_is_no_room_for_the_states_of_its_ranks(run, full, capfd, tmp_path):
+    full("launch/ranks.json")
+    code, record = run("report('finished', 1)\ntime.sleep(1.2)")
+    assert (code, record.state) == (0, "COMPLETED")
+    said = capfd.readouterr().out
+    assert f"{tmp_path}/launch/ranks.json cannot be written: No space left on device" in said
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
+def test_a_record_takes_the_room_of_the_states_on_a_full_disk(run, full, tmp_path):
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "ranks.json").write_text("{}")
+    full("run.json")
+    code, record = run("")
+    assert (code, load_record(tmp_path).state) == (0, "COMPLETED")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
+def test_a_run_whose_plan_finds_no_room_has_failed_with_the_cause(tmp_path, full):
+    job = JobSpec("dummy_rank", (), 1, tmp_path, run_id="no-room")
+    full("launch/attempt_1.json")
+    assert carry_on(job) == 74
+    record = load_record(tmp_path)
+    assert (record.state, record.exit_code) == ("FAILED", 74)
+    assert record.reason.startswith(f"{tmp_path}/launch/attempt_1.json cannot be written: No space left on device")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
+def test_a_rank_whose_log_finds_no_room_is_not_held_up(run, tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank_0.log").symlink_to(FULL)
+    code, record = run("if rank == 0: print('x' * 1_000_000)")
+    assert (code, record.state) == (0, "COMPLETED")
