@@ -12,6 +12,7 @@ from megatron_rb.config.schema import Config
 from megatron_rb.launch.actions import dry_run, run
 from megatron_rb.launch.main import OF_A_RUN, act_on_run, split_words, sweep_of
 from megatron_rb.launch.prepare import build_job, check_paths
+from megatron_rb.launch.surroundings import check_surroundings
 from megatron_rb.launch.sweep import launch_sweep
 from megatron_rb.shapes.foreign import check_init
 from megatron_rb.shapes.published import missing_weights, shape_of
@@ -31,12 +32,13 @@ def main(argv: list[str]) -> int:
     for run_settings in sweep_of(settings):
         config = maybe_plan(load_config(run_settings))
         dry = options.action == "dryrun"
-        if not dry and missing_weights(config.model.hf_path):
-            raise ValueError(missing_weights(config.model.hf_path))
         shape = shape_of(config.model.hf_path)
         derived = derive(config, shape)
+        if not dry and missing_weights(config.model.hf_path):
+            raise ValueError(missing_weights(config.model.hf_path))
         check_paths(config, derived, needs_data=not dry)
         check_init(derived.init)
+        check_surroundings(config, derived)
         prepared.append((config, build_job(config, derived)))
     if len(prepared) > 1:
         return launch_sweep(prepared, options)
