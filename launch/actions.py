@@ -99,7 +99,7 @@ def show_logs(run_dir: Path, options: Options) -> int:
     job, record = load_job(run_dir), load_record(run_dir)
     rank = options.rank if options.rank is not None else _interesting_rank(record)
     path = run_dir / "logs" / f"rank_{rank}.log"
-    if rank >= job.world_size:
+    if not 0 <= rank < job.world_size:
         raise ValueError(f"there is no rank {rank}; the run has ranks 0 to {job.world_size - 1}")
     if not path.is_file() and not options.follow:
         raise ValueError(f"rank {rank} has written nothing yet ({path}); action=status says what the run waits for")

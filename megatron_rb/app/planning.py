@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from megatron_rb.config.compose import group_choices, load_config
+from megatron_rb.config.compose import group_choices, keys_of, load_config
 from megatron_rb.config.derive import Derived
 from megatron_rb.config.optimizers import OPTIMIZERS, check_optimizer
 from megatron_rb.config.rules import either
@@ -27,7 +29,7 @@ from megatron_rb.planner.calibration import load_calibration
 from megatron_rb.planner.cost import Frozen, Pricing
 from megatron_rb.planner.device import Device, device_names, load_device, with_memory
 from megatron_rb.planner.histogram import Histogram, load_histogram
-from megatron_rb.planner.memory import SliceRecompute, memory_model, stage_memory, state_bytes
+from megatron_rb.planner.memory import SliceRecompute, StageMemory, memory_model, stage_memory, state_bytes
 from megatron_rb.planner.predict import Prediction
 from megatron_rb.planner.report import details, memory_lines, mode_line
 from megatron_rb.planner.report import settings as settings_of
@@ -48,9 +50,28 @@ SHORT = {
 """Words of `rb plan` that are settings of a run."""
 DEGREES = ("tp", "pp", "vpp", "cp", "micro_batch", "sequence_parallel")
 OWN = ("model", "cluster", "gpus", "data", "max_gpu_memory", "calibration", *DEGREES, *SHORT)
+PLANNED = {
+    "model.recompute": "",
+    "parallel.auto": "",
+    "parallel.layout": "",
+    "parallel.tp_size": "tp",
+    "parallel.pp_size": "pp",
+    "parallel.cp_size": "cp",
+    "parallel.sequence_parallel": "sequence_parallel",
+    "planner.device": "cluster",
+    "planner.histogram": "data",
+    "planner.calibration": "calibration",
+    "planner.max_memory": "max_gpu_memory",
+    "data.train": "data",
+    "world_size": "gpus",
+    "cluster.nodes": "gpus",
+    "cluster.processes_per_node": "gpus",
+}
+"""Settings of a run that a plan does not read, and the word that says it here; empty = what the plan finds out."""
 NO_DATA_MIX = "images_16k"
 """What samples are taken to be like where no data are named."""
-UNITS = {"": 1.0, "GB": 1e9, "GiB": 2.0**30, "G": 1e9, "MB": 1e6, "MiB": 2.0**20}
+UNITS = {"": 1.0, "gb": 1e9, "gib": 2.0**30, "g": 1e9, "mb": 1e6, "mib": 2.0**20}
+SIZE = re.compile(r"([0-9.]+(?:e[+-]?[0-9]+)?) ?([a-z]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -72,21 +93,9 @@ def read_request(words: Sequence[str]) -> Request:
     Raises:
         ValueError: a word is unknown, missing or has a value that cannot be meant.
     """
-    given: dict[str, str] = {}
-    settings: list[str] = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"'{word}' is no key=value; e.g. rb plan model=robobrain20_32b cluster=h200 gpus=512")
-        if key in OWN:
-            given[key] = value
-        elif "." in key or key in ("experiment", "settings"):
-            settings.append(word)
-        else:
-            close = difflib.get_close_matches(key, [*OWN, "experiment"], n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(OWN)} and experiment"
-            raise ValueError(f"rb plan knows no '{key}'{hint}")
+    given, settings = _split(words)
     _check_complete(given, settings)
+    _check_settings(given, settings)
     settings += [f"{SHORT[key]}={given[key]}" for key in SHORT if key in given]
     shape, model_settings = _model(given.get("model", ""))
     config = load_config([*model_settings, *settings])
@@ -104,6 +113,46 @@ def read_request(words: Sequence[str]) -> Request:
         given.get("calibration", ""),
         asked,
     )
+
+
+def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Words of `rb plan` with their values, and settings of a run."""
+    given: dict[str, str] = {}
+    settings: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"'{word}' is no key=value; e.g. rb plan model=robobrain20_32b cluster=h200 gpus=512")
+        if key in OWN:
+            if key in given:
+                raise ValueError(f"{key} is given twice, as {given[key]} and as {value}; leave one of them out")
+            if not value.strip():
+                raise ValueError(f"{key}= has no value; give one, or leave the word out")
+            given[key] = value
+        elif "." in key or key in ("experiment", "settings"):
+            settings.append(word)
+        else:
+            close = difflib.get_close_matches(key, [*OWN, "experiment"], n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(OWN)} and experiment"
+            raise ValueError(f"rb plan knows no '{key}'{hint}")
+    return given, settings
+
+
+def _check_settings(given: Mapping[str, str], settings: Sequence[str]) -> None:
+    """Refuse settings that would change nothing, or that another word or setting changes as well."""
+    instead = {**PLANNED, **({"model.hf_path": "model"} if "model" in given else {})}
+    instead |= {SHORT[word]: word for word in given if word in SHORT}
+    seen: set[str] = set()
+    for key in (key for text in settings for key in keys_of(text)):
+        name = next((name for name in instead if f"{key}.".startswith(f"{name}.")), "")
+        word = instead.get(name, "")
+        if word:
+            raise ValueError(f"rb plan does not read {key}; {word}= says it here{' already' if word in given else ''}")
+        if name:
+            raise ValueError(f"rb plan does not read {key}: it is what the plan finds out; leave it out")
+        if key in seen:
+            raise ValueError(f"{key} is given twice; leave one of them out")
+        seen.add(key)
 
 
 def _histogram(data: str, shape: RoboBrainShape) -> Histogram:
@@ -146,23 +195,33 @@ def read_bytes(text: str) -> float:
     Raises:
         ValueError: it is no size.
     """
-    number = text.rstrip("GMiB")
-    try:
-        return float(number) * UNITS[text[len(number) :]]
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"max_gpu_memory '{text}' is no size; write 80e9, 80GB or 74.5GiB") from error
+    found = SIZE.fullmatch(text.strip())
+    unit = UNITS.get(found[2].lower()) if found is not None else None
+    if found is None or unit is None or found[1].count(".") > 1:
+        raise ValueError(f"max_gpu_memory '{text}' is no size; write 80e9, 80GB or 74.5GiB")
+    size = float(found[1]) * unit
+    if not 0 < size < math.inf:
+        raise ValueError(f"max_gpu_memory is {text}; it must be above 0")
+    return size
 
 
 def _whole(name: str, text: str) -> int:
-    words = {"true": 1, "false": 0} if name == "sequence_parallel" else {}
+    if name == "sequence_parallel":
+        return _switch(name, text)
     try:
-        value = words.get(text.lower(), None)
-        value = int(text) if value is None else value
+        value = int(text)
     except ValueError as error:
         raise ValueError(f"{name} must be a whole number, got '{text}'") from error
-    if value < (0 if name == "sequence_parallel" else 1):
+    if value < 1:
         raise ValueError(f"{name} is {value}; it must be at least 1")
     return value
+
+
+def _switch(name: str, text: str) -> int:
+    values = {"true": 1, "1": 1, "false": 0, "0": 0}
+    if text.lower() not in values:
+        raise ValueError(f"{name} must be true or false, got '{text}'")
+    return values[text.lower()]
 
 
 def read_histogram(config: Config, ledger: Path, *, progress: bool) -> Histogram:
@@ -257,10 +316,11 @@ def with_plan(config: Config, task: PlanTask, item: Prediction) -> Config:
 def memory_forecast(config: Config, derived: Derived, shape: RoboBrainShape) -> list[str]:
     """Predicted peak memory of every pipeline rank, in lines.
 
-    Memory follows from sizes alone; only the share of context and libraries is the device's, when it is known.
+    Memory follows from sizes alone; only the share of context and libraries, and what there is of it, are the device's,
+    when it is known.
     """
-    known = config.planner.device or config.platform.name == "cpu"
-    reserved = _device_of(config).reserved_memory if known else 0.0
+    device = _device_of(config) if config.planner.device or config.platform.name == "cpu" else None
+    reserved = device.reserved_memory if device is not None else 0.0
     cp = derived.cp_size
     shards = Shards(derived.tp_size, derived.sequence_parallel, 2 if config.model.dtype == "bf16" else 4, cp)
     optimizer = OPTIMIZERS[config.optimizer.name]
@@ -274,8 +334,22 @@ def memory_forecast(config: Config, derived: Derived, shape: RoboBrainShape) -> 
         recompute_of(config.model.recompute, layout.num_slices),
         layout.pp_size * 4,
     )
-    without = "" if known else ", without what context and libraries take (give planner.device)"
-    return [f"predicted peak memory of a rank by pipeline stage, not a measurement{without}", *memory_lines(stages)]
+    without = "" if device is not None else ", without what context and libraries take (give planner.device)"
+    full = f"when a micro-batch is full ({config.data.seq_length} tokens, {config.data.max_patches} patches)"
+    head = f"predicted peak memory of a rank by pipeline stage {full}, not a measurement{without}"
+    return [head, *memory_lines(stages), *_too_much(stages, device)]
+
+
+def _too_much(stages: Sequence[StageMemory], device: Device | None) -> list[str]:
+    """A line when the fullest rank does not fit its device."""
+    fullest = max(stage.total for stage in stages)
+    if device is None or fullest <= device.memory:
+        return []
+    return [
+        f"does not fit: a rank needs {fullest / 1e9:.1f} GB, {device.name} has {device.memory / 1e9:g} GB; a step with "
+        f"such a micro-batch would run out of memory (smaller data.seq_length or data.max_patches, more recompute, or "
+        f"more ranks)"
+    ]
 
 
 def recompute_of(settings: RecomputeConfig, num_slices: int) -> tuple[SliceRecompute, ...]:
