@@ -20,7 +20,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["megatron_rb", "megatron_rb.*"]),
-    package_data={"megatron_rb.conf": ["**/*.yaml", "*.yaml"], "megatron_rb.launch": ["*.j2"]},
+    package_data={
+        "megatron_rb.conf": ["**/*.yaml", "*.yaml"],
+        "megatron_rb.launch": ["*.j2"],
+        "megatron_rb.platform": ["*.cpp"],
+    },
     install_requires=[
         "torch>=2.6",
         "megatron-core>=0.16.1,<0.17",

@@ -193,14 +193,14 @@ def why_not(row: Implementation, platform: Platform, call: Call, *, requested: b
     """The first reason why an implementation cannot take a call; None = it can."""
     allowed = row.default_on + (row.on_request if requested else ())
     # A plug-in platform is served by what runs everywhere.
-    if platform.name not in allowed and row.default_on != EVERYWHERE:
-        asked = platform.name in row.on_request
+    if platform.stands_for not in allowed and row.default_on != EVERYWHERE:
+        asked = platform.stands_for in row.on_request
         return f"on {platform.name} it has to be asked for" if asked else f"it does not run on {platform.name}"
     return _missing(row, platform) or _unfit(row, call)
 
 
 def _missing(row: Implementation, platform: Platform) -> str | None:
-    if row.min_arch > (0, 0) and platform.name == "cuda":
+    if row.min_arch > (0, 0) and platform.stands_for == "cuda":
         arch = platform_arch(platform)
         if arch < row.min_arch:
             return f"it needs compute capability {_dotted(row.min_arch)}, this device has {_dotted(arch)}"

@@ -119,27 +119,40 @@ def new_run_id(name: str) -> str:
 
 
 def check_paths(config: Config, derived: Derived, needs_data: bool = True) -> None:
-    """Files and folders that the run reads must be there; a run that is only looked at may name no data.
+    """Files and folders that the run reads must be there; a run that is only looked at needs no data.
 
     Raises:
         ValueError: names the setting and the path that is missing.
     """
     wanted = {
-        "data.train": config.data.train,
-        "data.evaluation": config.data.evaluation,
         "data.tokenizer": [config.data.tokenizer],
         "data.chat_template": [config.data.chat_template],
         "data.media_root": [config.data.media_root],
         "cluster.slurm.template": [config.cluster.slurm.template],
         "checkpoint.init": [] if config.checkpoint.init == "random" else [config.checkpoint.init],
     }
-    if needs_data and not config.data.train:
-        raise ValueError("data.train is empty; name at least one jsonl file of conversations")
-    for setting, paths in wanted.items():
-        for path in filter(None, paths):
-            if not Path(path).exists() and not _comes_later(config, path):
-                raise ValueError(f"{setting}: there is no {path} (relative to {Path.cwd()})")
+    missing = [
+        f"{setting}: there is no {path} (relative to {Path.cwd()})"
+        for setting, paths in wanted.items()
+        for path in filter(None, paths)
+        if not Path(path).exists() and not _comes_later(config, path)
+    ]
+    for text in [*(missing_data(config) if needs_data else []), *missing]:
+        raise ValueError(text)
     check_secrets(config.cluster.secrets, os.environ)
+
+
+def missing_data(config: Config) -> list[str]:
+    """A line for every data file that is not there, or for none being named."""
+    if not config.data.train:
+        return ["data.train is empty; name at least one jsonl file of conversations"]
+    files = [("data.train", path) for path in config.data.train]
+    files += [("data.evaluation", path) for path in config.data.evaluation]
+    return [
+        f"{setting}: there is no {path} (relative to {Path.cwd()})"
+        for setting, path in files
+        if not Path(path).exists() and not _comes_later(config, path)
+    ]
 
 
 def _comes_later(config: Config, path: str) -> bool:

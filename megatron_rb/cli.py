@@ -152,6 +152,12 @@ def _plan(argv: list[str]) -> int:
     return run(argv)
 
 
+def _rehearse(argv: list[str]) -> int:
+    from megatron_rb.tools.rehearse import main as run
+
+    return run(argv)
+
+
 def _train(argv: list[str]) -> int:
     from megatron_rb.tools.train import main as run
 
@@ -206,6 +212,10 @@ COMMANDS = {
         "Predict the fastest layout for a model, a kind of device and a data set, e.g. `rb plan "
         "model=robobrain20_32b ...`.",
         _plan,
+    ),
+    "rehearse": Command(
+        "Run the real step of single ranks of a GPU run on this machine without a GPU, and find what would fail there.",
+        _rehearse,
     ),
     "train": Command("Be one process of a training run; srun, torchrun or `rb launch` start one per device.", _train),
     "value": Command(

@@ -11,7 +11,7 @@ from megatron_rb.config.derive import derive
 from megatron_rb.config.schema import Config
 from megatron_rb.launch.actions import dry_run, run
 from megatron_rb.launch.main import OF_A_RUN, act_on_run, split_words, sweep_of
-from megatron_rb.launch.prepare import build_job, check_paths
+from megatron_rb.launch.prepare import build_job, check_paths, missing_data
 from megatron_rb.launch.surroundings import check_surroundings
 from megatron_rb.launch.sweep import launch_sweep
 from megatron_rb.shapes.foreign import check_init
@@ -32,11 +32,12 @@ def main(argv: list[str]) -> int:
     for run_settings in sweep_of(settings):
         config = maybe_plan(load_config(run_settings))
         dry = options.action == "dryrun"
-        shape = shape_of(config.model.hf_path)
+        missing = missing_weights(config.model.hf_path, config.model.published)
+        shape = shape_of(config.model.hf_path, config.model.published)
         derived = derive(config, shape)
-        if not dry and missing_weights(config.model.hf_path):
-            raise ValueError(missing_weights(config.model.hf_path))
-        check_paths(config, derived, needs_data=not dry)
+        if missing and not dry:
+            raise ValueError(missing)
+        check_paths(config, derived, needs_data=bool(config.data.train) and not missing or not dry)
         check_init(derived.init)
         check_surroundings(config, derived)
         prepared.append((config, build_job(config, derived)))
@@ -53,9 +54,8 @@ def main(argv: list[str]) -> int:
 
 def _still_missing(config: Config) -> list[str]:
     """What has to be there before a dry run can be a run, in lines."""
-    weights = missing_weights(config.model.hf_path)
-    data = "" if config.data.train else "data.train is empty: name at least one jsonl file of conversations"
-    return [f"still missing: {text}" for text in (weights, data) if text]
+    weights = missing_weights(config.model.hf_path, config.model.published)
+    return [f"still missing: {text}" for text in [weights, *missing_data(config)] if text]
 
 
 def _parser() -> argparse.ArgumentParser:

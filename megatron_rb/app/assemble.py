@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,9 +38,14 @@ from megatron_rb.train.schedule import LearningRateSchedule
 from megatron_rb.train.step import Runner
 from megatron_rb.train.timers import StepTimers
 
+SamplesOf = Callable[[Config, Derived, Session, CheckpointManager], TaskData]
 
-def assemble(config: Config, heartbeat: Heartbeat, attempt: Attempt) -> Run:
+
+def assemble(config: Config, heartbeat: Heartbeat, attempt: Attempt, samples_of: SamplesOf | None = None) -> Run:
     """Check everything that can be checked, then build the run and restore its newest checkpoint, if there is one.
+
+    Args:
+        samples_of: makes the samples; None = reads the files of `data`.
 
     Raises:
         ValueError: settings, data, weights or checkpoint do not fit.
@@ -50,7 +56,7 @@ def assemble(config: Config, heartbeat: Heartbeat, attempt: Attempt) -> Run:
     peak = known_peak(session.platform, config.model.dtype, config.metrics.peak_tflops)
     _log_start(config, derived, session, peak)
     checkpoints = _checkpoints(config, derived, attempt)
-    samples = _samples(config, derived, session, checkpoints)
+    samples = (samples_of or _samples)(config, derived, session, checkpoints)
     train_steps = derive_steps(
         config.schedule, config.data, len(samples.training), int(samples.training.sizes[:, 0].sum())
     )

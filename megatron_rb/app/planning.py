@@ -99,7 +99,7 @@ def read_request(words: Sequence[str]) -> Request:
     settings += [f"{SHORT[key]}={given[key]}" for key in SHORT if key in given]
     shape, model_settings = _model(given.get("model", ""))
     config = load_config([*model_settings, *settings])
-    shape = shape or shape_of(config.model.hf_path)
+    shape = shape or shape_of(config.model.hf_path, config.model.published)
     device = load_device(given["cluster"])
     if "max_gpu_memory" in given:
         device = with_memory(device, read_bytes(given["max_gpu_memory"]))
@@ -271,7 +271,7 @@ def maybe_plan(config: Config) -> Config:
         _device_of(config),
         gpus,
         _histogram_of(config),
-        shape_of(config.model.hf_path),
+        shape_of(config.model.hf_path, config.model.published),
         config,
         config.planner.calibration,
         {"cp": 1} if config.metrics.capture.every else {},

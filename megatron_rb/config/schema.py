@@ -37,6 +37,9 @@ class ModelConfig:
     """Layer implementation: `local` (torch SDPA), `transformer_engine`, or `auto` (what the platform offers)."""
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    published: str = ""
+    """Published model whose sizes these are, e.g. `RoboBrain2.0-7B`; read for plans, dry runs and rehearsals while the
+    folder of `hf_path` is not there yet, as that of a stage that has not been trained."""
 
 
 @dataclass
@@ -387,6 +390,14 @@ class ClusterConfig:
 
 
 @dataclass
+class RecipeConfig:
+    devices: list[str] = field(default_factory=list)
+    """Devices (conf/device) that the recipe is made for: with their memory it has been rehearsed. Empty = any."""
+    world_size: int = 0
+    """Processes that its authors trained on; 0 = not published."""
+
+
+@dataclass
 class Config:
     name: str = "run"
     """Name of the run, used in logs."""
@@ -409,3 +420,4 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron_rb.data.sample import EncodedSample
 from megatron_rb.generation.sampling import choose_tokens, draws_of
 from megatron_rb.generation.spec import Sampling
+from megatron_rb.layout import Kind
 from megatron_rb.models.generation_inputs import first_new_positions, next_tokens, prompt_batch
 from megatron_rb.models.inputs import MicroBatch, text_to_device, to_device
 from megatron_rb.models.language.blocks import HeadOutput
@@ -21,7 +22,7 @@ from megatron_rb.models.stage import RoboBrainStage
 from megatron_rb.parallel.collectives import gather_over
 from megatron_rb.parallel.groups import replica_group_gloo
 from megatron_rb.parallel.session import Session
-from megatron_rb.train.step import run_schedule
+from megatron_rb.train.pipeline import ReceivedValues, received_values, run_schedule
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Generator:
         watch: Callable[[torch.Tensor], None] = lambda logits: None,
     ) -> None:
         self.stages = list(stages)
+        self.session = session
         self.shape, self.mesh, self.device = session.shape, session.mesh, session.device
         self.limits = limits
         self.sampling = sampling
@@ -106,7 +108,7 @@ class Generator:
         if interleaved:  # whose schedule takes multiples of the stages only
             running += [self._start([]) for _ in range(-len(running) % self.mesh.pp_size)]
         with torch.no_grad():
-            logits = run_schedule(self.stages, running, self._read_prompts, True, collect_non_loss_data=True)
+            logits = self._pass(running, self._read_prompts, self._prompt_values)
             while True:
                 self._choose(running, logits)
                 unfinished = [batch for batch in running if any(batch.running)]
@@ -115,9 +117,31 @@ class Generator:
                 running = running if interleaved else unfinished
                 for batch in running:
                     batch.cache.advance()
-                logits = run_schedule(self.stages, running, self._read_tokens, True, collect_non_loss_data=True)
+                logits = self._pass(running, self._read_tokens, self._token_values)
                 for batch in running:
                     batch.positions = batch.positions + 1
+
+    def _pass(self, batches: Sequence[_Batch], step: Callable, values: ReceivedValues) -> list[torch.Tensor]:
+        """Logits of every batch on ranks with the head."""
+        return run_schedule(
+            self.session, self.stages, batches, step, values, forward_only=True, collect_non_loss_data=True
+        )
+
+    def _prompt_values(self, number: int, batch: _Batch) -> int:
+        return received_values(self.session, self.stages[0].rows_split_over, number, batch.prompts)
+
+    def _token_values(self, number: int, batch: _Batch) -> int:
+        """See `RoboBrainStage.decode`: what has not passed the embedding is one number."""
+        before = self.session.layout.slice(number - 1).blocks
+        if all(block.kind in (Kind.PATCH_EMBED, Kind.VISION, Kind.MERGER) for block in before):
+            return 1
+        rows = -(-max(1, len(batch.running)) // self._multiple) * self._multiple
+        return rows // self.stages[0].rows_split_over * self.shape.text.hidden_size
+
+    @property
+    def _multiple(self) -> int:
+        """Of the tokens of a pass."""
+        return self.mesh.tp_size if self.sequence_parallel else 1
 
     def _start(self, prompts: Sequence[EncodedSample]) -> _Batch:
         mesh, count = self.mesh, len(prompts)
@@ -145,8 +169,7 @@ class Generator:
 
     def _read_tokens(self, batches: Iterator[_Batch], chunk: RoboBrainStage) -> tuple[torch.Tensor, Callable]:
         batch = next(batches)
-        multiple = self.mesh.tp_size if self.sequence_parallel else 1
-        text = next_tokens(batch.last_tokens, batch.positions, multiple)
+        text = next_tokens(batch.last_tokens, batch.positions, self._multiple)
         return chunk.decode(text_to_device(text, self.shape, self.device), batch.cache), _as_fp32
 
     def _choose(self, batches: Sequence[_Batch], outputs: Sequence[torch.Tensor]) -> None:

@@ -75,11 +75,14 @@ def core_config(shape: RoboBrainShape, mesh: Mesh, options: ModelOptions) -> Tra
         perform_initialization=False,
         gradient_accumulation_fusion=False,
         # Nothing is said of context parallelism: Transformer Engine's attention would exchange keys a second time.
-        # Every micro-batch has its own number of tokens and patches; megatron-core asks for this dispatcher with it.
+        # Every micro-batch has its own number of tokens and patches, which `train.pipeline` states; megatron-core asks
+        # for this dispatcher with it.
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",
         # Batched P2P without overlap mixes up gradients and activations when two ranks hold several chunks each.
         batch_p2p_comm=mesh.vpp_size == 1,
+        # Streams keep the order of messages and work; a wait for the whole device guarded against faults of torch 1.
+        batch_p2p_sync=False,
         overlap_p2p_comm=mesh.vpp_size > 1,
         # Overlapped sends still read the tensor when the schedule would free it, and gloo sends what it then holds.
         deallocate_pipeline_outputs=mesh.vpp_size == 1,

@@ -58,27 +58,41 @@ def pack(flow: Flow) -> torch.Tensor:
     return torch.cat([piece.reshape(-1, 1, 1) for piece in pieces])
 
 
-def unpack(
-    flat: torch.Tensor, boundary: Boundary, batch: MicroBatch, shape: RoboBrainShape, rows_split_over: int
-) -> Flow:
-    """Cut a received tensor into its parts.
+def sizes_of(boundary: Boundary, batch: MicroBatch, shape: RoboBrainShape, rows_split_over: int) -> list[int]:
+    """Values of the tensors that cross a border for a micro-batch: the stream, then every DeepStack feature.
 
     Args:
         rows_split_over: ranks that share the rows of the stream (the tensor-parallel size under sequence parallelism).
     """
-    merged = batch.vision.num_patches // shape.vision.merge_unit
-    rows, width = {
-        Kind.PATCH_EMBED: (batch.vision.num_patches // rows_split_over, shape.vision.hidden_size),
-        Kind.MERGER: (merged, shape.text.hidden_size),
-        Kind.DECODER: (batch.text.num_tokens // rows_split_over, shape.text.hidden_size),
-    }[boundary.stream]
-    sizes = [rows * width] + [merged * shape.text.hidden_size] * len(boundary.deepstack)
+    rows, width = _stream_size(boundary, batch, shape, rows_split_over)
+    return [rows * width] + [_merged(batch, shape) * shape.text.hidden_size] * len(boundary.deepstack)
+
+
+def unpack(
+    flat: torch.Tensor, boundary: Boundary, batch: MicroBatch, shape: RoboBrainShape, rows_split_over: int
+) -> Flow:
+    """Cut a received tensor into its parts; see `sizes_of`."""
+    sizes = sizes_of(boundary, batch, shape, rows_split_over)
     if flat.numel() != sum(sizes):
         raise RuntimeError(
             f"a pipeline stage received {flat.numel()} values not {sum(sizes)}: the stages read different batches"
         )
     stream, *features = flat.flatten().split(sizes)
+    merged = _merged(batch, shape)
     return Flow(
-        stream.view(rows, 1, width),
+        stream.view(-1, 1, _stream_size(boundary, batch, shape, rows_split_over)[1]),
         {number: feature.view(merged, 1, -1) for number, feature in zip(boundary.deepstack, features, strict=True)},
     )
+
+
+def _stream_size(boundary: Boundary, batch: MicroBatch, shape: RoboBrainShape, rows_split_over: int) -> tuple[int, int]:
+    """Rows and width."""
+    return {
+        Kind.PATCH_EMBED: (batch.vision.num_patches // rows_split_over, shape.vision.hidden_size),
+        Kind.MERGER: (_merged(batch, shape), shape.text.hidden_size),
+        Kind.DECODER: (batch.text.num_tokens // rows_split_over, shape.text.hidden_size),
+    }[boundary.stream]
+
+
+def _merged(batch: MicroBatch, shape: RoboBrainShape) -> int:
+    return batch.vision.num_patches // shape.vision.merge_unit

@@ -56,6 +56,11 @@ class Platform(ABC):
     visible_devices_env: ClassVar[str | None] = None
     """Environment variable that limits the devices a process sees."""
 
+    @property
+    def stands_for(self) -> str:
+        """Name of the platform whose kernels and limits hold here: its own, but for stand-ins of another one."""
+        return self.name
+
     @abstractmethod
     def probe(self) -> ProbeResult:
         """Look for the device without creating a context on it; never raises."""

@@ -49,7 +49,7 @@ class GroupStepAdamW(torch.optim.Optimizer):
         for (device, _), pairs_of_kind in pairs.items():
             params = [param for param, _ in pairs_of_kind]
             states = [self._param_state(param) for param in params]
-            step = torch.tensor(float(group["step"]), dtype=torch.float32, device=device)
+            step = torch.full((), float(group["step"]), dtype=torch.float32, device=device)  # no copy, which would wait
             # The kernel reads the step and does not advance it, so one tensor serves all parameters.
             torch._fused_adamw_(
                 params,

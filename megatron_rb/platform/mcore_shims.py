@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import torch
 
+from megatron_rb.platform import multi_tensor
 from megatron_rb.platform.base import Platform
 from megatron_rb.platform.group_step_adamw import GroupStepAdamW
 
@@ -119,6 +120,7 @@ def install_mcore_shims(platform: Platform) -> ShimHandle:
     handle.add_undo(lambda: delattr(core, HANDLE_ATTRIBUTE))
     try:
         _install_group_step_adamw(handle)
+        _install_multi_tensor(handle)
         _install_warning_filters(handle, NEEDLESS_WARNINGS)
         if platform.device_type != "cuda":
             _install_device(handle, platform)
@@ -199,6 +201,18 @@ def _install_group_step_adamw(handle: ShimHandle) -> None:
     handle.set(distributed, "Adam", GroupStepAdamW)
     handle.set(distributed, "HAVE_APEX_OR_TE", True)
     handle.set(distributed, "USING_APEX_OPTIMIZER", True)
+
+
+def _install_multi_tensor(handle: ShimHandle) -> None:
+    """Exchange megatron-core's own functions on lists of tensors, which are there where no library brings others."""
+    clipping = importlib.import_module("megatron.core.optimizer.clip_grads")
+    utils = importlib.import_module("megatron.core.utils")
+    for name, own, better in (
+        ("l2_norm_impl", utils.local_multi_tensor_l2_norm, multi_tensor.l2_norm),
+        ("multi_tensor_scale_impl", utils.local_multi_tensor_scale, multi_tensor.scale),
+    ):
+        if getattr(clipping, name) is own:
+            handle.set(clipping, name, better)
 
 
 def _install_device(handle: ShimHandle, platform: Platform) -> None:

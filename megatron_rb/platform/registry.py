@@ -13,10 +13,17 @@ from megatron_rb.platform.base import Platform
 from megatron_rb.platform.cpu import CpuPlatform
 from megatron_rb.platform.cuda import CudaPlatform
 from megatron_rb.platform.musa import MusaPlatform
+from megatron_rb.platform.rehearsal import RehearsalPlatform
 
 ENTRY_POINT_GROUP = "megatron_rb.platforms"
 ENVIRONMENT_VARIABLE = "MEGATRON_RB_PLATFORM"
-BUILT_IN: Mapping[str, type[Platform]] = {"cpu": CpuPlatform, "cuda": CudaPlatform, "musa": MusaPlatform}
+BUILT_IN: Mapping[str, type[Platform]] = {
+    "cpu": CpuPlatform,
+    "cuda": CudaPlatform,
+    "musa": MusaPlatform,
+}
+STAND_INS: Mapping[str, type[Platform]] = {RehearsalPlatform.name: RehearsalPlatform}
+"""No device is behind these: who needs one asks for it by name."""
 
 _override: ContextVar[Platform | None] = ContextVar("platform_override", default=None)
 
@@ -51,9 +58,9 @@ def use_platform(platform: Platform) -> Iterator[Platform]:
 
 @cache
 def _load_platform(name: str) -> Platform:
-    factories = _factories()
+    factories: dict[str, Callable[[], Platform]] = {**_factories(), **STAND_INS}
     if name not in factories:
-        raise ValueError(f"unknown platform {name!r}; known are {', '.join(sorted(factories))} and auto")
+        raise ValueError(f"unknown platform {name!r}; known are {', '.join(available_platforms())} and auto")
     platform = factories[name]()
     if platform.name != name:
         raise ValueError(f"platform {name} is registered, but it calls itself {platform.name}; use one name for both")

@@ -131,23 +131,40 @@ def published_shape(name: str) -> RoboBrainShape:
     return shape_from_dict(CONFIGS[name], name)
 
 
-def shape_of(hf_path: str) -> RoboBrainShape:
-    """Sizes of a model by its folder; those of a published model, and of one that RoboBrain starts from, without it."""
-    name = absent_name(hf_path)
+def shape_of(hf_path: str, published: str = "") -> RoboBrainShape:
+    """Sizes of a model by its folder; those of a published model, and of one that RoboBrain starts from, without it.
+
+    Args:
+        published: model whose sizes hold where the folder is not there and is not named after a known one.
+    """
+    name = absent_name(hf_path, published)
     return published_shape(BASES.get(name, name)) if name else load_shape(hf_path)
 
 
-def absent_name(hf_path: str) -> str:
-    """The known model that a folder which is not there is named after; empty where it is none, or is there."""
+def absent_name(hf_path: str, published: str = "") -> str:
+    """The known model that a folder which is not there is named after, or is said to be; empty where it is there.
+
+    Raises:
+        ValueError: `published` is none of the published models.
+    """
+    if published and published not in CONFIGS:
+        raise ValueError(f"model.published '{published}' is not known; use {', '.join(CONFIGS)}")
+    if Path(hf_path).exists():
+        return ""
     name = Path(hf_path).name
-    return name if name in (*CONFIGS, *BASES) and not Path(hf_path).exists() else ""
+    return name if name in (*CONFIGS, *BASES) else published
 
 
-def missing_weights(hf_path: str) -> str:
+def missing_weights(hf_path: str, published: str = "") -> str:
     """What is missing of a model that is known here by its sizes alone; empty when its folder is there."""
-    name = absent_name(hf_path)
+    name = absent_name(hf_path, published)
     if not name:
         return ""
+    if name != Path(hf_path).name:
+        return (
+            f"the weights at {hf_path} are not there yet: export the run before this one there (`rb convert export`), "
+            f"or name a folder in model.hf_path; a {name} is taken until then"
+        )
     owner = "Qwen" if name in BASES else "BAAI"
     return (
         f"the weights of {name} are not here: put its Hugging Face folder (huggingface.co/{owner}) at {hf_path}, or "

@@ -27,7 +27,7 @@ class TaskData:
     """The samples of a run, and where those are named that cannot be used."""
 
     training: SampleSource
-    evaluation: ConversationDataset | None
+    evaluation: SampleSource | None
     """Held-out samples; None = no evaluation."""
     ledger: Ledger
 

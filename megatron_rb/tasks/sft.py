@@ -14,9 +14,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_rb.checkpoint.sharded import synchronized_parameters
-from megatron_rb.data.dataset import ConversationDataset
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.data.loader import StepLoader, StepSamples
+from megatron_rb.data.loader import SampleSource, StepLoader, StepSamples
 from megatron_rb.data.packing import Budget, plan_step, share_out
 from megatron_rb.data.padding import NO_PADDING, PaddingPlan, PaddingPolicy, Size, plan_sizes
 from megatron_rb.data.problems import BadSample
@@ -118,7 +117,7 @@ class SupervisedFineTuning:
         self,
         runner: Runner,
         loader: StepLoader,
-        evaluation: ConversationDataset | None,
+        evaluation: SampleSource | None,
         ledger: Ledger,
         rules: BatchRules,
     ) -> None:
@@ -155,7 +154,9 @@ class SupervisedFineTuning:
             for start in range(0, len(rows), EVALUATION_STEP):
                 batches = self._evaluation_batches(rows[start : start + EVALUATION_STEP])
                 results = loss_pass(self.runner, batches)
-                totals = sum_over_world(results, batches, self.runner.mesh, stop_requested=False)
+                totals = sum_over_world(
+                    results, batches, self.runner.mesh, stop_requested=False, platform=self.runner.session.platform
+                )
                 loss_sum += totals.loss_sum
                 num_labels += totals.num_labels
         if not num_labels and self.runner.mesh.rank == 0:

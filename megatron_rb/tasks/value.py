@@ -17,6 +17,7 @@ class ValueEstimation(SupervisedFineTuning):
         return values | (self.mean_loss("hop_loss", hops) if hops else {})
 
     def _hop_rows(self) -> list[int]:
-        if self.evaluation is None:
+        row = getattr(self.evaluation, "row", None)
+        if self.evaluation is None or row is None:  # samples that are drawn have no row, and no hops
             return []
-        return [number for number in range(len(self.evaluation)) if "hop" in json.loads(self.evaluation.row(number))]
+        return [number for number in range(len(self.evaluation)) if "hop" in json.loads(row(number))]

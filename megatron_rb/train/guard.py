@@ -170,6 +170,12 @@ def _parts(optimizer: MegatronOptimizer) -> list[MegatronOptimizer]:
     return list(getattr(optimizer, "chained_optimizers", [optimizer]))
 
 
+def optimizer_tensors(optimizer: MegatronOptimizer) -> Iterator[torch.Tensor]:
+    """What an optimizer updates on this rank, and its state of it."""
+    for part in _parts(optimizer):
+        yield from _tensors(part)
+
+
 def _tensors(part: MegatronOptimizer) -> Iterator[torch.Tensor]:
     if getattr(part, "is_stub_optimizer", False):
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from megatron_rb.train.run import Run
 from megatron_rb.train.signals import StopRequest
@@ -24,19 +25,7 @@ def train(run: Run) -> bool:
             run.evaluate()
         last: StepTotals | None = None
         while not run.finished:
-            start = time.perf_counter()
-            run.timers.begin_step(run.step)
-            rates = run.schedule.learning_rates()
-            with run.profiler.of_step(run.step + 1):
-                data = run.next_batches()
-                outcome = run.update(data.micro_batches, stop.requested)
-            run.schedule.step()
-            run.step += 1
-            run.report(data, outcome, rates, start)
-            run.check(outcome)
-            last = outcome.totals
-            run.compare_ranks(data, start)
-            run.heartbeat.finish_step(run.step)
+            last = take_step(run, lambda: stop.requested)
             if run.due(config.schedule.eval_every):
                 run.evaluate()
             run.save_if_due()
@@ -51,3 +40,24 @@ def train(run: Run) -> bool:
     if run.finished:
         run.evaluate()
     return run.finished
+
+
+def take_step(run: Run, stop_requested: Callable[[], bool] = lambda: False) -> StepTotals:
+    """One optimizer step with its report; ends the run when too many updates in a row had to be skipped.
+
+    Args:
+        stop_requested: asked after the batches are there, which is where a step may have waited.
+    """
+    start = time.perf_counter()
+    run.timers.begin_step(run.step)
+    rates = run.schedule.learning_rates()
+    with run.profiler.of_step(run.step + 1):
+        data = run.next_batches()
+        outcome = run.update(data.micro_batches, stop_requested())
+    run.schedule.step()
+    run.step += 1
+    run.report(data, outcome, rates, start)
+    run.check(outcome)
+    run.compare_ranks(data, start)
+    run.heartbeat.finish_step(run.step)
+    return outcome.totals

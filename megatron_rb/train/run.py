@@ -39,6 +39,9 @@ from megatron_rb.train.totals import StepTotals, sum_over_world
 
 logger = logging.getLogger(__name__)
 
+LOSS_SCALE = 1.0
+"""Neither bf16 nor fp32 is scaled. Asking the optimizer every step would wait for the device."""
+
 
 @dataclass(frozen=True)
 class StepOutcome:
@@ -124,7 +127,7 @@ class Run:
                 loss=totals.loss,
                 grad_norm=outcome.grad_norm,
                 learning_rates=rates,
-                loss_scale=float(self.optimizer.get_loss_scale().item()),
+                loss_scale=LOSS_SCALE,
                 num_tokens=totals.work.tokens,
                 num_labels=totals.num_labels,
                 num_patches=totals.work.patches,
@@ -144,7 +147,7 @@ class Run:
     ) -> StepTotals:
         """Sums of the step over the world."""
         start = time.perf_counter()
-        totals = sum_over_world(results, batches, self.mesh, stop_requested, finite_norm)
+        totals = sum_over_world(results, batches, self.mesh, stop_requested, finite_norm, self.session.platform)
         self.timers.add("wait", time.perf_counter() - start)
         return totals
 

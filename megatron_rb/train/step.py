@@ -11,7 +11,6 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_rb.models.inputs import MicroBatch, to_device
 from megatron_rb.models.language.blocks import HeadOutput
@@ -19,6 +18,7 @@ from megatron_rb.models.stage import RoboBrainStage
 from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
 from megatron_rb.shapes.shape import RoboBrainShape
+from megatron_rb.train.pipeline import received_values, run_schedule
 
 Results = list[dict[str, torch.Tensor]]
 """Sums per micro-batch on ranks with the head, else nothing."""
@@ -94,32 +94,14 @@ def logits_pass(runner: Runner, batches: Sequence[MicroBatch]) -> list[torch.Ten
 
 
 def _run(runner: Runner, batches: Sequence[MicroBatch], step, forward_only: bool, **options) -> list[Any]:
-    return run_schedule(runner.chunks, batches, step, forward_only, **options)
+    stage = stage_of(runner.chunks[0])
+    values = partial(received_values, runner.session, stage.rows_split_over)
+    return run_schedule(runner.session, runner.chunks, batches, step, values, forward_only=forward_only, **options)
 
 
-def run_schedule(
-    chunks: Sequence[torch.nn.Module], batches: Sequence[Any], step: Callable[..., Any], forward_only: bool, **options
-) -> list[Any]:
-    """Send batches through the pipeline by megatron-core's schedule for this layout.
-
-    Args:
-        step: called with an iterator over the batches and a chunk; see megatron-core's `forward_step_func`.
-        options: further arguments of the schedule.
-    """
-    function = get_forward_backward_func()
-    # Chunks of one rank run the same micro-batches at different times, so each has its own iterator.
-    iterators = [iter(batches) for _ in chunks]
-    several = len(chunks) > 1
-    return function(
-        forward_step_func=step,
-        data_iterator=iterators if several else iterators[0],
-        model=list(chunks) if several else chunks[0],
-        num_microbatches=len(batches),
-        seq_length=1,  # not read: every boundary states its own shape
-        micro_batch_size=1,
-        forward_only=forward_only,
-        **options,
-    )
+def stage_of(chunk: torch.nn.Module) -> RoboBrainStage:
+    """The model chunk, out of its wrapper for data parallelism."""
+    return cast(RoboBrainStage, chunk.module if isinstance(chunk, DistributedDataParallel) else chunk)
 
 
 def _loss_step(runner: Runner, iterator: Iterator[MicroBatch], chunk: torch.nn.Module):
@@ -128,8 +110,8 @@ def _loss_step(runner: Runner, iterator: Iterator[MicroBatch], chunk: torch.nn.M
 
 
 def _batch_for(chunk: torch.nn.Module, runner: Runner, iterator: Iterator[MicroBatch]) -> MicroBatch:
-    stage = cast(RoboBrainStage, chunk.module if isinstance(chunk, DistributedDataParallel) else chunk)
-    return to_device(next(iterator), runner.shape, runner.session.device, with_pixels=stage.part.needs_pixels)
+    with_pixels = stage_of(chunk).part.needs_pixels
+    return to_device(next(iterator), runner.shape, runner.session.device, with_pixels=with_pixels)
 
 
 def _loss(loss_sum: torch.Tensor, *, batch: MicroBatch):

@@ -18,7 +18,7 @@ FLOORS = (
     ("generation",),
     ("tasks", "evaluation", "parity", "comparison"),
     ("app",),
-    ("bench",),
+    ("bench", "rehearsal"),
 )
 """The ground floor first. A room imports its own floor and lower ones; `bench` measures the launcher as well."""
 LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
@@ -28,13 +28,13 @@ STARTS_PROCESSES = ("bench",)
 """Rooms that may use the launcher, which stands beside the floors."""
 
 ONLY_IN = [
-    (("torch.cuda", "torch.musa", "torch_musa"), ("platform", "kernels")),
+    (("torch.cuda", "torch.musa", "torch_musa"), ("platform", "kernels", "rehearsal")),
     (("megatron.core.parallel_state", "megatron.core.mpu"), ("parallel",)),
     (("megatron.training", "megatron.legacy"), ()),
     (("hydra", "omegaconf"), ("config", "cli", "app")),
     (("transformers",), ("data", "checkpoint.hf", "tools")),
-    (("triton",), ("kernels",)),
-    (("os.environ", "os.getenv", "os.putenv"), ("platform", "parallel", "launch", "bench.launch")),
+    (("triton",), ("kernels", "rehearsal")),
+    (("os.environ", "os.getenv", "os.putenv"), ("platform", "parallel", "launch", "bench.launch", "rehearsal")),
 ]
 
 

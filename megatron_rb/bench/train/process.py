@@ -76,7 +76,7 @@ class Bench:
         start = time.perf_counter()
         data = self.task.next_step()
         results, _ = update(self.chunks, self.optimizer, lambda: self.task.run(data.micro_batches))
-        sum_over_world(results, data.micro_batches, self.mesh, stop_requested=False)
+        sum_over_world(results, data.micro_batches, self.mesh, stop_requested=False, platform=self.platform)
         self.platform.synchronize()
         seconds = time.perf_counter() - start
         return TimedStep(seconds, data.wait_seconds, [work_of(batch) for batch in data.micro_batches])
@@ -99,7 +99,7 @@ class Bench:
         results, _ = update(self.chunks, self.optimizer, run)
         self.platform.synchronize()
         updated = time.perf_counter() - before
-        sum_over_world(results, data.micro_batches, self.mesh, stop_requested=False)
+        sum_over_world(results, data.micro_batches, self.mesh, stop_requested=False, platform=self.platform)
         total = time.perf_counter() - start
         timeline = self.tracer.timeline()
         forward, backward = timeline.busy("forward"), timeline.busy("backward")

@@ -16,7 +16,6 @@ from megatron_rb.train.step import (
     apply_gradients,
     logits_pass,
     loss_pass,
-    run_schedule,
     train_pass,
     update,
 )
@@ -69,18 +68,6 @@ def test_logits_are_in_fp32_for_every_token(runner, batches):
             expected = runner.chunks[0].module(there, HeadOutput.ALL_LOGITS)
         assert found.dtype is torch.float32 and found.shape == (batch.text.num_tokens, runner.shape.text.vocab_size)
         torch.testing.assert_close(found, expected)
-
-
-def test_every_chunk_reads_all_batches_in_order(runner):
-    seen = []
-
-    def step(iterator, chunk):
-        seen.append(next(iterator))
-        return torch.zeros(1), lambda output: (output.sum(), torch.tensor(1), {"seen": seen[-1]})
-
-    with torch.no_grad():
-        results = run_schedule(runner.chunks, ["a", "b", "c"], step, forward_only=True)
-    assert seen == ["a", "b", "c"] and [result["seen"] for result in results] == seen
 
 
 def test_accumulating_starts_from_gradients_of_zero(trainable, runner, batches):

@@ -1,0 +1,144 @@
+"""From settings to what the processes of a rehearsal read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_rb.config.compose import CONFIG_FILE, load_config, save_config
+from megatron_rb.config.derive import Derived, derive, replica_size
+from megatron_rb.config.schema import Config
+from megatron_rb.data.mixes import Mix, load_mix
+from megatron_rb.layout import PipelineLayout
+from megatron_rb.layout.mesh import RankGrid
+from megatron_rb.planner.device import Device, load_device
+from megatron_rb.platform.rehearsal import RehearsalPlatform
+from megatron_rb.rehearsal.device import DataSheet
+from megatron_rb.rehearsal.ranks import ranks_asked
+from megatron_rb.rehearsal.worker import RUN_FOLDER, RehearsalJob
+from megatron_rb.shapes.balance import default_layout
+from megatron_rb.shapes.published import BASES, CONFIGS, absent_name, shape_of
+from megatron_rb.shapes.shape import RoboBrainShape
+
+USUAL_MIX, SMALL_MIX = "images_16k", "tiny"
+"""Samples where none are named: of RoboBrain's stages, and for budgets that those do not fit."""
+USUAL_LENGTH = 8192
+USUAL_DEVICE = "h200"
+MODEL_FOLDER = "model"
+EARLIER_ARCHITECTURES = {"A800": (8, 0), "A100": (8, 0)}
+"""Compute capability by a word of the device's name; those of today have 9.0."""
+MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132}
+
+
+@dataclass(frozen=True)
+class RehearsalRequest:
+    """The options of `rb rehearse`."""
+
+    settings: tuple[str, ...]
+    ranks: str = "classes"
+    mix: str = ""
+    steps: int = 1
+    micro_batches: int = 0
+    """Of a step and copy of the model; 0 = as the settings say."""
+    device: str = ""
+    compiled: bool = True
+    """Compile the Triton kernels that are started."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What is rehearsed."""
+
+    config: Config
+    shape: RoboBrainShape
+    grid: RankGrid
+    layout: PipelineLayout
+    device: Device
+    mix: Mix
+    ranks: tuple[int, ...]
+    steps: int
+    compiled: bool
+
+    @property
+    def copies(self) -> int:
+        return self.grid.dp_size
+
+    def job(self, ranks: list[int]) -> RehearsalJob:
+        """What one process rehearses."""
+        return RehearsalJob(ranks, self.grid.world_size, self.steps, self.mix, data_sheet(self.device), self.compiled)
+
+
+def prepare(request: RehearsalRequest, folder: Path) -> Rehearsal:
+    """Check the settings and write the run that the processes read into `folder`.
+
+    Raises:
+        ValueError: settings, mix, device or ranks do not fit.
+    """
+    config = load_config(list(request.settings))
+    if config.platform.name not in ("auto", "cuda", "cpu"):
+        raise ValueError(f"platform {config.platform.name} cannot be rehearsed, only cuda can; add platform=cuda")
+    shape = shape_of(config.model.hf_path, config.model.published)
+    device = load_device(request.device or config.planner.device or next(iter(config.recipe.devices), USUAL_DEVICE))
+    mix = _mix(request.mix, config)
+    config = _as_rehearsed(config, request, folder, mix)
+    derived = derive(config, shape)
+    parallel = config.parallel
+    grid = RankGrid.of_world(derived.world_size, parallel.tp_size, parallel.pp_size, parallel.cp_size)
+    layout = derived.layout or default_layout(shape, derived.pp_size)
+    ranks = tuple(ranks_asked(request.ranks, grid))
+    _write(config, derived, folder)
+    return Rehearsal(config, shape, grid, layout, device, mix, ranks, request.steps, request.compiled)
+
+
+def data_sheet(device: Device) -> DataSheet:
+    """What torch.cuda says of a device."""
+    capability = next((c for word, c in EARLIER_ARCHITECTURES.items() if word in device.name), (9, 0))
+    return DataSheet(device.name, capability, int(device.memory), MULTIPROCESSORS[capability])
+
+
+def _mix(name: str, config: Config) -> Mix:
+    """The mix, packed as the settings say."""
+    mix = load_mix(name or (USUAL_MIX if config.data.seq_length >= USUAL_LENGTH else SMALL_MIX))
+    return dataclasses.replace(mix, seq_length=config.data.seq_length, max_patches=config.data.max_patches)
+
+
+def _as_rehearsed(config: Config, request: RehearsalRequest, folder: Path, mix: Mix) -> Config:
+    """The same run on the rehearsal's platform, in its folder, with its samples, writing no curves."""
+    world_size = config.world_size or config.cluster.nodes * config.cluster.processes_per_node
+    data = dataclasses.replace(config.data, train=[f"mix {mix.name}"], evaluation=[])
+    if request.micro_batches:
+        copies = max(1, (world_size or replica_size(config.parallel)) // replica_size(config.parallel))
+        data = dataclasses.replace(data, global_micro_batches=request.micro_batches * copies)
+    quiet = dataclasses.replace(
+        config.metrics, progress=False, tensorboard=False, plots=False, compare_ranks_every=0, log_every=10**6
+    )
+    return dataclasses.replace(
+        config,
+        world_size=world_size,
+        run_dir=str(folder / RUN_FOLDER),
+        platform=dataclasses.replace(config.platform, name=RehearsalPlatform.name, threads_per_rank=1),
+        data=data,
+        metrics=quiet,
+        checkpoint=dataclasses.replace(config.checkpoint, init="random", dir="", resume=True),
+        # One more than are taken, so that no step is the last one.
+        schedule=dataclasses.replace(config.schedule, train_steps=request.steps + 1),
+        model=dataclasses.replace(config.model, hf_path=_model(config, folder)),
+    )
+
+
+def _model(config: Config, folder: Path) -> str:
+    """The model's folder; for a published model that is not there one with its config.json."""
+    name = absent_name(config.model.hf_path, config.model.published)
+    if not name:
+        return str(Path(config.model.hf_path).absolute())
+    made = folder / MODEL_FOLDER
+    made.mkdir(parents=True)
+    (made / "config.json").write_text(json.dumps(CONFIGS[BASES.get(name, name)]), encoding="utf-8")
+    return str(made)
+
+
+def _write(config: Config, derived: Derived, folder: Path) -> None:
+    (folder / RUN_FOLDER).mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / RUN_FOLDER / CONFIG_FILE)

@@ -1,0 +1,58 @@
+"""What is kept of a rehearsed rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_rb.rehearsal.launches import Launch
+from megatron_rb.rehearsal.messages import Group, Message
+
+LINES = 40
+"""Of a peak that are kept."""
+KINDS = ("weights", "gradients", "optimizer", "activations", "temporary")
+"""What live memory is: temporary = of the backward pass, the reduction of gradients and the optimizer's step."""
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """The most bytes that lived at once, and what they were."""
+
+    bytes: int
+    kinds: dict[str, int]
+    """By `KINDS`."""
+    lines: list[tuple[str, str, int]]
+    """Kind, line and bytes of what was held, the most first."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a rank did in its start, a step, an evaluation or a save."""
+
+    name: str
+    peak: PeakMemory
+    live_after: int
+    """Bytes."""
+    waits: list[tuple[str, str, int]]
+    """Kind, line and how often the host waited for the device."""
+    messages: list[Message]
+    operations: int
+    flops: int
+    launches: dict[Launch, int]
+    """How often Triton kernels were started, by what with."""
+    seconds: float
+    """CPU time of the rehearsal itself."""
+
+
+@dataclass(frozen=True)
+class RehearsedRank:
+    """What was seen of one rank."""
+
+    rank: int
+    name: str
+    pp_rank: int
+    groups: list[Group]
+    groups_made: int
+    phases: list[Phase]
+    """In order: `start`, then every step."""
+    sizes: list[tuple[int, int]]
+    """Tokens and patches of its micro-batches in the last step, padding included."""

@@ -1,0 +1,64 @@
+"""The summary of a rehearsal in lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_rb.rehearsal.records import KINDS
+from megatron_rb.rehearsal.summary import APPROXIMATIONS, RehearsalSummary, StageSummary
+
+GIB = 2**30
+TEMPORARY_LINES = 5
+
+
+def lines(summary: RehearsalSummary) -> Iterator[str]:
+    """What `rb rehearse` prints."""
+    degrees = " x ".join(f"{name} {size}" for name, size in summary.degrees.items() if size > 1 or name == "dp")
+    tokens, patches = summary.largest_batch
+    yield f"{summary.name}: {summary.world_size} processes = {degrees}, layout {summary.layout}"
+    yield (
+        f"rehearsed {len(summary.ranks)} ranks on a {summary.device}, {summary.micro_batches} micro-batches of up to "
+        f"{tokens:,} tokens and {patches:,} patches of the mix {summary.mix}; {summary.seconds:.0f} s of CPU time"
+    )
+    yield ""
+    yield from _memory(summary)
+    for stage in summary.stages:
+        yield ""
+        yield from _stage(stage)
+    yield ""
+    yield from _end(summary)
+
+
+def _memory(summary: RehearsalSummary) -> Iterator[str]:
+    yield f"{'GiB':<8}" + "".join(f"{kind:>13}" for kind in KINDS) + f"{'peak':>10}{'of':>8}{'headroom':>10}"
+    for stage in summary.stages:
+        kinds = "".join(f"{stage.kinds[kind] / GIB:>13.2f}" for kind in KINDS)
+        total = f"{stage.peak_bytes / GIB:>10.2f}{stage.memory_bytes / GIB:>8.1f}{stage.headroom:>10.1%}"
+        yield f"pp {stage.pp_rank:<5}{kinds}{total}" + ("" if stage.headroom >= 0 else "  DOES NOT FIT")
+
+
+def _stage(stage: StageSummary) -> Iterator[str]:
+    yield f"pp {stage.pp_rank} ({stage.blocks}): peak in {stage.peak_phase} of rank {stage.peak_rank}, held by"
+    for kind, line, size in stage.lines[:TEMPORARY_LINES]:
+        yield f"  {size / GIB:8.3f} GiB {kind}: {line}"
+    sent = ", ".join(f"{size / GIB:.2f} GiB {link}" for link, size in stage.bytes_by_link.items() if size)
+    yield (
+        f"  {stage.operations:,} device operations, {stage.flops / 1e12:,.1f} TFLOP of products a step; sends "
+        f"{sent or 'nothing'}; {stage.communicators} communicators, {stage.gloo_peers} peers over gloo"
+    )
+    count = sum(number for _, _, number in stage.waits)
+    yield f"  the host waits {count} times a step for the device" + (":" if count else "")
+    for kind, line, number in stage.waits:
+        yield f"  {number:>6} x {kind}: {line}"
+
+
+def _end(summary: RehearsalSummary) -> Iterator[str]:
+    for defect in summary.defects:
+        yield f"{defect.kind}: {defect.text}"
+    if summary.launches:
+        yield f"Triton kernels are started in {summary.launches} ways"
+    if not summary.defects:
+        yield "every message and every collective has its other side; nobody waits for ever"
+    yield "what a rehearsal does not know:"
+    for text in APPROXIMATIONS:
+        yield f"  {text}"

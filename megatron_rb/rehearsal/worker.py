@@ -1,0 +1,97 @@
+"""What a process of `rb rehearse` does: some ranks of a run, one after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from megatron_rb.app.session import adapt_megatron
+from megatron_rb.config.compose import CONFIG_FILE, config_from_file
+from megatron_rb.data.mixes import Mix, mix_from_tree
+from megatron_rb.platform.rehearsal import REHEARSED
+from megatron_rb.rehearsal.compilation import failures
+from megatron_rb.rehearsal.device import DataSheet, Waits, stand_in_for_cuda
+from megatron_rb.rehearsal.launches import Launch, Launches, stand_in_for_triton
+from megatron_rb.rehearsal.memory import DeviceMemory
+from megatron_rb.rehearsal.messages import Messages, stand_in_for_groups
+from megatron_rb.rehearsal.samples import stand_in_for_pixels
+from megatron_rb.rehearsal.stand_ins import StandIns
+
+JOB_FILE, RUN_FOLDER, COMPILED_FOLDER = "job.json", "run", "compiled"
+KERNELS_FILE = "kernels.pickle"
+"""Lines on kernels that do not compile."""
+REHEARSE = "megatron_rb.rehearsal.worker:rehearse"
+"""What `app.worker` is told."""
+
+
+@dataclass(frozen=True)
+class RehearsalJob:
+    """What a worker is to rehearse; the settings of the run lie in its `run` folder."""
+
+    ranks: list[int]
+    world_size: int
+    steps: int
+    mix: Mix
+    device: DataSheet
+    compiled: bool = True
+    """Compile the Triton kernels that were started."""
+
+    def write(self, folder: Path) -> None:
+        (folder / JOB_FILE).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> RehearsalJob:
+        tree: dict[str, Any] = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+        mix, device = tree.pop("mix"), tree.pop("device")
+        device["capability"] = tuple(device["capability"])
+        return cls(**tree, mix=mix_from_tree(mix, JOB_FILE), device=DataSheet(**device))
+
+
+def rehearse(folder: Path) -> None:
+    """Rehearse the ranks of `job.json`; the record of each is a file `rank_N.pickle` as soon as it is done."""
+    os.environ.pop("LD_PRELOAD", None)  # it has done its work, and would be in the way of compilers
+    job, config = RehearsalJob.read(folder), config_from_file(folder / RUN_FOLDER / CONFIG_FILE)
+    with StandIns() as stand_ins:
+        waits, messages, launches = Waits(), Messages(), Launches()
+        is_pinned = stand_in_for_cuda(stand_ins, job.device, waits)
+        stand_ins.set(torch.cuda, REHEARSED, True)
+        platform = adapt_megatron(config.platform.name)
+        stand_in_for_triton(stand_ins, launches, platform)
+        stand_in_for_groups(stand_ins, messages)
+        stand_in_for_pixels(stand_ins)
+        # These import megatron-core.
+        from megatron_rb.rehearsal.oracle import Oracle
+        from megatron_rb.rehearsal.rank import Instruments, rehearse_rank
+        from megatron_rb.rehearsal.watch import Watch
+        from megatron_rb.rehearsal.weights import stand_in_for_weights
+
+        started: set[Launch] = set()
+        for rank in job.ranks:
+            memory = DeviceMemory()
+            watch = Watch(memory, waits, messages, Oracle(), is_pinned)
+            with StandIns() as own:
+                stand_in_for_weights(own, watch)
+                own.set(FakeTensor, "tolist", lambda tensor, watch=watch: watch.read_all(tensor))
+                tools = Instruments(memory, waits, messages, launches, watch)
+                record = rehearse_rank(config, job.mix, rank, job.world_size, job.steps, tools)
+            _write(record, folder / f"rank_{rank}.pickle")
+            started |= {launch for phase in record.phases for launch in phase.launches}
+        if job.compiled:
+            major, minor = job.device.capability
+            shared = folder / RUN_FOLDER / COMPILED_FOLDER
+            shared.mkdir(exist_ok=True)
+            _write(failures(started, 10 * major + minor, shared), folder / KERNELS_FILE)
+
+
+def _write(content: Any, path: Path) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".part")
+    partial.write_bytes(pickle.dumps(content))
+    partial.rename(path)

@@ -1,0 +1,72 @@
+"""Run the real step of single ranks of a GPU run on this machine without a GPU, and find what would fail there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from megatron_rb.rehearsal.page import write_page
+from megatron_rb.rehearsal.prepare import Rehearsal, RehearsalRequest, prepare
+from megatron_rb.rehearsal.report import lines
+from megatron_rb.rehearsal.run import Rehearsed, rehearse
+from megatron_rb.rehearsal.summary import summarise
+
+
+def main(argv: list[str]) -> int:
+    """0 when everything fits and every message has its other side, 1 when not."""
+    options = _parser().parse_intermixed_args(argv)
+    if options.steps < 1 or options.micro_batches < 0:
+        raise ValueError(f"--steps is {options.steps} and --micro-batches {options.micro_batches}; give 1 or more")
+    request = RehearsalRequest(
+        tuple(options.settings),
+        options.ranks,
+        options.mix,
+        options.steps,
+        options.micro_batches,
+        options.device,
+        not options.no_compile,
+    )
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+        rehearsal = prepare(request, Path(folder))
+        summary = summarise(rehearsal, _rehearsed(rehearsal, Path(folder), options.processes))
+    print("\n".join(lines(summary)))
+    if options.json:
+        Path(options.json).write_text(json.dumps(summary.as_json(), indent=1), encoding="utf-8")
+    if options.html:
+        write_page(summary, Path(options.html))
+    return 0 if summary.sound else 1
+
+
+def _rehearsed(rehearsal: Rehearsal, folder: Path, processes: int) -> Rehearsed:
+    console = Console(stderr=True)
+    columns = ("rehearsing ranks", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("ranks", total=len(rehearsal.ranks))
+        return rehearse(rehearsal, folder, processes, lambda done, _: bar.update(task, completed=done))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rb rehearse", description=__doc__)
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the run, as for rb launch")
+    parser.add_argument(
+        "--ranks", default="classes", metavar="WHICH", help="classes (default), all, or numbers as 0,8-15"
+    )
+    parser.add_argument(
+        "--mix", default="", metavar="NAME", help="samples, as for rb bench train; default by the budgets"
+    )
+    parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps of every rank")
+    parser.add_argument(
+        "--micro-batches", type=int, default=0, metavar="N", help="of a step and copy; default as the settings say"
+    )
+    parser.add_argument("--device", default="", metavar="NAME", help="of conf/device, or a yaml file; default h200")
+    parser.add_argument("--processes", type=int, default=0, metavar="N", help="at the same time; default one per core")
+    parser.add_argument("--no-compile", action="store_true", help="do not compile the Triton kernels that are started")
+    parser.add_argument("--json", default="", metavar="FILE", help="write everything")
+    parser.add_argument("--html", default="", metavar="FILE", help="write a page")
+    return parser
