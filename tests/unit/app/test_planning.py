@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rb.app.planning import maybe_plan, memory_forecast, read_bytes, read_request
+from megatron_rb.app.planning import maybe_plan, memory_forecast
 from megatron_rb.config.compose import config_from_file, load_config, save_config
 from megatron_rb.config.derive import derive
 from tests.unit.planner.cases import mixed_histogram, published, tiny
@@ -79,34 +79,20 @@ def test_forecast_has_a_line_for_every_stage():
     assert len(totals) == 4 and totals[0] > totals[3] > 20
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["model=robobrain20_7b", "gpus=8", "data=x"], "rb plan needs cluster"),
-        (["cluster=h200", "gpus=8", "data=x"], "rb plan needs a model"),
-        (["model=robobrain20_7b", "cluster=h200", "gpus=8", "dat=x"], "rb plan knows no 'dat'; did you mean data"),
-        (["model=robobrain20_7b", "cluster=h200", "gpus=eight", "data=x"], "there is no histogram x|whole number"),
-        (["model=robobrain99", "cluster=h200", "gpus=8", "data=x"], "model 'robobrain99' is neither"),
-        (["model=robobrain20_7b", "cluster=h200", "gpus=8", "data=nothing.json"], "there is no histogram nothing.json"),
-        (["model=robobrain20_7b", "cluster=h200", "gpus=8", "max_gpu_memory=80XB", "data=x"], "is no size"),
-    ],
-)
-def test_words_that_cannot_be_meant(words: list[str], message: str):
-    with pytest.raises(ValueError, match=message):
-        read_request(words)
+def test_forecast_says_of_which_micro_batches_it_is_and_when_they_do_not_fit():
+    shape = published("RoboBrain2.0-32B")
+    words = ["experiment=robobrain20_32b_cot", "data.seq_length=32768", "data.max_patches=65536"]
+    config = load_config([*words, "planner.device=a800", "planner.max_memory=20e9"])
+    lines = memory_forecast(config, derive(config, shape), shape)
+    assert "when a micro-batch is full (32768 tokens, 65536 patches), not a measurement" in lines[0]
+    fullest = max(float(line.split()[-1]) for line in lines[2:-1])
+    assert fullest > 20 and lines[-1].startswith(f"does not fit: a rank needs {fullest:.1f} GB, ")
+    roomy = load_config([*words, "planner.device=a800", "planner.max_memory=900e9"])
+    assert len(memory_forecast(roomy, derive(roomy, shape), shape)) == len(lines) - 1
 
 
-def test_words_reach_the_task(stats: str):
-    words = ["experiment=robobrain20_32b_cot", "model=robobrain20_32b", "tp=8", "cluster=a800", "gpus=64", stats]
-    words += ["cp=2", "max_gpu_memory=70GiB"]
-    words += ["global_batch_size=128", "model.freeze.vision=true", "sequence_parallel=true"]
-    request = read_request(words)
-    assert request.shape.text.num_layers == 64
-    assert request.config.data.seq_length == 32768 and request.config.data.global_batch_size == 128
-    assert request.config.model.freeze.vision
-    assert request.device.memory == 70 * 2**30
-    assert request.asked == {"tp": 8, "cp": 2, "sequence_parallel": 1}
-
-
-def test_sizes_in_words():
-    assert [read_bytes(text) for text in ("80e9", "80GB", "1.5GiB")] == [80e9, 80e9, 1.5 * 2**30]
+def test_plan_says_of_which_micro_batches_its_memory_is(tmp_path: Path, stats: str, capsys):
+    hf = model_folder(tmp_path / "hf")
+    words = ["parallel=auto", f"model.hf_path={hf}", "world_size=8", "planner.device=h100", "data.seq_length=8192"]
+    maybe_plan(load_config([*words, f"planner.histogram={stats.partition('=')[2]}"]))
+    assert "memory    when a micro-batch is as large as the samples planned for can make it" in capsys.readouterr().out
