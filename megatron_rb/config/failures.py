@@ -40,21 +40,25 @@ def without_room(error: BaseException) -> OSError | None:
     return next(full, None)
 
 
-def sentence(error: Exception) -> str:
-    """An error in words for its user."""
+def sentence(error: Exception, place: str = "") -> str:
+    """An error in words for its user.
+
+    Args:
+        place: folder that was written into, where the error of a full disk does not name its file.
+    """
     full = without_room(error)
     if full is None:
         return str(error)
-    place = f"{full.filename} cannot be written" if full.filename else "a file cannot be written"
-    return f"{place}: {full.strerror}; make room there, and the same command goes on"
+    name = full.filename or place or "a file"
+    return f"{name} cannot be written: {full.strerror}; make room there, and the same command goes on"
 
 
-def complain(error: Exception) -> None:
-    """Tell an error to people, on stderr."""
+def complain(error: Exception, place: str = "") -> None:
+    """Tell an error to people, on stderr; `place` as `sentence` takes it."""
     from rich.console import Console  # only wrong input needs it
 
     console = Console(stderr=True, soft_wrap=True)
-    console.print(f"rb: {sentence(error)}", style="bold red", markup=False, highlight=False)
+    console.print(f"rb: {sentence(error, place)}", style="bold red", markup=False, highlight=False)
     console.print("(rb --debug shows where this came from)", style="dim", highlight=False)
 
 

@@ -55,9 +55,8 @@ def inputs(tmp_path: Path, monkeypatch) -> list[str]:
         (["cluster=slurm", "cluster.slurm.time=30s"], "cluster.slurm.time: '30s' is no time of Slurm"),
         (["cluster=slurm", "cluster.slurm.srun_options=['--export=NONE']"], "srun_options holds --export=NONE"),
         (["cluster.slurm.partitoin=x"], "did you mean cluster.slurm.partition"),
-        (["action=runn"], "there is no action 'runn'; did you mean run?"),
-        (["action=logs"], "r is not the folder of a run"),
         (["follow=maybe"], "follow must be true or false"),
+        (["action=stop"], "action is given twice, as dryrun and as stop; leave one of them out"),
         (["optimizer.lr=1e-5", "optimizer.min_lr=1e-4"], "optimizer.min_lr 0.0001 is larger than optimizer.lr 1e-05"),
         (["schedule.train_steps=3", "metrics.profile.steps=[2,9]"], "names step 9; the run has 3 steps"),
         (["metrics.profile.memory=true"], "platform=cpu keeps no history of its memory; set it to false"),
@@ -92,6 +91,26 @@ def test_bad_input_is_one_sentence_and_nothing_is_left(inputs, capsys, settings:
     assert cli.main(["launch", *inputs, "action=dryrun", *settings]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
     assert not Path("r").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["action=runn"], "there is no action 'runn'; did you mean run?"),
+        (["action=logs"], "r is not the folder of a run"),
+    ],
+)
+def test_action_that_cannot_be_is_one_sentence(inputs, capsys, settings: list[str], words: str):
+    assert cli.main(["launch", *inputs, *settings]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not Path("r").exists()
+
+
+@pytest.mark.parametrize("rank", ["-1", "1"])
+def test_log_of_a_rank_that_is_not_there_is_refused(inputs, capsys, rank: str):
+    assert cli.main(["launch", *inputs, "action=dryrun"]) == 0
+    assert cli.main(["launch", "run_dir=r", "action=logs", "--rank", rank]) == 2
+    assert f"there is no rank {rank}; the run has ranks 0 to 0" in capsys.readouterr().err
 
 
 def test_port_in_use_is_named(inputs, capsys):
