@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         not options.no_compile,
     )
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
-        rehearsal = prepare(request, Path(folder))
+        rehearsal = prepare(request, Path(folder) / "prepared")
         summary = summarise(rehearsal, _rehearsed(rehearsal, Path(folder), options.processes))
     print("\n".join(lines(summary)))
     if options.json:
@@ -48,7 +48,7 @@ def _rehearsed(rehearsal: Rehearsal, folder: Path, processes: int) -> Rehearsed:
     columns = ("rehearsing ranks", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("ranks", total=len(rehearsal.ranks))
-        return rehearse(rehearsal, folder, processes, lambda done, _: bar.update(task, completed=done))
+        return rehearse([rehearsal], folder, processes, lambda done, _: bar.update(task, completed=done))[0]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from megatron_rb.config.compose import CONFIG_FILE, load_config, save_config
 from megatron_rb.config.derive import Derived, derive, replica_size
 from megatron_rb.config.schema import Config
 from megatron_rb.data.mixes import Mix, load_mix
+from megatron_rb.data.mock_samples import MockSamples
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.planner.device import Device, load_device
@@ -51,6 +52,8 @@ class RehearsalRequest:
 class Rehearsal:
     """What is rehearsed."""
 
+    folder: Path
+    """Holds the settings of the run, and what the rehearsed ranks write."""
     config: Config
     shape: RoboBrainShape
     grid: RankGrid
@@ -67,7 +70,9 @@ class Rehearsal:
 
     def job(self, ranks: list[int]) -> RehearsalJob:
         """What one process rehearses."""
-        return RehearsalJob(ranks, self.grid.world_size, self.steps, self.mix, data_sheet(self.device), self.compiled)
+        return RehearsalJob(
+            self.config.name, ranks, self.grid.world_size, self.steps, self.mix, data_sheet(self.device), self.compiled
+        )
 
 
 def prepare(request: RehearsalRequest, folder: Path) -> Rehearsal:
@@ -88,8 +93,9 @@ def prepare(request: RehearsalRequest, folder: Path) -> Rehearsal:
     grid = RankGrid.of_world(derived.world_size, parallel.tp_size, parallel.pp_size, parallel.cp_size)
     layout = derived.layout or default_layout(shape, derived.pp_size)
     ranks = tuple(ranks_asked(request.ranks, grid))
+    MockSamples(mix, shape)  # a mix that does not fit is said now
     _write(config, derived, folder)
-    return Rehearsal(config, shape, grid, layout, device, mix, ranks, request.steps, request.compiled)
+    return Rehearsal(folder, config, shape, grid, layout, device, mix, ranks, request.steps, request.compiled)
 
 
 def data_sheet(device: Device) -> DataSheet:

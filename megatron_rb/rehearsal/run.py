@@ -16,7 +16,7 @@ from typing import Any
 from megatron_rb.platform.guard import guard_library
 from megatron_rb.rehearsal.prepare import Rehearsal
 from megatron_rb.rehearsal.records import RehearsedRank
-from megatron_rb.rehearsal.worker import KERNELS_FILE, REHEARSE
+from megatron_rb.rehearsal.worker import JOB_FILE, KERNELS_FILE, REHEARSE, RUN_FOLDER, RehearsalJob
 
 WORKER = "megatron_rb.app.worker"
 LOG_FILE = "worker.log"
@@ -38,35 +38,55 @@ class Rehearsed:
 
 
 def rehearse(
-    rehearsal: Rehearsal,
+    rehearsals: Sequence[Rehearsal],
     folder: Path,
     processes: int = 0,
     progress: Callable[[int, int], None] = lambda done, all: None,
-) -> Rehearsed:
-    """What was seen of the ranks.
+) -> list[Rehearsed]:
+    """What was seen of the ranks of every run.
 
     Args:
+        folder: empty; the processes work in it.
         processes: at the same time; 0 = one per core.
         progress: called with the ranks that are done, and all.
 
     Raises:
         ValueError: a rank could not be rehearsed; says which, and why.
     """
-    count = min(processes or len(os.sched_getaffinity(0)), len(rehearsal.ranks))
-    folders = [folder / f"process_{number}" for number in range(count)]
-    for number, own in enumerate(folders):
-        own.mkdir()
-        (own / "run").symlink_to(folder / "run")
-        rehearsal.job(list(rehearsal.ranks[number::count])).write(own)
+    wanted = sum(len(rehearsal.ranks) for rehearsal in rehearsals)
+    folders = _share_out(rehearsals, folder, min(processes or len(os.sched_getaffinity(0)), wanted))
     with _workers(folders) as workers:
         while any(worker.poll() is None for worker in workers):
-            progress(sum(1 for _ in _files(folders)), len(rehearsal.ranks))
-            _check(rehearsal, folders, workers)
+            progress(sum(1 for _ in folder.glob("*/*/rank_*.pickle")), wanted)
+            _check(folders, workers)
             time.sleep(POLL_SECONDS)
-        _check(rehearsal, folders, workers)
-    records = [_read(file) for file in _files(folders)]
-    progress(len(records), len(rehearsal.ranks))
-    kernels = [line for own in folders if (own / KERNELS_FILE).is_file() for line in _read(own / KERNELS_FILE)]
+        _check(folders, workers)
+    progress(wanted, wanted)
+    return [_collected(folder, _job_name(number)) for number in range(len(rehearsals))]
+
+
+def _share_out(rehearsals: Sequence[Rehearsal], folder: Path, count: int) -> list[Path]:
+    """A folder per process with its part of the ranks of every run."""
+    folders = [folder / f"process_{number}" for number in range(count)]
+    for number, rehearsal in enumerate(rehearsals):
+        for place, process in enumerate(folders):
+            ranks = rehearsal.ranks[(place + number) % count :: count]
+            if not ranks:
+                continue
+            job = process / _job_name(number)
+            job.mkdir(parents=True)
+            (job / RUN_FOLDER).symlink_to((rehearsal.folder / RUN_FOLDER).absolute())
+            rehearsal.job(list(ranks)).write(job)
+    return [process for process in folders if process.is_dir()]
+
+
+def _job_name(number: int) -> str:
+    return f"job_{number:04d}"
+
+
+def _collected(folder: Path, job: str) -> Rehearsed:
+    records = [_read(file) for file in folder.glob(f"*/{job}/rank_*.pickle")]
+    kernels = [line for file in sorted(folder.glob(f"*/{job}/{KERNELS_FILE}")) for line in _read(file)]
     return Rehearsed(sorted(records, key=lambda record: record.rank), kernels)
 
 
@@ -97,18 +117,21 @@ def _environment(library: Path) -> dict[str, str]:
     return kept | {"LD_PRELOAD": str(library), "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _files(folders: Sequence[Path]) -> Iterator[Path]:
-    for folder in folders:
-        yield from folder.glob("rank_*.pickle")
-
-
-def _check(rehearsal: Rehearsal, folders: Sequence[Path], workers: Sequence[subprocess.Popen[bytes]]) -> None:
-    for number, (folder, worker) in enumerate(zip(folders, workers, strict=True)):
+def _check(folders: Sequence[Path], workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for folder, worker in zip(folders, workers, strict=True):
         if worker.poll():
-            done = sum(1 for _ in folder.glob("rank_*.pickle"))
-            rank = rehearsal.ranks[number :: len(workers)][done]
             lines = [line for line in (folder / LOG_FILE).read_text(errors="replace").splitlines() if _tells(line)]
-            raise ValueError(f"rank {rank} cannot be rehearsed:\n" + "\n".join(lines[-LAST_LINES:]))
+            raise ValueError(f"{_unfinished(folder)} cannot be rehearsed:\n" + "\n".join(lines[-LAST_LINES:]))
+
+
+def _unfinished(folder: Path) -> str:
+    """The first rank of a process that has no record."""
+    for file in sorted(folder.glob(f"*/{JOB_FILE}")):
+        job = RehearsalJob.read(file.parent)
+        missing = [rank for rank in job.ranks if not (file.parent / f"rank_{rank}.pickle").is_file()]
+        if missing:
+            return f"rank {missing[0]} of {job.name}"
+    return "a kernel"
 
 
 def _tells(line: str) -> bool:

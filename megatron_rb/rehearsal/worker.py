@@ -35,6 +35,8 @@ REHEARSE = "megatron_rb.rehearsal.worker:rehearse"
 class RehearsalJob:
     """What a worker is to rehearse; the settings of the run lie in its `run` folder."""
 
+    name: str
+    """Of the run."""
     ranks: list[int]
     world_size: int
     steps: int
@@ -55,9 +57,14 @@ class RehearsalJob:
 
 
 def rehearse(folder: Path) -> None:
-    """Rehearse the ranks of `job.json`; the record of each is a file `rank_N.pickle` as soon as it is done."""
+    """Rehearse what every `job.json` below the folder tells; the record of a rank is a file as soon as it is done."""
     os.environ.pop("LD_PRELOAD", None)  # it has done its work, and would be in the way of compilers
-    job, config = RehearsalJob.read(folder), config_from_file(folder / RUN_FOLDER / CONFIG_FILE)
+    for file in sorted(folder.glob(f"*/{JOB_FILE}")):
+        _rehearse(RehearsalJob.read(file.parent), file.parent)
+
+
+def _rehearse(job: RehearsalJob, folder: Path) -> None:
+    config = config_from_file(folder / RUN_FOLDER / CONFIG_FILE)
     with StandIns() as stand_ins:
         waits, messages, launches = Waits(), Messages(), Launches()
         is_pinned = stand_in_for_cuda(stand_ins, job.device, waits)
