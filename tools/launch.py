@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
-from megatron_rb.app.planning import maybe_plan, memory_forecast
+from megatron_rb.app.planning import check_left_to_plan, maybe_plan, memory_forecast
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import derive
 from megatron_rb.config.schema import Config
@@ -30,7 +30,9 @@ def main(argv: list[str]) -> int:
         return act_on_run(options, settings)
     prepared = []
     for run_settings in sweep_of(settings):
-        config = maybe_plan(load_config(run_settings))
+        asked = load_config(run_settings)
+        check_left_to_plan(asked, run_settings)
+        config = maybe_plan(asked)
         dry = options.action == "dryrun"
         missing = missing_weights(config.model.hf_path, config.model.published)
         shape = shape_of(config.model.hf_path, config.model.published)

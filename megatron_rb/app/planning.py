@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_rb.config.compose import keys_of
 from megatron_rb.config.derive import Derived
 from megatron_rb.config.optimizers import OPTIMIZERS, check_optimizer
 from megatron_rb.config.rules import either
@@ -78,6 +79,31 @@ def describe_histogram(histogram: Histogram) -> str:
         f"{count} samples, text tokens mean {text @ histogram.counts / count:.0f} max {text.max()}, "
         f"patches mean {patches @ histogram.counts / count:.0f} max {patches.max()}, {with_images:.0%} with images"
     )
+
+
+LEFT_TO_A_PLAN = (
+    "model.recompute",
+    "parallel.layout",
+    "parallel.tp_size",
+    "parallel.pp_size",
+    "parallel.cp_size",
+    "parallel.sequence_parallel",
+)
+"""Settings that a plan takes the place of, whatever a recipe says of them."""
+
+
+def check_left_to_plan(config: Config, words: Sequence[str]) -> None:
+    """Raise ValueError for a setting that was given by hand and that `parallel=auto` would replace.
+
+    Args:
+        words: settings of the command line.
+    """
+    keys = [key for word in words for key in keys_of(word)] if config.parallel.auto else []
+    replaced = [key for key in keys if any(f"{key}.".startswith(f"{name}.") for name in LEFT_TO_A_PLAN)]
+    if replaced:
+        raise ValueError(
+            f"parallel=auto plans {replaced[0]} itself; leave that out, or give the whole layout without parallel=auto"
+        )
 
 
 def maybe_plan(config: Config) -> Config:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rb.app.planning import maybe_plan, memory_forecast
+from megatron_rb.app.planning import check_left_to_plan, maybe_plan, memory_forecast
 from megatron_rb.config.compose import config_from_file, load_config, save_config
 from megatron_rb.config.derive import derive
 from tests.unit.planner.cases import mixed_histogram, published, tiny
@@ -55,6 +55,20 @@ def test_a_run_with_a_layout_stays_as_it_is():
 def test_auto_says_what_it_has_to_know(words: list[str], message: str):
     with pytest.raises(ValueError, match=message):
         maybe_plan(load_config(["parallel=auto", *words]))
+
+
+@pytest.mark.parametrize(
+    "word", ["parallel.tp_size=2", "parallel.layout=P v | t", "model.recompute.language=-1", "parallel.cp_size=2"]
+)
+def test_auto_refuses_a_setting_that_its_plan_would_replace(word: str):
+    words = ["experiment=robobrain20_32b_stage1", "parallel=auto", word]
+    with pytest.raises(ValueError, match=f"parallel=auto plans {word.partition('=')[0]} itself; leave that out"):
+        check_left_to_plan(load_config(words), words)
+
+
+def test_settings_that_a_plan_reads_and_those_of_a_run_with_a_layout_are_left_alone():
+    for words in (["parallel=auto", "world_size=8", "planner.device=h200"], ["parallel=tp2_pp2", "parallel.tp_size=4"]):
+        check_left_to_plan(load_config(words), words)
 
 
 def test_training_refuses_an_unplanned_run():
