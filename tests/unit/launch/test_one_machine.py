@@ -1,5 +1,6 @@
 """A run on this machine: attempts of real processes (small scripts instead of trainers) and what their record says."""
 
+import errno
 import os
 import signal
 import threading
@@ -195,12 +196,16 @@ def test_a_run_goes_on_while_there_is_no_room_for_the_states_of_its_ranks(run, f
     assert f"{tmp_path}/launch/ranks.json cannot be written: No space left on device" in said
 
 
-@pytest.mark.skipif(not FULL.exists(), reason="this system has no device that is always full")
-def test_a_record_takes_the_room_of_the_states_on_a_full_disk(run, full, tmp_path):
-    (tmp_path / "launch").mkdir()
-    (tmp_path / "launch" / "ranks.json").write_text("{}")
-    full("run.json")
-    code, record = run("")
+def test_a_record_takes_the_room_of_the_states_on_a_full_disk(run, monkeypatch, tmp_path):
+    save, states = RunRecord.save, tmp_path / "launch" / "ranks.json"
+
+    def save_where_there_is_room(record: RunRecord, run_dir: Path) -> None:
+        if states.exists():
+            raise OSError(errno.ENOSPC, "No space left on device", str(run_dir))
+        save(record, run_dir)
+
+    monkeypatch.setattr(RunRecord, "save", save_where_there_is_room)
+    code, record = run("time.sleep(1.2)")
     assert (code, load_record(tmp_path).state) == (0, "COMPLETED")
 
 

@@ -100,6 +100,7 @@ def test_learned_positions_that_are_no_square_are_refused(positions):
         ("text_config", "hidden_size", True, "a whole number above 0, got True"),
         ("text_config", "intermediate_size", float("inf"), "a whole number above 0, got inf"),
         ("text_config", "rms_norm_eps", "x", "a number above 0, got 'x'"),
+        ("text_config", "rms_norm_eps", float("inf"), "a number above 0, got inf"),
         ("text_config", "rms_norm_eps", float("nan"), "a number above 0, got nan"),
         ("text_config", "head_dim", 0, "a whole number above 0, got 0"),
         ("text_config", "initializer_range", -1, "a number of at least 0, got -1"),
