@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 
+from megatron_rb.app.fitting import check_fits, over_memory
 from megatron_rb.app.planning import check_left_to_plan, maybe_plan, memory_forecast
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import derive
@@ -42,6 +43,8 @@ def main(argv: list[str]) -> int:
         check_paths(config, derived, needs_data=bool(config.data.train) and not missing or not dry)
         check_init(derived.init)
         check_surroundings(config, derived)
+        if not dry and not asked.parallel.auto:  # a plan fits by the samples that it is made for
+            check_fits(config, derived, shape)
         prepared.append((config, build_job(config, derived)))
     if len(prepared) > 1:
         return launch_sweep(prepared, options)
@@ -49,7 +52,7 @@ def main(argv: list[str]) -> int:
     if options.action == "dryrun":
         dry_run(config, job)
         print("\n" + "\n".join(memory_forecast(config, derived, shape)))
-        print("\n".join(_still_missing(config)))
+        print("\n".join([*_still_missing(config), *over_memory(config, derived, shape)]))
         return 0
     return run(config, job, options)
 

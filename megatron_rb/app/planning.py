@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_rb.app.fitting import device_of_run
+from megatron_rb.app.forecast import stage_forecast
 from megatron_rb.config.compose import keys_of
 from megatron_rb.config.derive import Derived
 from megatron_rb.config.optimizers import OPTIMIZERS, check_optimizer
 from megatron_rb.config.rules import either
-from megatron_rb.config.schema import Config, DataConfig, RecomputeConfig
+from megatron_rb.config.schema import Config, DataConfig
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.packing import Budget, plan_step
@@ -24,15 +26,13 @@ from megatron_rb.planner.calibration import load_calibration
 from megatron_rb.planner.cost import Frozen, Pricing
 from megatron_rb.planner.device import Device, beyond, device_names, load_device, with_memory
 from megatron_rb.planner.histogram import Histogram, load_histogram
-from megatron_rb.planner.memory import SliceRecompute, StageMemory, memory_model, stage_memory, state_bytes
+from megatron_rb.planner.memory import operators_of
 from megatron_rb.planner.predict import Prediction
 from megatron_rb.planner.report import details, memory_lines, mode_line
 from megatron_rb.planner.report import settings as settings_of
 from megatron_rb.planner.search import plan
 from megatron_rb.planner.task import PlanTask
-from megatron_rb.planner.work import Shards
-from megatron_rb.planner.workload import MicroBatchLimits, MicroBatchSampler
-from megatron_rb.shapes.balance import default_layout
+from megatron_rb.planner.workload import MicroBatchSampler
 from megatron_rb.shapes.published import shape_of
 from megatron_rb.shapes.shape import RoboBrainShape, load_shape
 
@@ -172,50 +172,15 @@ def with_plan(config: Config, task: PlanTask, item: Prediction) -> Config:
 def memory_forecast(config: Config, derived: Derived, shape: RoboBrainShape) -> list[str]:
     """Predicted peak memory of every pipeline rank, in lines.
 
-    Memory follows from sizes alone; only the share of context and libraries, and what there is of it, are the device's,
-    when it is known.
+    Memory follows from sizes alone; only the share of context and libraries is the device's, when it is known.
     """
-    device = _device_of(config) if config.planner.device or config.platform.name == "cpu" else None
-    reserved = device.reserved_memory if device is not None else 0.0
-    cp = derived.cp_size
-    shards = Shards(derived.tp_size, derived.sequence_parallel, 2 if config.model.dtype == "bf16" else 4, cp)
-    optimizer = OPTIMIZERS[config.optimizer.name]
-    state = state_bytes(config.model.dtype, config.parallel.distributed_optimizer, cp * derived.dp_size, optimizer)
-    largest = MicroBatchLimits(-(-config.data.seq_length // cp), -(-config.data.max_patches // cp))
-    frozen = Frozen(**dataclasses.asdict(config.model.freeze))
-    layout = derived.layout or default_layout(shape, derived.pp_size)
-    stages = stage_memory(
-        memory_model(shape, shards, largest, state, frozen, reserved),
-        layout,
-        recompute_of(config.model.recompute, layout.num_slices),
-        layout.pp_size * 4,
-    )
-    without = "" if device is not None else ", without what context and libraries take (give planner.device)"
+    known = device_of_run(config) or (load_device("cpu") if config.platform.name == "cpu" else None)
+    reserved = known.reserved_memory if known else 0.0
+    stages = stage_forecast(config, derived, shape, known.platform if known else "cuda", reserved)
+    without = "" if known else ", without what context and libraries take (give planner.device)"
     full = f"when a micro-batch is full ({config.data.seq_length} tokens, {config.data.max_patches} patches)"
     head = f"predicted peak memory of a rank by pipeline stage {full}, not a measurement{without}"
-    return [head, *memory_lines(stages), *_too_much(stages, device)]
-
-
-def _too_much(stages: Sequence[StageMemory], device: Device | None) -> list[str]:
-    """A line when the fullest rank does not fit its device."""
-    fullest = max(stage.total for stage in stages)
-    if device is None or fullest <= device.memory:
-        return []
-    return [
-        f"does not fit: a rank needs {fullest / 1e9:.1f} GB, {device.name} has {device.memory / 1e9:g} GB; a step with "
-        f"such a micro-batch would run out of memory (smaller data.seq_length or data.max_patches, more recompute, or "
-        f"more ranks)"
-    ]
-
-
-def recompute_of(settings: RecomputeConfig, num_slices: int) -> tuple[SliceRecompute, ...]:
-    """What every slice recomputes, by the settings."""
-    vision = settings.vision_per_slice or [settings.vision] * num_slices
-    language = settings.language_per_slice or [settings.language] * num_slices
-    every = 10**6  # -1 means all layers
-    return tuple(
-        SliceRecompute(every if v < 0 else v, every if t < 0 else t) for v, t in zip(vision, language, strict=True)
-    )
+    return [head, *memory_lines(stages)]
 
 
 def build_task(request: Request) -> PlanTask:
@@ -242,6 +207,7 @@ def build_task(request: Request) -> PlanTask:
         max_patches=config.data.max_patches,
         frozen=Frozen(**dataclasses.asdict(freeze)),
         optimizer=OPTIMIZERS[config.optimizer.name],
+        operators=operators_of(config.kernels, request.device.platform),
         distributed_optimizer=parallel.distributed_optimizer,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,

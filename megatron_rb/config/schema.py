@@ -77,6 +77,8 @@ class PlannerConfig:
     """Block times that `rb bench blocks` has measured on the device; empty = figures of the device alone."""
     max_memory: float = 0.0
     """Bytes of a device that may be used; 0 = all it has."""
+    check_memory: bool = True
+    """`rb launch` refuses a run whose forecast is over the memory of `planner.device`, or of the recipe's devices."""
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from megatron.core import tensor_parallel
@@ -166,8 +166,10 @@ class RoboBrainStage(MegatronModule):
 
     def _run_vision(self, flow: Flow, batch: MicroBatch) -> Flow:
         stream, deepstack = flow.stream, dict(flow.deepstack)
+        # What is computed again keeps its inputs, and no layer reads the pixels.
+        inputs = replace(batch.vision, pixels=None)
         for place, (name, layer) in enumerate(self.vision.layers.items()):
-            stream = _maybe_recompute(layer, place, self.recompute.vision, stream, batch.vision)
+            stream = _maybe_recompute(layer, place, self.recompute.vision, stream, inputs)
             number = self.vision.deepstack_of.get(int(name))
             if number is not None:
                 deepstack[number] = self.vision.deepstack[str(number)](stream)

@@ -66,6 +66,8 @@ class Device:
     efficiency: Efficiency
     reserved_memory: float
     """Bytes that context and libraries take."""
+    platform: str = "cuda"
+    """Whose kernels run on it, as `platform.name`."""
 
     def peak(self, dtype: str) -> float:
         """FLOP/s of a dtype.
@@ -130,6 +132,7 @@ def device_from_text(text: str, origin: str) -> Device:
         between_nodes=Link(**_numbers(tree["between_nodes"], Link, f"{origin}, between_nodes")),
         efficiency=Efficiency(**_numbers(tree["efficiency"], Efficiency, f"{origin}, efficiency")),
         reserved_memory=_number(tree["reserved_memory"], "reserved_memory", origin, least=0.0),
+        platform=str(tree.get("platform", Device.platform)),
     )
     for name in ("matmul", "attention", "memory", "link"):
         share = getattr(device.efficiency, name)
@@ -152,9 +155,10 @@ def beyond(device: Device, memory: float) -> str:
 
 def _section(tree: Any, kind: type, origin: str) -> dict[str, Any]:
     names = [item.name for item in fields(kind)]
+    optional = [item.name for item in fields(kind) if item.default is not dataclasses.MISSING]
     if not isinstance(tree, dict):
         raise ValueError(f"{origin} must hold {', '.join(names)}")
-    missing = [name for name in names if name not in tree]
+    missing = [name for name in names if name not in tree and name not in optional]
     strange = [name for name in tree if name not in names]
     if missing or strange:
         what = f"misses {missing[0]}" if missing else f"has the unknown entry {strange[0]}"

@@ -7,10 +7,12 @@ keep no more. They are counted for the largest micro-batch, since the first step
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from megatron_rb.config.optimizers import FP32_BYTES, OptimizerTraits
+from megatron_rb.config.schema import KernelsConfig
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.planner.cost import Frozen
 from megatron_rb.planner.schedule import most_in_flight
@@ -22,6 +24,19 @@ LOGITS_BYTES = 512 * 2**20
 """Largest fp32 logits that the loss holds at a time (as in kernels/linear_cross_entropy)."""
 FRAGMENTATION = 0.04
 """Share of the tensors' memory that an allocator with reused block sizes leaves unusable: assumed."""
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Which operators are fused ones, which keep less for the backward pass than torch's own."""
+
+    norm: bool
+    """Keeps its input alone, which the residual keeps anyway; torch's keeps it in fp32, and the result."""
+    windows: bool
+    """Windowed attention keeps the packed projection; torch's keeps rotated queries and keys beside it."""
+
+
+TORCH, FUSED = Operators(False, False), Operators(True, True)
 
 
 @dataclass(frozen=True)
@@ -105,12 +120,27 @@ def state_bytes(dtype: str, distributed: bool, copies: int, optimizer: Optimizer
     return StateBytes(2, 4, (FP32_BYTES + state) / over) if dtype == "bf16" else StateBytes(4, 4, state / over)
 
 
+def operators_of(kernels: KernelsConfig, platform: str) -> Operators:
+    """The operators that a run takes on devices of a platform."""
+    on_cuda = platform == "cuda"
+    return Operators(
+        norm=kernels.rms_norm == "liger" or on_cuda and kernels.rms_norm == "auto",
+        windows=kernels.window_attention == "triton" or on_cuda and kernels.window_attention == "auto",
+    )
+
+
 def memory_model(
-    model: ModelSizes, shards: Shards, largest: MicroBatchLimits, state: StateBytes, frozen: Frozen, reserved: float
+    model: ModelSizes,
+    shards: Shards,
+    largest: MicroBatchLimits,
+    state: StateBytes,
+    frozen: Frozen,
+    reserved: float,
+    operators: Operators = TORCH,
 ) -> MemoryModel:
     """Bytes for micro-batches of which a rank has at most `largest` tokens and patches."""
     sizes = parameters(model, shards.tp_size)
-    kept = _kept(model, shards, largest)
+    kept = _kept(model, shards, largest, operators)
     rows = largest.patches / shards.rows_over, largest.tokens / shards.rows_over
     item = shards.itemsize
     inputs = {
@@ -133,55 +163,60 @@ def memory_model(
     )
 
 
-def _kept(model: ModelSizes, shards: Shards, largest: MicroBatchLimits) -> dict[Part, float]:
+def _kept(model: ModelSizes, shards: Shards, largest: MicroBatchLimits, operators: Operators) -> dict[Part, float]:
     vision, text, item, tp = model.vision, model.text, shards.itemsize, shards.tp_size
-    merged = vision.hidden_size * vision.merge_unit
     rows = largest.patches / vision.merge_unit
-    joined = rows * (2 * merged / tp + merged) * item + _norm(vision, item) * largest.patches * vision.hidden_size
-    layer = _vision_layer(vision, shards, largest.patches)
+    # The first linear keeps its rows of this rank, the activation its input and the second linear that one's result.
+    values = largest.patches * vision.hidden_size
+    joined = values * ((2 / tp + 1 / shards.rows_over) * item + _norm(vision, item, operators) / shards.rows_over)
     # The loss computes its gradients at once: of its rows, and of its weight in fp32.
-    head = largest.tokens * text.hidden_size * (item + _norm_bytes(item)) + 4 * text.vocab_size / tp * text.hidden_size
+    head = largest.tokens * text.hidden_size * (item + _rms_norm(item, operators))
+    weight = 4 * text.vocab_size / tp * text.hidden_size
     return {
         Part.PATCH_EMBED: largest.patches * float(vision.patch_dim * item),
-        Part.WINDOW_LAYER: layer,
-        Part.FULL_LAYER: layer,
+        Part.WINDOW_LAYER: _vision_layer(vision, shards, largest.patches, operators, windowed=True),
+        Part.FULL_LAYER: _vision_layer(vision, shards, largest.patches, operators, windowed=False),
         Part.DEEPSTACK: joined,
         Part.MERGER: joined,
         Part.EMBEDDING: largest.tokens * 16.0 + rows * text.hidden_size * item,
-        Part.DECODER: _decoder(text, shards, largest.tokens),
-        Part.HEAD: head,
+        Part.DECODER: _decoder(text, shards, largest.tokens, operators),
+        Part.HEAD: head + weight,
     }
 
 
-def _norm_bytes(itemsize: int) -> int:
-    """Kept by an RMSNorm for one value: its input as fp32, and the normalised value in the model's dtype."""
-    return 4 + itemsize
+def _rms_norm(itemsize: int, operators: Operators) -> int:
+    """Bytes kept by an RMSNorm for one value of its input."""
+    return itemsize if operators.norm else 4 + itemsize
 
 
-def _norm(vision: VisionSizes, itemsize: int) -> int:
-    return _norm_bytes(itemsize) if vision.norm == "rmsnorm" else itemsize
+def _norm(vision: VisionSizes, itemsize: int, operators: Operators) -> int:
+    return _rms_norm(itemsize, operators) if vision.norm == "rmsnorm" else itemsize
 
 
-def _vision_layer(vision: VisionSizes, shards: Shards, patches: int) -> float:
+def _vision_layer(vision: VisionSizes, shards: Shards, patches: int, operators: Operators, *, windowed: bool) -> float:
     item, tp, h = shards.itemsize, shards.tp_size, vision.hidden_size
     ffn = padded_ffn(vision.ffn_hidden_size, tp)
     rows = patches / shards.rows_over
     # Two norms and the inputs of the two linears behind them.
-    spread = rows * h * 2 * (_norm(vision, item) + item)
-    # qkv in one piece, of which v is read, rotated q and k, the result, the log of its sums.
-    attention = patches * (6 * h / tp * item + 4 * vision.num_heads / tp)
+    spread = rows * h * 2 * (_norm(vision, item, operators) + item)
+    # qkv in one piece and the result; without a fused operator rotated q and k, and the log of the sums.
+    fused = windowed and operators.windows
+    attention = patches * ((4 if fused else 6) * h / tp * item + (0 if fused else 4 * vision.num_heads / tp))
     return spread + attention + patches * ffn * item * (3 if vision.gated_mlp else 2)
 
 
-def _decoder(text: TextSizes, shards: Shards, tokens: int) -> float:
+def _decoder(text: TextSizes, shards: Shards, tokens: int, operators: Operators) -> float:
     item, tp, h = shards.itemsize, shards.tp_size, text.hidden_size
     rows = tokens / shards.rows_over
-    spread = rows * h * 2 * (_norm_bytes(item) + item)
-    # qkv in one piece, of which v is read, rotated q and k, the result; with QK-norm its inputs. With context
-    # parallelism rotated q and the result; keys and values are read where they were gathered.
+    spread = rows * h * 2 * (_rms_norm(item, operators) + item)
+    # qkv in one piece, of which v is read, rotated q and k, the result; with QK-norm q as it came, in one piece where
+    # several groups were packed. With context parallelism rotated q and the result; keys and values are read where they
+    # were gathered.
     values = 2 * text.num_heads if shards.cp_size > 1 else 3 * (text.num_heads + text.num_query_groups)
     attention = values * text.head_dim / tp * item
-    normed = (text.num_heads + text.num_query_groups) * text.head_dim / tp * item * text.qk_norm
+    normed = text.num_heads * text.head_dim / tp * item * text.qk_norm * (text.num_query_groups > tp)
+    if text.qk_norm and shards.cp_size > 1:
+        normed += (text.num_heads + 2 * text.num_query_groups) * text.head_dim / tp * item
     mlp = 3 * padded_ffn(text.ffn_hidden_size, tp) * item
     gathered = _whole_keys(text, shards, tokens)
     return spread + tokens * (attention + normed + mlp + 4 * text.num_heads / tp) + gathered
@@ -194,18 +229,20 @@ def _whole_keys(text: TextSizes, shards: Shards, tokens: float) -> float:
 
 
 def _working(model: ModelSizes, shards: Shards, largest: MicroBatchLimits, kept: dict[Part, float]) -> list[float]:
-    text, tp, item = model.text, shards.tp_size, shards.itemsize
+    vision, text, tp, item = model.vision, model.text, shards.tp_size, shards.itemsize
     # The gradients of a layer's widest tensors live beside what it has kept.
     wide = {
-        Part.WINDOW_LAYER: 3.0 * largest.patches * padded_ffn(model.vision.ffn_hidden_size, tp) * item,
+        Part.WINDOW_LAYER: 3.0 * largest.patches * padded_ffn(vision.ffn_hidden_size, tp) * item,
         Part.DECODER: max(
             3.0 * largest.tokens * padded_ffn(text.ffn_hidden_size, tp) * item,
             # Their gradients, once as attention gives them and once as they are sent.
             2.0 * _whole_keys(text, shards, largest.tokens),
         ),
-        # Logits of a chunk of rows and their gradient, and the weight's gradient once more in the model's dtype.
-        Part.HEAD: min(largest.tokens * text.vocab_size / tp * 4, LOGITS_BYTES) * (1 + item / 2)
-        + text.vocab_size / tp * text.hidden_size * item,
+        # Logits of a chunk of rows and their gradient; later the weight's gradient once more in the model's dtype.
+        Part.HEAD: max(
+            min(largest.tokens * text.vocab_size / tp * 4, LOGITS_BYTES) * (1 + item / 2),
+            text.vocab_size / tp * text.hidden_size * item,
+        ),
     }
     wide[Part.FULL_LAYER] = wide[Part.WINDOW_LAYER]
     return [wide.get(part, kept[part]) for part in PARTS]
@@ -262,10 +299,46 @@ def kept_by_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRecom
 
 
 def working_of_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRecompute) -> float:
-    """Bytes in use while the largest part of a slice is computed; a recomputed layer is kept whole meanwhile."""
-    working = float((memory.working * (counts > 0)).max())
-    for layers, part in ((recompute.vision, VISION_LAYERS[0]), (recompute.language, Part.DECODER)):
-        number = PARTS.index(part)
-        if layers:
-            working = max(working, float(memory.working[number] + memory.kept[number]))
-    return working
+    """The most that is in use beside what all micro-batches in flight keep, when the backward pass of one goes through.
+
+    It begins at the last part. When it comes to an earlier one, what the later ones kept is free again; a recomputed
+    layer, which is one of the first of its kind, keeps all that it would have kept for the time of its own pass.
+    """
+    vision, decoders = (int(count) for count in layers_in(counts))
+    again_vision, again_decoders = min(recompute.vision, vision), min(recompute.language, decoders)
+    passes = [
+        _Pass(_of(memory, counts, Part.PATCH_EMBED), 1),
+        _Pass(_layer(memory, VISION_LAYERS[0], again=True), again_vision),
+        _Pass(_layer(memory, VISION_LAYERS[0], again=False), vision - again_vision),
+        *(_Pass(_of(memory, counts, part), 1) for part in (Part.DEEPSTACK, Part.MERGER, Part.EMBEDDING)),
+        _Pass(_layer(memory, Part.DECODER, again=True), again_decoders),
+        _Pass(_layer(memory, Part.DECODER, again=False), decoders - again_decoders),
+        _Pass(_of(memory, counts, Part.HEAD), 1),
+    ]
+    freed, most = 0.0, 0.0
+    for step in reversed(passes):
+        kept, working = step.bytes
+        if step.times:
+            most = max(most, working - freed)
+        freed += kept * step.times
+    return most
+
+
+class _Pass(NamedTuple):
+    """Backward through equal parts."""
+
+    bytes: tuple[float, float]
+    """Kept by one of them, and in use while it is computed."""
+    times: int
+
+
+def _of(memory: MemoryModel, counts: np.ndarray, part: Part) -> tuple[float, float]:
+    number = PARTS.index(part)
+    here = float(counts[number])
+    return here * float(memory.kept[number]), (here > 0) * float(memory.working[number])
+
+
+def _layer(memory: MemoryModel, part: Part, *, again: bool) -> tuple[float, float]:
+    number = PARTS.index(part)
+    kept, working = float(memory.kept[number]), float(memory.working[number])
+    return (float(memory.inputs[number]), working + kept) if again else (kept, working)

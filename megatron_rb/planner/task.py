@@ -9,7 +9,7 @@ import numpy as np
 from megatron_rb.config.optimizers import OPTIMIZERS, OptimizerTraits
 from megatron_rb.planner.communication import Grid
 from megatron_rb.planner.cost import Frozen, Pricing, model_flops
-from megatron_rb.planner.memory import MemoryModel, memory_model, state_bytes
+from megatron_rb.planner.memory import TORCH, MemoryModel, Operators, memory_model, state_bytes
 from megatron_rb.planner.sizes import ModelSizes
 from megatron_rb.planner.work import Shards
 from megatron_rb.planner.workload import Drawn, MicroBatches, MicroBatchLimits, MicroBatchSampler
@@ -28,6 +28,7 @@ class PlanTask:
     max_patches: int
     frozen: Frozen = Frozen()
     optimizer: OptimizerTraits = OPTIMIZERS["adamw"]
+    operators: Operators = TORCH
     distributed_optimizer: bool = True
     overlap_grad_reduce: bool = True
     overlap_param_gather: bool = True
@@ -144,4 +145,4 @@ def _largest(sizes: np.ndarray, counts: np.ndarray, samples: int, limit: int) ->
 def memory_of(task: PlanTask, degrees: Degrees) -> MemoryModel:
     state = state_bytes(task.pricing.dtype, task.distributed_optimizer, degrees.cp * degrees.dp, task.optimizer)
     reserved, largest = task.pricing.device.reserved_memory, largest_of_rank(task, degrees)
-    return memory_model(task.model, shards_of(task, degrees), largest, state, task.frozen, reserved)
+    return memory_model(task.model, shards_of(task, degrees), largest, state, task.frozen, reserved, task.operators)

@@ -29,3 +29,4 @@ def stand_in_for_pixels(stand_ins: StandIns) -> None:
     stand_ins.set(
         inputs, "_ordered_pixels", lambda pixels, orders, unit, shape: torch.empty(shape, dtype=torch.float32)
     )
+    stand_ins.set(inputs, "_rounded", lambda pixels, dtype: torch.empty_like(pixels, dtype=dtype))

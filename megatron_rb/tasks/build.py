@@ -14,6 +14,7 @@ from megatron_rb.data.packing import Budget
 from megatron_rb.data.padding import PaddingPolicy, Size, largest_micro_batch
 from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
+from megatron_rb.platform.dtypes import DTYPES
 from megatron_rb.tasks.sft import BatchRules, SupervisedFineTuning
 from megatron_rb.tasks.value import ValueEstimation
 from megatron_rb.train.allocator import release_cached_memory
@@ -53,6 +54,7 @@ def build_task(config: Config, derived: Derived, runner: Runner, samples: TaskDa
             sequence_parallel=derived.sequence_parallel,
             multiple=derived.micro_batch_multiple,
             padding=_padding(config, derived, runner.session, samples.training),
+            pixel_dtype=DTYPES[config.model.dtype],
             pin_memory=platform.offers("pinned_memory"),
             outgrown=partial(release_cached_memory, platform),
         ),

@@ -20,7 +20,7 @@ from megatron_rb.data.packing import Budget, plan_step, share_out
 from megatron_rb.data.padding import NO_PADDING, PaddingPlan, PaddingPolicy, Size, plan_sizes
 from megatron_rb.data.problems import BadSample
 from megatron_rb.data.sample import EncodedSample
-from megatron_rb.models.inputs import IGNORED, MicroBatch, build_micro_batch, pinned
+from megatron_rb.models.inputs import IGNORED, MicroBatch, build_micro_batch, pinned, with_pixels_as
 from megatron_rb.parallel.groups import replica_group_gloo
 from megatron_rb.train.step import Runner, loss_pass, train_pass
 from megatron_rb.train.task import StepBatches
@@ -99,6 +99,8 @@ class BatchRules:
     """Every rank gets a multiple of this many micro-batches."""
     padding: PaddingPolicy | None = None
     """Sizes that micro-batches are padded to; None = their own."""
+    pixel_dtype: torch.dtype = torch.float32
+    """Of the pixels when they are copied to the device."""
     pin_memory: bool = False
     """The device copies from page-locked memory without waiting."""
     outgrown: Callable[[PaddingPlan], None] = lambda plan: None
@@ -242,4 +244,5 @@ class SupervisedFineTuning:
             padded=padded,
             pixels_shared=self.rules.needs_pixels and mesh.tp_size > 1,
         )
+        batch = with_pixels_as(batch, self.rules.pixel_dtype)
         return pinned(batch) if self.rules.pin_memory else batch

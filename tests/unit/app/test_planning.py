@@ -93,16 +93,12 @@ def test_forecast_has_a_line_for_every_stage():
     assert len(totals) == 4 and totals[0] > totals[3] > 20
 
 
-def test_forecast_says_of_which_micro_batches_it_is_and_when_they_do_not_fit():
+def test_forecast_says_of_which_micro_batches_it_is():
     shape = published("RoboBrain2.0-32B")
     words = ["experiment=robobrain20_32b_cot", "data.seq_length=32768", "data.max_patches=65536"]
-    config = load_config([*words, "planner.device=a800", "planner.max_memory=20e9"])
+    config = load_config([*words, "planner.device=a800"])
     lines = memory_forecast(config, derive(config, shape), shape)
     assert "when a micro-batch is full (32768 tokens, 65536 patches), not a measurement" in lines[0]
-    fullest = max(float(line.split()[-1]) for line in lines[2:-1])
-    assert fullest > 20 and lines[-1].startswith(f"does not fit: a rank needs {fullest:.1f} GB, ")
-    roomy = load_config([*words, "planner.device=a800", "planner.max_memory=900e9"])
-    assert len(memory_forecast(roomy, derive(roomy, shape), shape)) == len(lines) - 1
 
 
 def test_plan_says_of_which_micro_batches_its_memory_is(tmp_path: Path, stats: str, capsys):
