@@ -32,6 +32,7 @@ from megatron_rb.launch.record import (
 from megatron_rb.launch.ssh import on_all, unreachable
 from megatron_rb.launch.status import all_runs, present_state, process_lives, run_status
 from megatron_rb.launch.time_limit import check_partition
+from megatron_rb.launch.verdict import kept
 
 ACTIONS = ("run", "dryrun", "status", "logs", "stop", "requeue")
 FOLLOW_SECONDS, STOP_SECONDS = 0.5, 600
@@ -98,7 +99,7 @@ def show_logs(run_dir: Path, options: Options) -> int:
     job, record = load_job(run_dir), load_record(run_dir)
     rank = options.rank if options.rank is not None else _interesting_rank(record)
     path = run_dir / "logs" / f"rank_{rank}.log"
-    if rank >= job.world_size:
+    if not 0 <= rank < job.world_size:
         raise ValueError(f"there is no rank {rank}; the run has ranks 0 to {job.world_size - 1}")
     if not path.is_file() and not options.follow:
         raise ValueError(f"rank {rank} has written nothing yet ({path}); action=status says what the run waits for")
@@ -290,11 +291,9 @@ def _stop_job(record: RunRecord, run_dir: Path, state: str, at_once: bool) -> No
         slurm.cancel(record.job_id)
         _wait(lambda: _slurm_ended(record.job_id))
         last = load_record(run_dir) or record
-        last.state, last.reason, last.ended = (
-            STOPPED,
-            "cancelled by the user" + (", not saved" if at_once else ""),
-            now(),
-        )
+        status = run_status(run_dir)
+        last.state, last.ended = STOPPED, now()
+        last.reason = f"cancelled by the user; {kept(status.last_checkpoint, status.step)}"
         last.save(run_dir)
         return
     slurm.ask_to_save(record.job_id)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_rb.config.failures import without_room
 from megatron_rb.config.open_files import raise_open_files
 from megatron_rb.launch.job import JobSpec, load_job
 from megatron_rb.launch.loop import Engine, Loop
@@ -26,7 +27,13 @@ def carry_on(job: JobSpec, srun: Sequence[str] = ()) -> int:
     with caught_signals() as received:
         here = f"{socket.gethostname()}:{os.getpid()}"
         job_id = os.environ["SLURM_JOB_ID"] if job.engine == "slurm" else here
-        return Loop(job, build_engine(job, srun, received), received, job_id).run()
+        loop = Loop(job, build_engine(job, srun, received), received, job_id)
+        try:
+            return loop.run()
+        except OSError as error:
+            if without_room(error) is None:
+                raise
+            return loop.cannot_write(error)
 
 
 def build_engine(job: JobSpec, srun: Sequence[str], received: list[int]) -> Engine:

@@ -6,7 +6,7 @@ import signal
 from dataclasses import dataclass
 from enum import Enum
 
-from megatron_rb.config.failures import EX_CONFIG, EX_DATAERR, EX_TEMPFAIL, WRONG_INPUT
+from megatron_rb.config.failures import EX_CONFIG, EX_DATAERR, EX_IOERR, EX_TEMPFAIL, WRONG_INPUT
 from megatron_rb.launch.beats import Hang
 
 TIMED_OUT = 124
@@ -83,6 +83,8 @@ def describe_exit(code: int) -> str:
     Args:
         code: 128 + the signal for a process that died of one, as a shell has it.
     """
+    if code == EX_IOERR:
+        return f"found no room on the disk (exit code {code})"
     name = signal_name(code - 128) if code > 128 else ""
     if not name:
         return f"failed with exit code {code}"

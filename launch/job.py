@@ -132,9 +132,17 @@ def load_job(run_dir: Path) -> JobSpec:
 
 
 def write_whole(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file that no reader ever sees in part."""
+    """Write a file that no reader ever sees in part.
+
+    Raises:
+        OSError: it cannot be written, with its name; nothing of it stays behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.chmod(mode)
-    partial.replace(path)
+    try:
+        partial.write_text(text)
+        partial.chmod(mode)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -154,10 +155,10 @@ def _console_pair() -> tuple[int, int]:
 
 def _copy(reader: int, log: BinaryIO) -> None:
     console: BinaryIO | None = sys.stdout.buffer
-    with log:
+    file: BinaryIO | None = log
+    with contextlib.suppress(OSError), log:
         while chunk := _read(reader):
-            log.write(chunk)
-            log.flush()
+            file = _show(file, chunk)  # a rank whose output nobody takes would stand still
             console = _show(console, chunk)
     os.close(reader)
 
@@ -170,7 +171,8 @@ def _read(reader: int) -> bytes:
 
 
 def _show(console: BinaryIO | None, chunk: bytes) -> BinaryIO | None:
-    """Write to the console; None from then on when nobody reads it any more (`rb launch | head`)."""
+    """Write to a console or log; None from then on when nobody reads it any more (`rb launch | head`), or its disk is
+    full."""
     try:
         if console is not None:
             console.write(chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from megatron_rb.config.failures import EX_IOERR, sentence, without_room
 from megatron_rb.launch.attempt import AttemptResult
 from megatron_rb.launch.failure import FailureKind
 from megatron_rb.launch.handed_on import check_secrets
@@ -31,7 +33,7 @@ from megatron_rb.launch.record import (
     read_steps,
     running_seconds,
 )
-from megatron_rb.launch.verdict import judge
+from megatron_rb.launch.verdict import judge, kept
 from megatron_rb.launch.watch import lost_steps
 
 
@@ -68,6 +70,8 @@ class Loop:
         self.record.job_id = job_id
         self.job_id = job_id
         self.bad: set[str] = set(self.record.bad_nodes)
+        self.without_room = False
+        """The disk was full when the states of the ranks should have been published."""
         self.held = f"{job.run_id}/starting-{os.getpid()}-{secrets.token_hex(3)}"
         """Id by which this process owns the run."""
 
@@ -95,20 +99,35 @@ class Loop:
             if not verdict.retry:
                 assert result.failure is not None
                 return self._end(FAILED, verdict.reason, result.failure.code)
+            if self.signals:
+                return self._stopped()
             self._exclude(verdict.exclude)
             self.say(f"{verdict.reason}; starting again from step {newest_checkpoint(self.job.checkpoint_dir)}")
 
+    def cannot_write(self, error: OSError) -> int:
+        """End a run whose folder has no room for what the launcher must write down; the exit code."""
+        if self.record.attempts and self.record.attempts[-1].ended is None:
+            note = self.record.attempts[-1]
+            note.ended, note.outcome, note.kind, note.cause = now(), "failed", FailureKind.START, sentence(error)
+        return self._end(FAILED, sentence(error), EX_IOERR)
+
     def say(self, text: str) -> None:
-        """One line in the log of the launcher."""
-        print(f"{time.strftime('%H:%M:%S')}  {self.job.run_id}: {text}", flush=True)
+        """One line in the log of the launcher, which may lie on a full disk."""
+        with contextlib.suppress(OSError):
+            print(f"{time.strftime('%H:%M:%S')}  {self.job.run_id}: {text}", flush=True)
 
     def publish(self, ranks: Mapping[int, RankState]) -> None:
         """Write where every rank is, for `rb launch action=status`."""
         states = {rank: [state.phase, state.step, dict(state.sections)] for rank, state in ranks.items()}
-        write_whole(
-            sign_of_life(self.job.run_dir),
-            json.dumps({"time": now(), "attempt": len(self.record.attempts), "ranks": states}),
-        )
+        text = json.dumps({"time": now(), "attempt": len(self.record.attempts), "ranks": states})
+        try:
+            write_whole(sign_of_life(self.job.run_dir), text)
+        except OSError as error:
+            if without_room(error) is None:
+                raise
+            if not self.without_room:  # the ranks may still come to their end
+                self.say(sentence(error))
+            self.without_room = True
 
     def _find_nodes(self) -> list[str]:
         held = self.engine.machines()
@@ -145,8 +164,8 @@ class Loop:
         note = AttemptNote(number, plan.id, list(nodes), now(), newest_checkpoint(self.job.checkpoint_dir), self.job_id)
         self.record.attempts.append(note)
         self.record.state, self.record.reason = RUNNING, ""
-        self.held = plan.id
         plan.save(self.job.run_dir)
+        self.held = plan.id
         self._save()
         self.say(f"attempt {number} on {', '.join(nodes)}, from step {note.resumed_from}")
         result = self.engine.run_attempt(plan, self)
@@ -177,14 +196,18 @@ class Loop:
         self.record.bad_nodes = sorted(self.bad)
 
     def _stopped(self) -> int:
+        last = self.record.attempts[-1] if self.record.attempts else None
+        saved = kept(newest_checkpoint(self.job.checkpoint_dir), last.last_step if last is not None else 0)
+        if last is not None and last.cause:
+            saved = f"{saved}; {last.cause}"
         asked = self.job.launch_dir / STOP_FILE
         if asked.exists() or not self.engine_is_warned():
-            return self._end(STOPPED, "stopped by the user; the run is saved", 0)
-        self.record.state, self.record.reason = QUEUED, "saved before the time limit and queued again"
+            return self._end(STOPPED, f"stopped by the user; {saved}", 0)
+        self.record.state, self.record.reason = QUEUED, f"queued again at the time limit; {saved}"
         self._save()
         if self.engine.queue_again([]):
             return 0
-        return self._end(STOPPED, "stopped by a signal; the run is saved", 0)
+        return self._end(STOPPED, f"stopped by a signal; {saved}", 0)
 
     def engine_is_warned(self) -> bool:
         """Whether the stop came from a scheduler that will take the machines away (SIGUSR1)."""
@@ -198,8 +221,22 @@ class Loop:
         return code
 
     def _save(self) -> None:
-        if owner(self.job.run_dir).startswith(self.held):  # else it belongs to a later attempt now
+        if not owner(self.job.run_dir).startswith(self.held):  # it belongs to a later attempt now
+            return
+        try:
             self.record.save(self.job.run_dir)
+        except OSError as error:
+            if without_room(error) is None:
+                raise
+            self._save_in_place_of_states(error)
+
+    def _save_in_place_of_states(self, error: OSError) -> None:
+        """On a full disk the record takes the room of the file that says where the ranks are."""
+        sign_of_life(self.job.run_dir).unlink(missing_ok=True)
+        try:
+            self.record.save(self.job.run_dir)
+        except OSError:
+            self.say(sentence(error))
 
     def _close_orphaned_attempt(self) -> None:
         """An attempt without an end died with the machine of its loop, or with its Slurm job."""

@@ -24,11 +24,16 @@ def split_words(words: Sequence[str]) -> tuple[Options, list[str]]:
     """Separate `action=` and `follow=` from the settings of the run.
 
     Raises:
-        ValueError: there is no such action, or `follow` is neither true nor false.
+        ValueError: there is no such action, `follow` is neither true nor false, or one of them is said twice.
     """
     options, settings = Options(), []
+    said: dict[str, str] = {}
     for word in words:
         key, _, value = word.partition("=")
+        if key in said:
+            raise ValueError(f"{key} is given twice, as {said[key]} and as {value}; leave one of them out")
+        if key in ("action", "follow"):
+            said[key] = value
         if key == "action":
             if value not in ACTIONS:
                 close = difflib.get_close_matches(value, ACTIONS, n=1)

@@ -66,7 +66,7 @@ class LocalEngine:
 
 def _result(supervisor: Supervisor, beats: Beats, code: int) -> AttemptResult:
     ranks = supervisor.ranks
-    if code and ranks.failure is None:  # they died of the signal that was passed on
+    if code and ranks.failure is None and not supervisor.received:
         last_step = max(state.step for state in ranks.states.values())
         text = f"{NODE} {describe_exit(code)} after step {last_step}"
         ranks.fail(Failure(kind_of_exit(code), text, code, None, NODE, ranks.states[0].phase))

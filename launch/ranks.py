@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,11 @@ from dataclasses import dataclass, field
 from megatron_rb.launch.attempt import AttemptResult
 from megatron_rb.launch.beats import Hang
 from megatron_rb.launch.failure import Failure, FailureKind, failure_of_exit, failure_of_hang
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What has a run save and leave."""
+BEFORE_STEPS = ("start", "init")
+"""Phases of a rank that does not obey these signals yet."""
 
 
 @dataclass
@@ -86,5 +92,15 @@ class Ranks:
         last_step = max((state.step for state in self.states.values()), default=0)
         phase = self.states[0].phase
         finished = phase == "finished" or phase == "start" and not asked_to_stop
-        outcome = "failed" if self.failure is not None else "finished" if finished else "stopped"
-        return AttemptResult(outcome, self.failure, last_step, self.first_step_at, self.noticed_at, dict(slowest))
+        failure = None if asked_to_stop and self._died_of_the_stop() else self.failure
+        outcome = "failed" if failure is not None else "finished" if finished else "stopped"
+        noticed_at = self.noticed_at if failure is not None else None
+        return AttemptResult(outcome, failure, last_step, self.first_step_at, noticed_at, dict(slowest))
+
+    def _died_of_the_stop(self) -> bool:
+        """A rank that cannot save yet dies of the signal, which explains those that break off because of it; one that
+        takes too long, or is not to save, is killed."""
+        codes = [128 + signum for signum in (*STOP_SIGNALS, signal.SIGKILL)]
+        died = any(state.code in codes for state in self.states.values())
+        failure = self.failure
+        return died and (failure is None or failure.code in codes or failure.phase in BEFORE_STEPS)

@@ -15,9 +15,8 @@ from megatron_rb.config.failures import WRONG_INPUT
 from megatron_rb.launch.beats import Beats
 from megatron_rb.launch.failure import describe_exit, signal_name
 from megatron_rb.launch.local import NODE, RankProcess
-from megatron_rb.launch.ranks import Ranks, RankState
+from megatron_rb.launch.ranks import STOP_SIGNALS, Ranks, RankState
 
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_SECONDS, _LOOK_SECONDS, _DUMP_SECONDS = 0.02, 0.5, 1.5
 _TAIL_BYTES, _TAIL_LINES, _TRACEBACK_LINES = 65536, 15, 40
 _TERMINAL_CODES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|.)")
@@ -31,7 +30,7 @@ def caught_signals() -> Iterator[list[int]]:
     def remember(signum: int, _frame: FrameType | None) -> None:
         received.append(signum)
 
-    previous = {signum: signal.signal(signum, remember) for signum in FORWARDED}
+    previous = {signum: signal.signal(signum, remember) for signum in STOP_SIGNALS}
     try:
         yield received
     finally:
@@ -136,6 +135,7 @@ class Supervisor:
         code = _shell_code(process.exit_code or 0)
         killed_by_us = self.deadline == 0.0 and code == 128 + signal.SIGKILL
         if killed_by_us or code in [128 + signum for signum in self.received]:
+            self.ranks.states[process.rank].code = code
             return  # it has done what it was asked to
         self._read_progress()
         before = self.ranks.failure

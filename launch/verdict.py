@@ -1,4 +1,4 @@
-"""What follows from the end of an attempt: pure rules over the record of a run."""
+"""What follows from the end of an attempt, and what is kept of it: pure rules over the record of a run."""
 
 from __future__ import annotations
 
@@ -44,6 +44,20 @@ def judge(attempts: Sequence[AttemptNote], max_retries: int) -> RetryDecision:
         why = "cluster.max_retries is 0" if not max_retries else f"{fruitless} attempts in a row made no checkpoint"
         return RetryDecision(False, f"{last.cause}; {why}", exclude)
     return RetryDecision(True, last.cause, exclude)
+
+
+def kept(checkpoint: int, last_step: int) -> str:
+    """What a run that was stopped has saved, in words.
+
+    Args:
+        checkpoint: step of its newest complete checkpoint; 0 = there is none.
+        last_step: last step of the attempt that was stopped; 0 = it had done none.
+    """
+    lost = last_step - checkpoint
+    if lost <= 0:
+        return f"the run is saved at step {checkpoint}" if checkpoint else "no step was done, and nothing is saved"
+    steps = f"step {last_step} is" if lost == 1 else f"steps {checkpoint + 1} to {last_step} are"
+    return f"{steps} lost, the newest checkpoint is {f'of step {checkpoint}' if checkpoint else 'none'}"
 
 
 def _same_place(before: AttemptNote, last: AttemptNote) -> bool:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
+import select
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 from megatron_rb.config.commands import Command, listing
 from megatron_rb.config.failures import complain, exit_code_of
@@ -18,20 +23,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
-        return 0
     try:
-        return _run(arguments[0], arguments[1:])
-    except Exception as error:
-        code = exit_code_of(error)
-        if debug or code is None:
-            raise
-        complain(error)
+        code = _run(arguments[0] if arguments else "--help", arguments[1:])
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:
+        if not _lost_its_reader():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        code_or_none = exit_code_of(error)
+        if code_or_none is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        else:
+            complain(error)
+        return code_or_none
+
+
+def _lost_its_reader() -> bool:
+    """Whether nobody reads the output of this process any more (`rb doctor | head`)."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # it is no file
+        return False
+    poll = select.poll()
+    poll.register(output, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(f"megatron-rb {_version()}")
+        return 0
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(COMMANDS)}"
@@ -39,8 +68,15 @@ def _run(name: str, arguments: list[str]) -> int:
     return COMMANDS[name].run(arguments)
 
 
+def _version() -> str:
+    try:
+        return version("megatron-rb")
+    except PackageNotFoundError:
+        return "(its source, which is not installed)"
+
+
 def _overview() -> str:
-    usage, more = "usage: rb [--debug] <command> [arguments]", "`rb <command> --help` tells more about one."
+    usage, more = "usage: rb [--debug] [--version] <command> [arguments]", "`rb <command> --help` tells more about one."
     return "\n".join([usage, "", *listing(COMMANDS), "", more])
 
 

@@ -6,13 +6,14 @@ import argparse
 from dataclasses import replace
 
 from megatron_rb.app.fitting import check_fits, over_memory
-from megatron_rb.app.planning import maybe_plan, memory_forecast
+from megatron_rb.app.planning import check_left_to_plan, maybe_plan, memory_forecast
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import derive
 from megatron_rb.config.schema import Config
 from megatron_rb.launch.actions import dry_run, run
 from megatron_rb.launch.main import OF_A_RUN, act_on_run, split_words, sweep_of
 from megatron_rb.launch.prepare import build_job, check_paths, missing_data
+from megatron_rb.launch.surroundings import check_surroundings
 from megatron_rb.launch.sweep import launch_sweep
 from megatron_rb.shapes.foreign import check_init
 from megatron_rb.shapes.published import missing_weights, shape_of
@@ -30,16 +31,19 @@ def main(argv: list[str]) -> int:
         return act_on_run(options, settings)
     prepared = []
     for run_settings in sweep_of(settings):
-        config = maybe_plan(load_config(run_settings))
+        asked = load_config(run_settings)
+        check_left_to_plan(asked, run_settings)
+        config = maybe_plan(asked)
         dry = options.action == "dryrun"
         missing = missing_weights(config.model.hf_path, config.model.published)
-        if missing and not dry:
-            raise ValueError(missing)
         shape = shape_of(config.model.hf_path, config.model.published)
         derived = derive(config, shape)
+        if missing and not dry:
+            raise ValueError(missing)
         check_paths(config, derived, needs_data=bool(config.data.train) and not missing or not dry)
         check_init(derived.init)
-        if not dry:
+        check_surroundings(config, derived)
+        if not dry and not asked.parallel.auto:  # a plan fits by the samples that it is made for
             check_fits(config, derived, shape)
         prepared.append((config, build_job(config, derived)))
     if len(prepared) > 1:

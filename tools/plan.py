@@ -6,7 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
-from megatron_rb.app.planning import build_task, read_request
+from megatron_rb.app.plan_words import read_request
+from megatron_rb.app.planning import build_task
 from megatron_rb.bench.plan.published import write_report
 from megatron_rb.planner.report import settings_text, table, write_json
 from megatron_rb.planner.search import plan
@@ -26,6 +27,8 @@ def main(argv: list[str]) -> int:
     took = f"{time.perf_counter() - start:.1f} s ({time.process_time() - cpu:.1f} s of one core)"
     print(table(task, predictions))
     print(f"\nplanned in {took} for {request.histogram.source}")
+    if request.note:
+        print(request.note)
     missing = missing_weights(request.config.model.hf_path)
     if missing:
         print(missing)

@@ -12,7 +12,7 @@ from megatron_rb.checkpoint.fence import Fence
 from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.checkpoint.sharded import TrainingState
-from megatron_rb.config.derive import Derived, derive, derive_steps
+from megatron_rb.config.derive import Derived, check_profile_end, derive, derive_steps
 from megatron_rb.config.optimizers import OPTIMIZERS
 from megatron_rb.config.schema import Config
 from megatron_rb.data.build import RefusedRows, build_dataset, build_encoder
@@ -60,7 +60,7 @@ def assemble(config: Config, heartbeat: Heartbeat, attempt: Attempt, samples_of:
     train_steps = derive_steps(
         config.schedule, config.data, len(samples.training), int(samples.training.sizes[:, 0].sum())
     )
-    _check_profile(config, train_steps)
+    check_profile_end(config.metrics.profile, train_steps)
     seed_everything(config.seed, session.platform)
     trainable = build_trainable(session, config, derived.init)
     schedule = LearningRateSchedule(trainable.optimizer, config.optimizer, config.schedule, train_steps)
@@ -190,12 +190,6 @@ def _log_start(config: Config, derived: Derived, session: Session, peak: Peak | 
         f"{Path(derived.run_dir)}\n{kernels}\n{_optimizer_words(config)}; MFU is a share of {_peak_words(peak)}",
         flush=True,
     )
-
-
-def _check_profile(config: Config, train_steps: int) -> None:
-    late = [step for step in config.metrics.profile.steps if step > train_steps]
-    if late:
-        raise ValueError(f"metrics.profile.steps names step {late[0]}; the run has {train_steps} steps")
 
 
 def _profiler(config: Config, derived: Derived, session: Session) -> StepProfiler:

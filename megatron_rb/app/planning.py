@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,20 +13,18 @@ import numpy as np
 
 from megatron_rb.app.fitting import device_of_run
 from megatron_rb.app.forecast import stage_forecast
-from megatron_rb.config.compose import group_choices, load_config
+from megatron_rb.config.compose import keys_of
 from megatron_rb.config.derive import Derived
 from megatron_rb.config.optimizers import OPTIMIZERS, check_optimizer
 from megatron_rb.config.rules import either
 from megatron_rb.config.schema import Config, DataConfig
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.data.mixes import MIXES, load_mix
-from megatron_rb.data.mock_samples import mix_histogram
 from megatron_rb.data.packing import Budget, plan_step
 from megatron_rb.data.stats import sample_histogram
 from megatron_rb.planner.calibration import load_calibration
 from megatron_rb.planner.cost import Frozen, Pricing
-from megatron_rb.planner.device import Device, device_names, load_device, with_memory
+from megatron_rb.planner.device import Device, beyond, device_names, load_device, with_memory
 from megatron_rb.planner.histogram import Histogram, load_histogram
 from megatron_rb.planner.memory import operators_of
 from megatron_rb.planner.predict import Prediction
@@ -36,21 +33,8 @@ from megatron_rb.planner.report import settings as settings_of
 from megatron_rb.planner.search import plan
 from megatron_rb.planner.task import PlanTask
 from megatron_rb.planner.workload import MicroBatchSampler
-from megatron_rb.shapes.published import absent_name, shape_of
+from megatron_rb.shapes.published import shape_of
 from megatron_rb.shapes.shape import RoboBrainShape, load_shape
-
-SHORT = {
-    "seq_length": "data.seq_length",
-    "max_patches": "data.max_patches",
-    "global_batch_size": "data.global_batch_size",
-    "dtype": "model.dtype",
-}
-"""Words of `rb plan` that are settings of a run."""
-DEGREES = ("tp", "pp", "vpp", "cp", "micro_batch", "sequence_parallel")
-OWN = ("model", "cluster", "gpus", "data", "max_gpu_memory", "calibration", *DEGREES, *SHORT)
-NO_DATA_MIX = "images_16k"
-"""What samples are taken to be like where no data are named."""
-UNITS = {"": 1.0, "GB": 1e9, "GiB": 2.0**30, "G": 1e9, "MB": 1e6, "MiB": 2.0**20}
 
 
 @dataclass(frozen=True)
@@ -64,105 +48,8 @@ class Request:
     config: Config
     calibration: str = ""
     asked: dict[str, int] = field(default_factory=dict)
-
-
-def read_request(words: Sequence[str]) -> Request:
-    """Read `key=value` words; what is no word of `rb plan` is a setting of the run, e.g. `model.freeze.vision=true`.
-
-    Raises:
-        ValueError: a word is unknown, missing or has a value that cannot be meant.
-    """
-    given: dict[str, str] = {}
-    settings: list[str] = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"'{word}' is no key=value; e.g. rb plan model=robobrain20_32b cluster=h200 gpus=512")
-        if key in OWN:
-            given[key] = value
-        elif "." in key or key in ("experiment", "settings"):
-            settings.append(word)
-        else:
-            close = difflib.get_close_matches(key, [*OWN, "experiment"], n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(OWN)} and experiment"
-            raise ValueError(f"rb plan knows no '{key}'{hint}")
-    _check_complete(given, settings)
-    settings += [f"{SHORT[key]}={given[key]}" for key in SHORT if key in given]
-    shape, model_settings = _model(given.get("model", ""))
-    config = load_config([*model_settings, *settings])
-    shape = shape or shape_of(config.model.hf_path, config.model.published)
-    device = load_device(given["cluster"])
-    if "max_gpu_memory" in given:
-        device = with_memory(device, read_bytes(given["max_gpu_memory"]))
-    asked = {name: _whole(name, given[name]) for name in DEGREES if name in given}
-    return Request(
-        device,
-        _whole("gpus", given["gpus"]),
-        _histogram(given.get("data", ""), shape),
-        shape,
-        config,
-        given.get("calibration", ""),
-        asked,
-    )
-
-
-def _histogram(data: str, shape: RoboBrainShape) -> Histogram:
-    """Of a file that `rb data stats` wrote, or of a mix of `rb bench train` by its name or yaml file."""
-    path = Path(data)
-    is_mix = not data or data in MIXES or path.suffix in (".yaml", ".yml") or not (path.suffix or path.exists())
-    return mix_histogram(load_mix(data or NO_DATA_MIX), shape) if is_mix else load_histogram(data)
-
-
-def _check_complete(given: dict[str, str], settings: Sequence[str]) -> None:
-    examples = {
-        "cluster": "cluster=h200 (a device) or a yaml file",
-        "gpus": "gpus=512",
-    }
-    for name, example in examples.items():
-        if name not in given:
-            raise ValueError(f"rb plan needs {name}; write {example}")
-    if "model" not in given and not any(word.startswith("experiment=") for word in settings):
-        raise ValueError(
-            "rb plan needs a model; write model=robobrain20_32b, a folder with config.json, or experiment="
-        )
-
-
-def _model(name: str) -> tuple[RoboBrainShape | None, list[str]]:
-    """The shape of a folder, or the setting that names a model of conf/."""
-    if not name:
-        return None, []
-    if name in group_choices("model"):
-        return shape_of(load_config([f"model={name}"]).model.hf_path), [f"model={name}"]
-    if absent_name(name) or Path(name).exists():
-        return shape_of(name), [f"model.hf_path={name}"]
-    raise ValueError(
-        f"model '{name}' is neither in conf/model ({', '.join(group_choices('model'))}) nor a folder with config.json"
-    )
-
-
-def read_bytes(text: str) -> float:
-    """`80e9`, `80GB` or `74.5GiB`.
-
-    Raises:
-        ValueError: it is no size.
-    """
-    number = text.rstrip("GMiB")
-    try:
-        return float(number) * UNITS[text[len(number) :]]
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"max_gpu_memory '{text}' is no size; write 80e9, 80GB or 74.5GiB") from error
-
-
-def _whole(name: str, text: str) -> int:
-    words = {"true": 1, "false": 0} if name == "sequence_parallel" else {}
-    try:
-        value = words.get(text.lower(), None)
-        value = int(text) if value is None else value
-    except ValueError as error:
-        raise ValueError(f"{name} must be a whole number, got '{text}'") from error
-    if value < (0 if name == "sequence_parallel" else 1):
-        raise ValueError(f"{name} is {value}; it must be at least 1")
-    return value
+    note: str = ""
+    """What its user should know beside the plan."""
 
 
 def read_histogram(config: Config, ledger: Path, *, progress: bool) -> Histogram:
@@ -192,6 +79,31 @@ def describe_histogram(histogram: Histogram) -> str:
         f"{count} samples, text tokens mean {text @ histogram.counts / count:.0f} max {text.max()}, "
         f"patches mean {patches @ histogram.counts / count:.0f} max {patches.max()}, {with_images:.0%} with images"
     )
+
+
+LEFT_TO_A_PLAN = (
+    "model.recompute",
+    "parallel.layout",
+    "parallel.tp_size",
+    "parallel.pp_size",
+    "parallel.cp_size",
+    "parallel.sequence_parallel",
+)
+"""Settings that a plan takes the place of, whatever a recipe says of them."""
+
+
+def check_left_to_plan(config: Config, words: Sequence[str]) -> None:
+    """Raise ValueError for a setting that was given by hand and that `parallel=auto` would replace.
+
+    Args:
+        words: settings of the command line.
+    """
+    keys = [key for word in words for key in keys_of(word)] if config.parallel.auto else []
+    replaced = [key for key in keys if any(f"{key}.".startswith(f"{name}.") for name in LEFT_TO_A_PLAN)]
+    if replaced:
+        raise ValueError(
+            f"parallel=auto plans {replaced[0]} itself; leave that out, or give the whole layout without parallel=auto"
+        )
 
 
 def maybe_plan(config: Config) -> Config:
@@ -238,7 +150,10 @@ def _device_of(config: Config) -> Device:
             f"parallel=auto needs to know the devices; give planner.device={either(device_names())}, or a yaml file"
         )
     device = load_device(name)
-    return with_memory(device, config.planner.max_memory) if config.planner.max_memory else device
+    memory = config.planner.max_memory or device.memory
+    if beyond(device, memory):
+        print(beyond(device, memory), file=sys.stderr, flush=True)
+    return with_memory(device, memory)
 
 
 def with_plan(config: Config, task: PlanTask, item: Prediction) -> Config:
@@ -263,7 +178,9 @@ def memory_forecast(config: Config, derived: Derived, shape: RoboBrainShape) -> 
     reserved = known.reserved_memory if known else 0.0
     stages = stage_forecast(config, derived, shape, known.platform if known else "cuda", reserved)
     without = "" if known else ", without what context and libraries take (give planner.device)"
-    return [f"predicted peak memory of a rank by pipeline stage, not a measurement{without}", *memory_lines(stages)]
+    full = f"when a micro-batch is full ({config.data.seq_length} tokens, {config.data.max_patches} patches)"
+    head = f"predicted peak memory of a rank by pipeline stage {full}, not a measurement{without}"
+    return [head, *memory_lines(stages)]
 
 
 def build_task(request: Request) -> PlanTask:

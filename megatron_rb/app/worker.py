@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         code = exit_code_of(error)
         if "--debug" in argv or code is None:
             raise
-        complain(error)
+        complain(error, place=words[-1] if words else "")
         leave_at_once(code)
     return 0
 

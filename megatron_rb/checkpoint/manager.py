@@ -6,6 +6,7 @@ a folder with that name is always complete, whatever killed the run that wrote i
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_rb.checkpoint.fence import Fence, Fenced
 from megatron_rb.checkpoint.manifest import (
@@ -46,6 +48,8 @@ from megatron_rb.platform.base import Platform
 
 logger = logging.getLogger(__name__)
 
+LEAST_ROOM = 1 << 20
+"""Free bytes of a file system that has stopped taking a checkpoint."""
 SET_ASIDE = ".not-finite"
 """Ending of a checkpoint whose weights gave no finite loss: kept, but no longer what a run continues from."""
 LEFTOVER = re.compile(r"step_\d{8,}\.(writing|deleting)-[0-9a-f]+$")
@@ -114,7 +118,7 @@ class CheckpointManager:
             "layout": _layout(state),
             "platform": state.platform.info(),
         }
-        with _children_ignore_stop_signals():
+        with _children_ignore_stop_signals(), _failures_as_errors(writing):
             request = save_sharded(state, writing, self.low_memory, self.asynchronous)
             if request is not None:
                 request.add_finalize_fn(lambda: self._complete(writing, manifest))
@@ -125,7 +129,8 @@ class CheckpointManager:
     def maybe_finalize(self, blocking: bool = False) -> None:
         """Complete a checkpoint whose background writers have finished; `blocking` waits for them."""
         if self._queue.get_num_unfinalized_calls():
-            self._queue.maybe_finalize_async_calls(blocking=blocking)
+            with _failures_as_errors(self.folder):
+                self._queue.maybe_finalize_async_calls(blocking=blocking)
 
     def close(self) -> None:
         """Complete what is still being written."""
@@ -268,6 +273,22 @@ def load_weights(chunks: list[torch.nn.Module], model: dict[str, Any], folder: s
     manifest = _on_rank_zero(lambda: read_manifest(folder))
     check_same_model(manifest, model, folder)
     load_model_only(chunks, folder)
+
+
+@contextmanager
+def _failures_as_errors(folder: Path) -> Iterator[None]:
+    """What the writers of a checkpoint failed of, as an error: torch's own is no `Exception` and hides a full disk.
+
+    Raises:
+        OSError: the file system of the folder is full.
+        RuntimeError: the writers failed of something else.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        if shutil.disk_usage(folder).free < LEAST_ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise RuntimeError(f"the checkpoint in {folder} was not written") from error
 
 
 @contextmanager

@@ -165,6 +165,15 @@ def _read(text: str) -> list[Setting]:
     return [Setting(name, value, False) for name, value in _known_leaves(_read_yaml(Path(path)), path)]
 
 
+def keys_of(text: str) -> list[str]:
+    """The settings, or the group of files, that a word of the command line sets; of a file of settings all in it.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
+    return [item.key for item in _read(text)]
+
+
 def _parse(text: str) -> Setting:
     key, equals, raw = text.partition("=")
     key = key.strip().lstrip("+")

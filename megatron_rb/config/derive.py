@@ -9,7 +9,15 @@ from typing import Protocol
 
 from megatron_rb.config.optimizers import check_optimizer
 from megatron_rb.config.rules import either
-from megatron_rb.config.schema import Config, DataConfig, ParallelConfig, ProfileConfig, RecomputeConfig, ScheduleConfig
+from megatron_rb.config.schema import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ParallelConfig,
+    ProfileConfig,
+    RecomputeConfig,
+    ScheduleConfig,
+)
 from megatron_rb.layout import PipelineLayout, parse_layout
 from megatron_rb.layout.token_axis import token_multiple
 
@@ -98,7 +106,8 @@ def derive(config: Config, shape: DivisibleModel, world_size: int = 0) -> Derive
     tokens = token_multiple(parallel.cp_size, parallel.tp_size if sequence_parallel else 1)
     _check_data(config.data, parallel, tokens)
     _check_capture(config.metrics.capture.every, parallel.cp_size)
-    _check_profile(config.metrics.profile, world_size)
+    _check_profile(config.metrics.profile, world_size, config.schedule.train_steps)
+    _check_layers(config.model)
     run_dir = Path(config.run_dir)
     return Derived(
         world_size=world_size,
@@ -140,6 +149,13 @@ def derive_steps(schedule: ScheduleConfig, data: DataConfig, num_samples: int, n
             f"going by {num_tokens} tokens and seq_length {data.seq_length})"
         )
     return math.ceil(schedule.epochs * num_samples / data.global_batch_size)
+
+
+def check_profile_end(profile: ProfileConfig, train_steps: int) -> None:
+    """Raise ValueError for a step to be profiled that the run does not have."""
+    late = [step for step in profile.steps if step > train_steps]
+    if late:
+        raise ValueError(f"metrics.profile.steps names step {late[0]}; the run has {train_steps} steps")
 
 
 def check_tp_size(tp_size: int, shape: DivisibleModel) -> None:
@@ -254,10 +270,19 @@ def _check_step_size(data: DataConfig, dp_size: int, multiple: int) -> None:
         )
 
 
-def _check_profile(profile: ProfileConfig, world_size: int) -> None:
+def _check_layers(model: ModelConfig) -> None:
+    if model.layers == "transformer_engine" and model.dtype == "fp32":
+        raise ValueError(
+            "model.layers=transformer_engine with model.dtype=fp32: Transformer Engine has no attention over packed "
+            "sequences in fp32; use model.dtype=bf16 or model.layers=local"
+        )
+
+
+def _check_profile(profile: ProfileConfig, world_size: int, train_steps: int) -> None:
     steps = [step for step in profile.steps if step < 1]
     if steps:
         raise ValueError(f"metrics.profile.steps names step {steps[0]}; the first step of a run is 1")
+    check_profile_end(profile, train_steps or max(profile.steps, default=0))
     ranks = [rank for rank in profile.ranks if not 0 <= rank < world_size]
     if ranks and (profile.steps or profile.memory):
         raise ValueError(f"metrics.profile.ranks names rank {ranks[0]}; the run has ranks 0 to {world_size - 1}")

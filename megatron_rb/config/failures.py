@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 WRONG_INPUT = 2
 """Settings, data or checkpoint do not fit, as `rb` says it."""
-EX_DATAERR, EX_TEMPFAIL, EX_CONFIG = 65, 75, 78
+EX_DATAERR, EX_IOERR, EX_TEMPFAIL, EX_CONFIG = 65, 74, 75, 78
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""The disk is full, or the user's share of it."""
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -31,20 +35,51 @@ def exit_code_of(error: Exception) -> int | None:
     """
     if isinstance(error, NotFinite | ProcessFailed):
         return error.exit_code
+    if without_room(error) is not None:
+        return EX_IOERR
     if isinstance(error, FileNotFoundError) or isinstance(error, ValueError) and _raised_here(error):
         return WRONG_INPUT
     return None
 
 
-def complain(error: Exception) -> None:
-    """Tell an error to people, on stderr; wrong input that another process has told already is not told again."""
+def without_room(error: BaseException) -> OSError | None:
+    """The error of a full disk behind another error, or which it is itself; None = the disk is not full."""
+    full = (cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno in NO_ROOM)
+    return next(full, None)
+
+
+def sentence(error: Exception, place: str = "") -> str:
+    """An error in words for its user.
+
+    Args:
+        place: folder that was written into, where the error of a full disk does not name its file.
+    """
+    full = without_room(error)
+    if full is None:
+        return str(error)
+    name = full.filename or place or "a file"
+    return f"{name} cannot be written: {full.strerror}; make room there, and the same command goes on"
+
+
+def complain(error: Exception, place: str = "") -> None:
+    """Tell an error to people, on stderr; `place` as `sentence` takes it.
+
+    Wrong input that another process has told already is not told again.
+    """
     if isinstance(error, ProcessFailed) and error.exit_code == WRONG_INPUT:
         return
     from rich.console import Console  # only wrong input needs it
 
     console = Console(stderr=True, soft_wrap=True)
-    console.print(f"rb: {error}", style="bold red", markup=False, highlight=False)
+    console.print(f"rb: {sentence(error, place)}", style="bold red", markup=False, highlight=False)
     console.print("(rb --debug shows where this came from)", style="dim", highlight=False)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
 
 
 def _raised_here(error: Exception) -> bool:

@@ -41,9 +41,11 @@ def check_optimizer(config: Config) -> None:
     """Check what the optimizer asks of other settings.
 
     Raises:
-        ValueError: a setting that it does not read, or state that megatron-core cannot share out.
+        ValueError: rates that would rise, a setting that it does not read, or state that cannot be shared out.
     """
     settings, traits = config.optimizer, OPTIMIZERS[config.optimizer.name]
+    if settings.min_lr > settings.lr:
+        raise ValueError(f"optimizer.min_lr {settings.min_lr} is larger than optimizer.lr {settings.lr}")
     for other, foreign in OPTIMIZERS.items():
         for field in set(foreign.settings) - set(traits.settings):
             value = getattr(settings, field)

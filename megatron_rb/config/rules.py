@@ -101,13 +101,13 @@ ABOVE_ZERO = (
 
 # Lowest and highest allowed value.
 RANGES: dict[str, tuple[float, float]] = {
-    "optimizer.beta1": (0, 1),
-    "optimizer.beta2": (0, 1),
-    "optimizer.momentum": (0, 1),
     "schedule.warmup_ratio": (0, 1),
     "cluster.master_port": (0, 65535),
     "seed": (0, 2**63 - 1),
 }
+
+DECAYS = ("optimizer.beta1", "optimizer.beta2", "optimizer.momentum")
+"""Shares that a running mean or sum keeps at each step: at 1 it would never forget, and the weights never recover."""
 
 
 def check_values(config: Config) -> None:
@@ -134,6 +134,10 @@ def check_values(config: Config) -> None:
         value = attrgetter(key)(config)
         if not low <= value <= high:
             raise ValueError(f"{key} is {value}; it must lie between {low:g} and {high:g}")
+    for key in DECAYS:
+        value = attrgetter(key)(config)
+        if not 0 <= value < 1:
+            raise ValueError(f"{key} is {value}; it must be at least 0 and below 1")
 
 
 def _check_finite(tree: Mapping[str, Any], prefix: str = "") -> None:

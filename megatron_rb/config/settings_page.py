@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_rb.config import schema
 from megatron_rb.config.compose import group_choices
-from megatron_rb.config.rules import ABOVE_ZERO, CHOICES, LEAST, RANGES
+from megatron_rb.config.rules import ABOVE_ZERO, CHOICES, DECAYS, LEAST, RANGES
 from megatron_rb.config.schema import Config
 
 INTRODUCTION = """# Settings
@@ -140,6 +140,8 @@ def values(key: str) -> str:
     if key in RANGES:
         low, high = RANGES[key]
         return f"{low:g} to {high:,}"
+    if key in DECAYS:
+        return "at least 0, below 1"
     if key in LEAST:
         return f"at least {LEAST[key]:g}"
     return "above 0" if key in ABOVE_ZERO else ""

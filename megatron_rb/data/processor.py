@@ -15,6 +15,7 @@ from megatron_rb.data.media_options import NO_OPTIONS, MediaOptions
 from megatron_rb.data.resize import SizeRule, image_target, video_target
 from megatron_rb.data.sample import VisionGrid
 from megatron_rb.shapes.families import CLIP_MEAN, CLIP_STD, Family
+from megatron_rb.shapes.fields import check_type, mapping
 from megatron_rb.shapes.shape import RoboBrainShape
 
 IMAGE_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
@@ -174,6 +175,8 @@ def build_processor(
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of the image and of the video processor, looked for in the order that transformers keeps."""
     both = _json(folder / "processor_config.json")
+    for name in ("image_processor", "video_processor"):
+        mapping(both.get(name) or {}, f"{folder / 'processor_config.json'}: {name}")
     images = both.get("image_processor") or _json(folder / "preprocessor_config.json")
     if not images:
         raise ValueError(
@@ -187,12 +190,14 @@ def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
+    return mapping(content, str(file))
 
 
 def _check(settings: dict[str, Any], geometry: dict[str, int], where: str) -> None:
+    _check_types(settings, where)
     for name, wanted in geometry.items():
         if settings.get(name, wanted) != wanted:
             raise ValueError(
@@ -204,6 +209,25 @@ def _check(settings: dict[str, Any], geometry: dict[str, int], where: str) -> No
             raise ValueError(f"{where} has {name} false; RoboBrain models need it true")
     if (settings.get("resample") or BICUBIC) != BICUBIC:
         raise ValueError(f"{where} has resample {settings['resample']}; RoboBrain models use {BICUBIC}, bicubic")
+
+
+def _check_types(settings: dict[str, Any], where: str) -> None:
+    size = mapping(settings.get("size") or {}, f"{where}: size")
+    areas = {f"size.{name}": size.get(name) for name in ("shortest_edge", "longest_edge")}
+    counts = {name: settings.get(name) for name in ("min_pixels", "max_pixels", "min_frames", "max_frames")}
+    for name, value in {**areas, **counts}.items():
+        if value:
+            check_type(value, 1, f"{where}: {name}")
+    if settings.get("rescale_factor"):
+        check_type(settings["rescale_factor"], 1.0, f"{where}: rescale_factor")
+    for name in ("image_mean", "image_std"):
+        values = settings.get(name) or [1.0] * 3
+        if (
+            not isinstance(values, list)
+            or len(values) != 3
+            or not all(isinstance(item, (int, float)) for item in values)
+        ):
+            raise ValueError(f"{where}: {name} must be 3 numbers, one a channel, got {values!r}")
 
 
 def _size_rule(settings: dict[str, Any], default: dict[str, int], factor: int) -> SizeRule:

@@ -99,8 +99,8 @@ class HuggingFaceTokenizer:
 
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # or a file of another form
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ValueError(f"no readable Hugging Face tokenizer in {folder}: {reason}") from error
         self._rust: Any = getattr(self._tokenizer, "backend_tokenizer", None)
         self._lock = threading.Lock()

@@ -146,6 +146,13 @@ def with_memory(device: Device, memory: float) -> Device:
     return dataclasses.replace(device, memory=memory)
 
 
+def beyond(device: Device, memory: float) -> str:
+    """What to say of a limit in bytes that is above what a device has; empty when it is not."""
+    if memory <= device.memory:
+        return ""
+    return f"planned for {memory / 1e9:g} GB of memory, {device.name} has {device.memory / 1e9:g} GB"
+
+
 def _section(tree: Any, kind: type, origin: str) -> dict[str, Any]:
     names = [item.name for item in fields(kind)]
     optional = [item.name for item in fields(kind) if item.default is not dataclasses.MISSING]

@@ -47,6 +47,7 @@ def details(best: Prediction) -> list[str]:
     """Layout, recompute and memory of the best choice."""
     lines = [f"layout    {best.layout}", f"recompute {recompute_text(best.recompute)}"]
     lines += ["step      " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in best.parts.items())]
+    lines += ["memory    when a micro-batch is as large as the samples planned for can make it"]
     return [*lines, *memory_lines(best.memory)]
 
 

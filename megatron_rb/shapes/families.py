@@ -6,15 +6,24 @@ need.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from megatron_rb.shapes.fields import Fields, check_type, mapping
 from megatron_rb.shapes.towers import TextShape, VisionShape
 
-Fields = Mapping[str, Any]
-"""A section of config.json, completed with the defaults of its family."""
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "quick_gelu", "relu")
+"""What an MLP may have between its linears, by Hugging Face names."""
+TEXT_FIXED = {
+    "hidden_act": "silu",
+    "attention_dropout": 0,
+    "layer_types": "full_attention",
+    "partial_rotary_factor": 1,
+}
+"""What the layers of every language model compute whatever config.json says, which must not say otherwise."""
 
 
 class VideoTime(Enum):
@@ -139,7 +148,12 @@ _QWEN2_VIDEOS = VideoDefaults(128 * 28**2, 768 * 28**2, CLIP_MEAN, CLIP_STD, who
 def rope_of(config: Fields) -> dict[str, Any]:
     """The rotary settings of a section: "rope_parameters" since transformers 5, "rope_scaling" + "rope_theta" before;
     the older word wins there too."""
-    rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    word = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    rope = mapping(config.get(word) or {}, word)
+    if "rope_theta" in rope:
+        check_type(rope["rope_theta"], 1.0, f"{word}.rope_theta")
+    if "mrope_section" in rope:
+        check_type(rope["mrope_section"], [], f"{word}.mrope_section")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope", "axial"):
         raise ValueError(f"rope type {kind!r} is not supported; RoboBrain models use the default multimodal rope")
@@ -148,6 +162,10 @@ def rope_of(config: Fields) -> dict[str, Any]:
 
 def _vision_sizes(config: Fields) -> dict[str, Any]:
     """What config.json says of every vision tower in the same words."""
+    if config["hidden_act"] not in ACTIVATIONS:
+        raise ValueError(
+            f"vision_config.hidden_act '{config['hidden_act']}' is not supported; known are {', '.join(ACTIVATIONS)}"
+        )
     return {
         "num_layers": config["depth"],
         "num_heads": config["num_heads"],
@@ -217,6 +235,12 @@ def _with_windows(config: Fields) -> VisionShape:
 
 def _with_deepstack(config: Fields) -> VisionShape:
     """The tower of Qwen3-VL: LayerNorm, plain MLP, learned positions, DeepStack mergers."""
+    positions = config["num_position_embeddings"]
+    side = math.isqrt(positions)
+    if side**2 != positions:
+        raise ValueError(
+            f"vision_config.num_position_embeddings {positions} is no square grid; {side**2} and {(side + 1) ** 2} are"
+        )
     return VisionShape(
         **_vision_sizes(config),
         hidden_size=config["hidden_size"],
@@ -227,7 +251,7 @@ def _with_deepstack(config: Fields) -> VisionShape:
         patch_bias=True,
         window_size=0,
         full_attention_layers=tuple(range(config["depth"])),
-        position_grid_side=round(config["num_position_embeddings"] ** 0.5),
+        position_grid_side=side,
         deepstack_layers=tuple(config["deepstack_visual_indexes"]),
         tokens_per_second=0.0,
     )
@@ -446,8 +470,6 @@ _QWEN3_VL = Family(
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (_QWEN3_VL, _QWEN2_5_VL, _QWEN2_VL)}
 NEWEST = _QWEN3_VL.name
 """What examples are of where nothing else is asked for."""
-MAY_BE_NULL = ("num_key_value_heads", "head_dim", "use_sliding_window", "sliding_window")
-"""Fields whose null has a meaning of its own: as many as heads, the hidden size shared among them, no."""
 
 
 def family_of(name: Any, origin: str) -> Family:
@@ -456,7 +478,7 @@ def family_of(name: Any, origin: str) -> Family:
     Raises:
         ValueError: it is none of those known here.
     """
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         known = ", ".join(f"{family.name!r} ({family.models})" for family in FAMILIES.values())
         raise ValueError(f"{origin} has model_type {name!r}; known are {known}")
     return FAMILIES[name]

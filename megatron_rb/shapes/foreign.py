@@ -38,10 +38,33 @@ def foreign_kind(path: str | Path) -> str | None:
 
 
 def check_init(path: str) -> None:
-    """Raise ValueError when a run's first weights (`checkpoint.init`) lie in a form that it does not read."""
+    """Raise ValueError when a run's first weights (`checkpoint.init`) are none that it reads; a folder that is not
+    there yet is not looked at."""
     kind = foreign_kind(path)
     if kind:
         raise ValueError(f"checkpoint.init: {path} {kind}")
+    folder = Path(path)
+    if not folder.exists() or any((folder / name).is_file() for name in (_OWN_CHECKPOINT, "config.json")):
+        return
+    own = [
+        place for pattern in ("step_*", "checkpoints/step_*") for place in folder.glob(f"{pattern}/{_OWN_CHECKPOINT}")
+    ]
+    complete = [file.parent for file in own if file.parent.name.removeprefix("step_").isdigit()]
+    if complete:
+        newest = max(complete, key=lambda place: int(place.name.removeprefix("step_")))
+        raise ValueError(
+            f"checkpoint.init: {path} is the folder of a run, whose weights change; name one of its checkpoints, the "
+            f"newest is {newest}"
+        )
+    raise ValueError(no_first_weights(path))
+
+
+def no_first_weights(path: str) -> str:
+    """What is wrong with a folder that is neither form of weights."""
+    return (
+        f"checkpoint.init '{path}' is neither a checkpoint nor a Hugging Face folder; give one of them, or "
+        f"checkpoint.init=random for fresh weights"
+    )
 
 
 def is_adapter(folder: Path) -> bool:

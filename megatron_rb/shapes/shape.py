@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_rb.shapes.families import FAMILIES, MAY_BE_NULL, Family, family_of
+from megatron_rb.shapes.families import FAMILIES, TEXT_FIXED, Family, family_of, rope_of
+from megatron_rb.shapes.fields import MAY_BE_NULL, Fields, check_fixed, check_type, check_types, mapping
 from megatron_rb.shapes.foreign import foreign_kind
 from megatron_rb.shapes.towers import TextShape, VisionShape
 
@@ -46,38 +47,69 @@ def load_shape(hf_path: str | Path) -> RoboBrainShape:
         raise ValueError(f"no config.json at {path}; model.hf_path must be a Hugging Face folder of a RoboBrain model")
     try:
         raw = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     return shape_from_dict(raw, str(path))
 
 
-def shape_from_dict(raw: dict[str, Any], origin: str = "config") -> RoboBrainShape:
+def shape_from_dict(raw: Any, origin: str = "config") -> RoboBrainShape:
     """Turn the content of a `config.json` into a `RoboBrainShape`; flat (old) and nested text configs are read.
 
     Raises:
-        ValueError: another family, a value that is missing or is not supported, sizes that do not fit each other.
+        ValueError: another family, a value that is missing, of a wrong type or not supported, sizes that do not fit.
     """
+    raw = mapping(raw, origin)
     family = family_of(raw.get("model_type"), origin)
-    _check_sections(raw, family, origin)
+    try:
+        _check_sections(raw, family, origin)
+        shape = _read(raw, family, origin)
+    except ValueError as error:
+        raise error if str(error).startswith(origin) else ValueError(f"{origin}: {error}") from error
+    _check(shape, origin)
+    _check_tokens(shape, origin)
+    return shape
+
+
+def _read(raw: dict[str, Any], family: Family, origin: str) -> RoboBrainShape:
+    nested = raw.get("text_config") is not None or not family.flat_text
     text = {**family.text_defaults, **_text_section(family, raw)}
-    vision = {**family.vision_defaults, **(raw.get("vision_config") or {})}
-    for fields, known in ((text, family.text_defaults), (vision, family.vision_defaults)):
+    vision = {**family.vision_defaults, **mapping(raw.get("vision_config") or {}, "vision_config")}
+    text_words = "text_config." if nested else ""
+    for fields, known, words in (
+        (text, family.text_defaults, text_words),
+        (vision, family.vision_defaults, "vision_config."),
+    ):
         empty = [name for name in known if fields[name] is None and name not in MAY_BE_NULL]
         if empty:
             raise ValueError(f"{origin} gives the field '{empty[0]}' of a {family.name} model no value")
+        check_types(fields, known, words)
     shape = RoboBrainShape(
         family=family.name,
         vision=family.read_vision(vision),
         text=family.read_text(text, _tied(family, raw)),
-        image_token_id=raw.get("image_token_id", 151655),
-        video_token_id=raw.get("video_token_id", 151656),
-        vision_start_token_id=raw.get("vision_start_token_id", 151652),
-        vision_end_token_id=raw.get("vision_end_token_id", 151653),
+        image_token_id=_token(raw, "image_token_id", 151655),
+        video_token_id=_token(raw, "video_token_id", 151656),
+        vision_start_token_id=_token(raw, "vision_start_token_id", 151652),
+        vision_end_token_id=_token(raw, "vision_end_token_id", 151653),
         initializer_range=text["initializer_range"],
     )
-    _check(shape, origin)
-    _check_tokens(shape, origin)
+    _check_computed(shape, text, vision, text_words)
     return shape
+
+
+def _check_computed(shape: RoboBrainShape, text: Fields, vision: Fields, text_words: str) -> None:
+    """Raise ValueError for a field that changes what transformers computes and that no layer here follows."""
+    check_fixed(text, TEXT_FIXED | {"attention_bias": shape.text.qkv_bias}, text_words)
+    rope = {"mrope_interleaved": shape.text.mrope_interleaved, "partial_rotary_factor": 1}
+    check_fixed(rope_of(text), rope, f"{text_words}rope_parameters.")
+    other_words = {"num_hidden_layers": vision["depth"], "num_attention_heads": vision["num_heads"]}
+    check_fixed(vision, other_words, "vision_config.")
+
+
+def _token(raw: dict[str, Any], name: str, usual: int) -> int:
+    value = raw.get(name, usual)
+    check_type(value, usual, name, least=0)
+    return value
 
 
 def _check_sections(raw: dict[str, Any], family: Family, origin: str) -> None:
@@ -91,15 +123,19 @@ def _check_sections(raw: dict[str, Any], family: Family, origin: str) -> None:
 def _text_section(family: Family, raw: dict[str, Any]) -> dict[str, Any]:
     """The fields of the language model."""
     if raw.get("text_config") is not None:
-        return raw["text_config"]
+        return mapping(raw["text_config"], "text_config")
     return raw if family.flat_text else {}
 
 
 def _tied(family: Family, raw: dict[str, Any]) -> bool:
     # transformers 4 wrote the switch into the text config, transformers 5 at the top level. The families whose text
     # config was flat once forward the nested one, the others read the top level alone.
-    nested = (raw.get("text_config") or {}).get("tie_word_embeddings", False) if family.flat_text else False
-    return bool(raw.get("tie_word_embeddings", False) or nested)
+    sections = [raw, raw.get("text_config") or {}] if family.flat_text else [raw]
+    switches = [section.get("tie_word_embeddings") for section in sections]
+    for switch in switches:
+        if switch is not None:
+            check_type(switch, False, "tie_word_embeddings")
+    return any(switches)
 
 
 def _check(shape: RoboBrainShape, origin: str) -> None:

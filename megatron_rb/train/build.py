@@ -24,7 +24,7 @@ from megatron_rb.models.build import (
 from megatron_rb.models.layers import LayerProvider
 from megatron_rb.models.stage import RoboBrainStage
 from megatron_rb.parallel.session import Session
-from megatron_rb.shapes.foreign import check_init
+from megatron_rb.shapes.foreign import check_init, no_first_weights
 from megatron_rb.shapes.shape import model_fingerprint
 from megatron_rb.train.gradients import gradient_finalizer, tie_embeddings
 from megatron_rb.train.optimizers import build_optimizer, ddp_config
@@ -71,10 +71,7 @@ def initialise(stages: list[RoboBrainStage], session: Session, init: str, seed: 
         fill_weights(stages, session.mesh, HFReader(init, session.shape).read)
     else:
         check_init(init)
-        raise ValueError(
-            f"checkpoint.init '{init}' is neither a checkpoint nor a Hugging Face folder; "
-            f"give one of them, or checkpoint.init=random for fresh weights"
-        )
+        raise ValueError(no_first_weights(init))
 
 
 def freeze(stages: Sequence[RoboBrainStage], settings: FreezeConfig) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rb import cli
-from megatron_rb.app.planning import read_request
+from megatron_rb.app.plan_words import read_request
 from megatron_rb.config.compose import load_config
 from megatron_rb.launch.main import OF_A_RUN, split_words, sweep_of
 from tests.docs.shown_commands import REPOSITORY, Session, sessions, shown_commands

@@ -12,6 +12,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel, Qwen2Tokenizer
 
+from megatron_rb.data.problems import BadSample
+from megatron_rb.data.rows import parse_line
 from megatron_rb.shapes.families import FAMILIES, NEWEST, ExampleSizes, Family
 
 SPECIAL_TOKENS = (
@@ -94,10 +96,13 @@ def write_tiny_model(texts: Iterable[str], out: Path, *, family: str = NEWEST, s
     """Write a complete Hugging Face folder whose vocabulary is learnt from `texts`; returns the number of weights.
 
     Raises:
-        ValueError: the family is unknown, or `out` holds something already.
+        ValueError: the family is unknown, or `out` holds something already or is no folder.
     """
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}; choose from {', '.join(FAMILIES)}")
+    taken = next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None)
+    if taken is not None:
+        raise ValueError(f"{taken} is a file; name a new folder for the model")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; name a new folder or remove it first")
     out.mkdir(parents=True, exist_ok=True)
@@ -139,12 +144,29 @@ def _standard_deviation(name: str, parameter: torch.nn.Parameter) -> float:
 
 
 def conversation_texts(file: Path) -> list[str]:
-    """Every turn of a jsonl file of conversations, with the words the chat template adds."""
+    """Every turn of a jsonl file of conversations in any form that is trained on, with the words of the chat template.
+
+    Raises:
+        ValueError: there is no such file, it holds no row, or a row that cannot be trained on.
+    """
     if not file.is_file():
         raise ValueError(f"no file {file}; `rb demo-data` writes one")
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    turns = [turn["value"] for row in rows for turn in row["conversations"]]
-    return [*turns, *([f"system user assistant\n{DEFAULT_SYSTEM}"] * len(rows))]
+    lines = [(number, line) for number, line in enumerate(file.read_bytes().splitlines(), start=1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{file} holds no row; name a jsonl file of conversations (`rb demo-data` writes one)")
+    turns = [text for number, line in lines for text in _texts_of(line, file, number)]
+    return [*turns, *([f"system user assistant\n{DEFAULT_SYSTEM}"] * len(lines))]
+
+
+def _texts_of(line: bytes, file: Path, number: int) -> list[str]:
+    try:
+        conversation = parse_line(line, "", file.parent)
+    except BadSample as error:
+        raise ValueError(f"{file}, line {number}: {error}") from error
+    row = json.loads(line)
+    if "conversations" in row and all(isinstance(turn.get("value"), str) for turn in row["conversations"]):
+        return [turn["value"] for turn in row["conversations"]]  # with the markers of its pictures
+    return [part for turn in conversation.turns for part in turn.parts if isinstance(part, str)]
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:

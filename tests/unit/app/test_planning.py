@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_rb.app.planning import maybe_plan, memory_forecast, read_bytes, read_request
+from megatron_rb.app.planning import check_left_to_plan, maybe_plan, memory_forecast
 from megatron_rb.config.compose import config_from_file, load_config, save_config
 from megatron_rb.config.derive import derive
 from tests.unit.planner.cases import mixed_histogram, published, tiny
@@ -57,6 +57,20 @@ def test_auto_says_what_it_has_to_know(words: list[str], message: str):
         maybe_plan(load_config(["parallel=auto", *words]))
 
 
+@pytest.mark.parametrize(
+    "word", ["parallel.tp_size=2", "parallel.layout=P v | t", "model.recompute.language=-1", "parallel.cp_size=2"]
+)
+def test_auto_refuses_a_setting_that_its_plan_would_replace(word: str):
+    words = ["experiment=robobrain20_32b_stage1", "parallel=auto", word]
+    with pytest.raises(ValueError, match=f"parallel=auto plans {word.partition('=')[0]} itself; leave that out"):
+        check_left_to_plan(load_config(words), words)
+
+
+def test_settings_that_a_plan_reads_and_those_of_a_run_with_a_layout_are_left_alone():
+    for words in (["parallel=auto", "world_size=8", "planner.device=h200"], ["parallel=tp2_pp2", "parallel.tp_size=4"]):
+        check_left_to_plan(load_config(words), words)
+
+
 def test_training_refuses_an_unplanned_run():
     with pytest.raises(ValueError, match="parallel=auto is planned by `rb launch`"):
         derive(load_config(["parallel=auto"]), tiny())
@@ -79,34 +93,16 @@ def test_forecast_has_a_line_for_every_stage():
     assert len(totals) == 4 and totals[0] > totals[3] > 20
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["model=robobrain20_7b", "gpus=8", "data=x"], "rb plan needs cluster"),
-        (["cluster=h200", "gpus=8", "data=x"], "rb plan needs a model"),
-        (["model=robobrain20_7b", "cluster=h200", "gpus=8", "dat=x"], "rb plan knows no 'dat'; did you mean data"),
-        (["model=robobrain20_7b", "cluster=h200", "gpus=eight", "data=x"], "there is no histogram x|whole number"),
-        (["model=robobrain99", "cluster=h200", "gpus=8", "data=x"], "model 'robobrain99' is neither"),
-        (["model=robobrain20_7b", "cluster=h200", "gpus=8", "data=nothing.json"], "there is no histogram nothing.json"),
-        (["model=robobrain20_7b", "cluster=h200", "gpus=8", "max_gpu_memory=80XB", "data=x"], "is no size"),
-    ],
-)
-def test_words_that_cannot_be_meant(words: list[str], message: str):
-    with pytest.raises(ValueError, match=message):
-        read_request(words)
+def test_forecast_says_of_which_micro_batches_it_is():
+    shape = published("RoboBrain2.0-32B")
+    words = ["experiment=robobrain20_32b_cot", "data.seq_length=32768", "data.max_patches=65536"]
+    config = load_config([*words, "planner.device=a800"])
+    lines = memory_forecast(config, derive(config, shape), shape)
+    assert "when a micro-batch is full (32768 tokens, 65536 patches), not a measurement" in lines[0]
 
 
-def test_words_reach_the_task(stats: str):
-    words = ["experiment=robobrain20_32b_cot", "model=robobrain20_32b", "tp=8", "cluster=a800", "gpus=64", stats]
-    words += ["cp=2", "max_gpu_memory=70GiB"]
-    words += ["global_batch_size=128", "model.freeze.vision=true", "sequence_parallel=true"]
-    request = read_request(words)
-    assert request.shape.text.num_layers == 64
-    assert request.config.data.seq_length == 32768 and request.config.data.global_batch_size == 128
-    assert request.config.model.freeze.vision
-    assert request.device.memory == 70 * 2**30
-    assert request.asked == {"tp": 8, "cp": 2, "sequence_parallel": 1}
-
-
-def test_sizes_in_words():
-    assert [read_bytes(text) for text in ("80e9", "80GB", "1.5GiB")] == [80e9, 80e9, 1.5 * 2**30]
+def test_plan_says_of_which_micro_batches_its_memory_is(tmp_path: Path, stats: str, capsys):
+    hf = model_folder(tmp_path / "hf")
+    words = ["parallel=auto", f"model.hf_path={hf}", "world_size=8", "planner.device=h100", "data.seq_length=8192"]
+    maybe_plan(load_config([*words, f"planner.histogram={stats.partition('=')[2]}"]))
+    assert "memory    when a micro-batch is as large as the samples planned for can make it" in capsys.readouterr().out

@@ -1,14 +1,18 @@
 """Folders of checkpoints: what counts as complete, and what is refused."""
 
+import errno
 import json
+from types import SimpleNamespace
 
 import pytest
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_rb.platform.cpu import CpuPlatform
 from megatron_rb.platform.mcore_shims import install_mcore_shims
 
 install_mcore_shims(CpuPlatform())
 
+from megatron_rb.checkpoint import manager  # noqa: E402
 from megatron_rb.checkpoint.manager import CheckpointManager  # noqa: E402
 from megatron_rb.checkpoint.manifest import (  # noqa: E402
     check_same_model,
@@ -59,3 +63,11 @@ def test_another_model_is_named_by_what_differs():
 def test_negative_retention_is_refused(tmp_path):
     with pytest.raises(ValueError, match="keep_last -1 is negative"):
         CheckpointManager(tmp_path, keep_last=-1)
+
+
+@pytest.mark.parametrize(("free", "kind", "code"), [(4096, OSError, errno.ENOSPC), (1 << 30, RuntimeError, None)])
+def test_failure_of_writers_is_that_of_the_disk_where_it_is_full(tmp_path, monkeypatch, free, kind, code):
+    monkeypatch.setattr(manager.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    with pytest.raises(kind, match=str(tmp_path)) as caught, manager._failures_as_errors(tmp_path):
+        raise CheckpointException("write", {})
+    assert getattr(caught.value, "errno", None) == code

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from megatron_rb.config.rules import CHOICES, LEAST, check_values
+from megatron_rb.config.rules import CHOICES, DECAYS, LEAST, check_values
 from megatron_rb.config.schema import Config
 from megatron_rb.kernels.dispatch import TABLE
 from megatron_rb.tasks.build import TASKS
@@ -28,6 +28,13 @@ def test_a_name_that_nobody_knows_is_refused_with_those_that_are_known(key: str)
 def test_a_number_below_the_least_is_refused(key: str):
     with pytest.raises(ValueError, match=f"{key} is .*; it must be at least {LEAST[key]:g}"):
         check_values(config_with(key, LEAST[key] - 1))
+
+
+@pytest.mark.parametrize("value", [1, 1.5, -0.1, float("nan")])
+@pytest.mark.parametrize("key", DECAYS)
+def test_a_running_mean_that_never_forgets_is_refused(key: str, value: float):
+    with pytest.raises(ValueError, match=f"{key} is {value}; it must be at least 0 and below 1"):
+        check_values(config_with(key, value))
 
 
 @pytest.mark.parametrize("operator", [operator for operator in TABLE if operator != "qk_norm_mrope"])

@@ -37,7 +37,8 @@ def test_every_row_has_five_cells_whatever_the_schema_says():
         ("model.dtype", "`bf16`, `fp32`"),
         ("data.seq_length", "at least 1"),
         ("optimizer.eps", "above 0"),
-        ("optimizer.beta1", "0 to 1"),
+        ("optimizer.beta1", "at least 0, below 1"),
+        ("schedule.warmup_ratio", "0 to 1"),
         ("name", ""),
     ],
 )

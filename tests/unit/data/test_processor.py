@@ -127,3 +127,22 @@ def test_other_patch_size_than_the_model_is_an_error(folder, shape, tmp_path):
 def test_missing_file_is_an_error(shape, tmp_path):
     with pytest.raises(ValueError, match="no preprocessor_config.json in"):
         build_processor(tmp_path, shape)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ([], r"preprocessor_config.json must hold fields in braces, got \[\]"),
+        (None, "preprocessor_config.json must hold fields in braces, got None"),
+        ({"size": 3}, "size must hold fields in braces, got 3"),
+        ({"size": {"shortest_edge": "much"}}, "size.shortest_edge must be a whole number above 0, got 'much'"),
+        ({"max_pixels": 2.5}, "max_pixels must be a whole number above 0, got 2.5"),
+        ({"rescale_factor": "x"}, "rescale_factor must be a number above 0, got 'x'"),
+        ({"image_mean": "a"}, "image_mean must be 3 numbers, one a channel, got 'a'"),
+        ({"image_std": [1.0, 1.0]}, "image_std must be 3 numbers"),
+    ],
+)
+def test_file_or_field_of_another_form_is_named_with_its_value(shape, tmp_path, content, sentence):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=sentence):
+        build_processor(tmp_path, shape)

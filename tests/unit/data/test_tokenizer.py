@@ -115,3 +115,11 @@ def test_tokens_of_another_model_are_refused(folder, shape):
         check_tokens(tokenizer, replace(shape, image_token_id=7))
     with pytest.raises(ValueError, match="vocab_size is 10; use the tokenizer"):
         check_tokens(tokenizer, replace(shape, text=replace(shape.text, vocab_size=10)))
+
+
+@pytest.mark.parametrize(("file", "content"), [("tokenizer_config.json", "[]"), ("tokenizer.json", "[]")])
+def test_a_file_of_another_form_is_one_sentence(folder, tmp_path, file, content):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match="no readable Hugging Face tokenizer in"):
+        build_tokenizer(tmp_path)

@@ -19,6 +19,7 @@ def test_exit_codes_have_classes(code: int, kind: str):
         (3, "failed with exit code 3"),
         (139, "was killed by SIGSEGV"),
         (137, "was killed by SIGKILL (often: the machine ran out of memory)"),
+        (74, "found no room on the disk (exit code 74)"),
         (255, "failed with exit code 255"),
     ],
 )

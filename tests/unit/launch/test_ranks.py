@@ -88,6 +88,21 @@ def test_a_failed_rank_decides_whatever_rank_zero_says(ranks: Ranks):
     assert ranks.result(False, {}).outcome == "failed"
 
 
+@pytest.mark.parametrize("code", [143, 130, 138])
+def test_a_rank_that_died_of_a_stop_explains_those_that_broke_off(ranks: Ranks, code: int):
+    ranks.end(2, 1)
+    ranks.end(1, code)
+    assert (ranks.result(True, {}).outcome, ranks.result(True, {}).failure) == ("stopped", None)
+    assert ranks.result(False, {}).outcome == "failed"
+
+
+def test_a_rank_that_failed_by_itself_while_it_was_stopped_has_failed(ranks: Ranks):
+    ranks.move(2, "checkpoint", 5)
+    ranks.end(2, 9)
+    ranks.end(1, 143)
+    assert ranks.result(True, {}).outcome == "failed"
+
+
 def test_the_first_step_of_any_rank_is_dated_once(ranks: Ranks):
     ranks.move(1, "init", 0)
     assert ranks.first_step_at is None

@@ -1,7 +1,9 @@
 """The `rb` command as its user meets it: help without torch, one sentence for wrong input."""
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,8 +48,41 @@ def test_wrong_setting_is_one_sentence_before_anything_starts(tmp_path: Path):
 
 def test_debug_shows_the_traceback(tmp_path: Path):
     done = rb("--debug", "launch", "parallel.tpp_size=2", cwd=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
+
+
+def test_version_is_told(capsys):
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"megatron-rb \S.*\n", capsys.readouterr().out)
+
+
+def test_output_that_nobody_reads_is_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-m", "megatron_rb.cli", "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=env, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_pipe_that_breaks_keeps_its_traceback(monkeypatch):
+    def broken(settings: list[str]) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("megatron_rb.tools.launch.load_config", broken)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["launch"])
+
+
+def test_full_disk_is_one_sentence_with_the_place(monkeypatch, capsys):
+    def full(settings: list[str]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/a/config.yaml")
+
+    monkeypatch.setattr("megatron_rb.tools.launch.load_config", full)
+    assert cli.main(["launch"]) == 74
+    assert "rb: runs/a/config.yaml cannot be written: No space left on device" in capsys.readouterr().err
 
 
 def test_error_of_another_package_keeps_its_traceback(monkeypatch):

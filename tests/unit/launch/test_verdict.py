@@ -1,7 +1,9 @@
-"""Whether a failed run is tried again, and without which machine."""
+"""Whether a failed run is tried again, without which machine, and what a stopped one has kept."""
+
+import pytest
 
 from megatron_rb.launch.record import AttemptNote
-from megatron_rb.launch.verdict import judge
+from megatron_rb.launch.verdict import judge, kept
 
 
 def failed(number: int, kind: str = "rank", last_step: int = 0, resumed_from: int = 0, **more) -> AttemptNote:
@@ -52,3 +54,18 @@ def test_lost_machine_and_repeated_failures_on_one_are_excluded():
     on_one = [failed(number, last_step=number, node="n2") for number in (1, 2, 3)]
     assert judge(on_one, 3).exclude == "n2"
     assert judge([failed(1, last_step=1, node="n1"), *on_one[1:]], 3).exclude == ""
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "last_step", "words"),
+    [
+        (0, 0, "no step was done, and nothing is saved"),
+        (0, 1, "step 1 is lost, the newest checkpoint is none"),
+        (0, 4, "steps 1 to 4 are lost, the newest checkpoint is none"),
+        (5, 7, "steps 6 to 7 are lost, the newest checkpoint is of step 5"),
+        (7, 7, "the run is saved at step 7"),
+        (7, 0, "the run is saved at step 7"),
+    ],
+)
+def test_what_a_stopped_run_has_kept_is_told(checkpoint, last_step, words):
+    assert kept(checkpoint, last_step) == words

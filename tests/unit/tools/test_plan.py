@@ -40,12 +40,20 @@ def test_wrong_words_are_one_sentence(tmp_path: Path, capsys):
     words = ["model=robobrain20_7b", "gpus=64", f"data={tmp_path / 'stats.json'}", "seq_length=4096"]
     assert cli.main(["plan", *words, "cluster=h200", "tp=8"]) == 2
     assert "tp_size 8 does not divide num_query_groups 4; use 1, 2 or 4" in capsys.readouterr().err
-    assert cli.main(["plan", *words, "cluster=h200", "seq_length=512"]) == 2
+    assert cli.main(["plan", *words[:-1], "cluster=h200", "seq_length=512"]) == 2
     assert "samples of the histogram" in capsys.readouterr().err
     assert cli.main(["plan", *words, "cluster=mtt_s5000", "dtype=fp32"]) == 2
     assert "has no peak_flops for fp32 (it has bf16)" in capsys.readouterr().err
     assert cli.main(["plan", *words, "cluster=h200", "max_gpu_memory=2GB"]) == 2
     assert "memory binds" in capsys.readouterr().err
+    assert cli.main(["plan", *words, "cluster=h200", "seq_length=512"]) == 2
+    assert "seq_length is given twice, as 4096 and as 512; leave one of them out" in capsys.readouterr().err
+
+
+def test_a_plan_for_more_memory_than_the_device_has_says_so(capsys):
+    words = ["plan", "model=robobrain20_3b", "cluster=h200", "gpus=8", "tp=1", "pp=1", "max_gpu_memory=200gb"]
+    assert cli.main(words) == 0
+    assert "planned for 200 GB of memory, NVIDIA H200 SXM has 141 GB" in capsys.readouterr().out
 
 
 def test_a_published_model_is_planned_without_its_folder_and_without_data(tmp_path: Path, monkeypatch, capsys):

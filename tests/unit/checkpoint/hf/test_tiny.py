@@ -82,3 +82,42 @@ def test_texts_of_a_conversation_file(tmp_path):
     assert conversation_texts(tmp_path / "a.jsonl")[:2] == ["Where?", "There."]
     with pytest.raises(ValueError, match="demo-data"):
         conversation_texts(tmp_path / "b.jsonl")
+
+
+def test_texts_of_messages_are_those_of_conversations(tmp_path):
+    said = [
+        {"role": "user", "content": [{"type": "text", "text": "Where?"}]},
+        {"role": "assistant", "content": "There."},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n" + json.dumps({"messages": said}) + "\n\n")
+    assert conversation_texts(tmp_path / "a.jsonl")[:2] == ["Where?", "There."]
+
+
+def test_markers_of_pictures_are_learnt_as_they_stand(tmp_path):
+    turns = [{"from": "human", "value": "<image>\nWhere?"}, {"from": "gpt", "value": "There."}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"conversations": turns, "image": "a.png"}))
+    assert conversation_texts(tmp_path / "a.jsonl")[:2] == ["<image>\nWhere?", "There."]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "a.jsonl holds no row"),
+        ("\n \n", "a.jsonl holds no row"),
+        ('\n{"bad', "a.jsonl, line 2: the line is not JSON"),
+        ("[1]", "a.jsonl, line 1: the line holds a list"),
+        ('{"text": "x"}', "a.jsonl, line 1: "),
+    ],
+)
+def test_file_without_conversations_is_refused_with_its_line(tmp_path, text, sentence):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        conversation_texts(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["file", "file/new"])
+def test_file_in_place_of_the_folder_is_refused(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="file is a file; name a new folder for the model"):
+        write_tiny_model(TEXTS, tmp_path / name, size=SMALL, seed=0)
+    assert (tmp_path / "file").read_text() == "mine"
