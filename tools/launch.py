@@ -22,13 +22,12 @@ from megatron_rb.shapes.published import missing_weights, shape_of
 def main(argv: list[str]) -> int:
     """Check the settings, then run, dryrun, status, logs, stop or requeue."""
     given = _parser().parse_intermixed_args(argv)
-    rehearsed, words = _rehearsal_asked(given.settings)
-    options, settings = split_words(words)
+    options, settings = split_words(given.settings)
     options = replace(options, as_json=given.json, now=given.now, rank=given.rank)
     options = replace(options, follow=True if given.follow else options.follow)
     if given.dry_run:
         options = replace(options, action="dryrun")
-    if rehearsed and options.action != "dryrun":
+    if options.rehearse and options.action != "dryrun":
         raise ValueError(f"rehearse=true goes with action=dryrun, not with action={options.action}; or use rb rehearse")
     if options.action in OF_A_RUN:
         return act_on_run(options, settings)
@@ -56,7 +55,7 @@ def main(argv: list[str]) -> int:
         dry_run(config, job)
         print("\n" + "\n".join(memory_forecast(config, derived, shape)))
         print("\n".join([*_still_missing(config), *over_memory(config, derived, shape)]))
-        return _rehearse(settings) if rehearsed else 0
+        return _rehearse(settings) if options.rehearse else 0
     return run(config, job, options)
 
 
@@ -64,14 +63,6 @@ def _rehearse(settings: list[str]) -> int:
     from megatron_rb.tools.rehearse import main as rehearse  # imports torch, which a launch does without
 
     return rehearse(settings)
-
-
-def _rehearsal_asked(words: list[str]) -> tuple[bool, list[str]]:
-    """Whether `rehearse=true` is among the words, and the others."""
-    asked = [word.partition("=")[2] for word in words if word.startswith("rehearse=")]
-    if any(value not in ("true", "false") for value in asked):
-        raise ValueError(f"rehearse must be true or false, got '{asked[-1]}'")
-    return asked[-1:] == ["true"], [word for word in words if not word.startswith("rehearse=")]
 
 
 def _still_missing(config: Config) -> list[str]:
