@@ -43,7 +43,8 @@ def split_words(words: Sequence[str]) -> tuple[Options, list[str]]:
         elif key in ("follow", "rehearse"):
             if value not in ("true", "false"):
                 raise ValueError(f"{key} must be true or false, got '{value}'")
-            options = replace(options, **{key: value == "true"})
+            yes = value == "true"
+            options = replace(options, follow=yes) if key == "follow" else replace(options, rehearse=yes)
         else:
             settings.append(word)
     return options, settings
