@@ -23,7 +23,8 @@ def device_of_run(config: Config) -> Device | None:
     if config.planner.device:
         return load_device(config.planner.device)
     known = [load_device(name) for name in config.recipe.devices]
-    return min(known, key=lambda device: device.memory) if known and config.platform.name != "cpu" else None
+    known = [device for device in known if config.platform.name in ("auto", device.platform)]
+    return min(known, key=lambda device: device.memory, default=None)
 
 
 def check_fits(config: Config, derived: Derived, shape: RoboBrainShape) -> None:

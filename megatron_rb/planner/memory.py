@@ -6,6 +6,7 @@ keep no more. They are counted for the largest micro-batch, since the first step
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -174,8 +175,8 @@ def _kept(model: ModelSizes, shards: Shards, largest: MicroBatchLimits, operator
     weight = 4 * text.vocab_size / tp * text.hidden_size
     return {
         Part.PATCH_EMBED: largest.patches * float(vision.patch_dim * item),
-        Part.WINDOW_LAYER: _vision_layer(vision, shards, largest.patches, operators, windowed=True),
-        Part.FULL_LAYER: _vision_layer(vision, shards, largest.patches, operators, windowed=False),
+        Part.WINDOW_LAYER: _vision_layer(vision, shards, largest.patches, operators, vision.window_size > 0),
+        Part.FULL_LAYER: _vision_layer(vision, shards, largest.patches, operators, False),
         Part.DEEPSTACK: joined,
         Part.MERGER: joined,
         Part.EMBEDDING: largest.tokens * 16.0 + rows * text.hidden_size * item,
@@ -193,7 +194,7 @@ def _norm(vision: VisionSizes, itemsize: int, operators: Operators) -> int:
     return _rms_norm(itemsize, operators) if vision.norm == "rmsnorm" else itemsize
 
 
-def _vision_layer(vision: VisionSizes, shards: Shards, patches: int, operators: Operators, *, windowed: bool) -> float:
+def _vision_layer(vision: VisionSizes, shards: Shards, patches: int, operators: Operators, windowed: bool) -> float:
     item, tp, h = shards.itemsize, shards.tp_size, vision.hidden_size
     ffn = padded_ffn(vision.ffn_hidden_size, tp)
     rows = patches / shards.rows_over
@@ -239,6 +240,11 @@ def _working(model: ModelSizes, shards: Shards, largest: MicroBatchLimits, kept:
     vision, text, tp, item = model.vision, model.text, shards.tp_size, shards.itemsize
     # The gradients of a layer's widest tensors live beside what it has kept.
     wide = {
+        # Where positions are learned: four corners of every patch, and in fp32 what they weigh and their sum.
+        Part.PATCH_EMBED: kept[Part.PATCH_EMBED]
+        + (vision.position_grid_side > 0) * largest.patches * vision.hidden_size * (4.0 * item + 5 * 4),
+        # The gradient of the whole table.
+        Part.EMBEDDING: kept[Part.EMBEDDING] + 1.0 * text.vocab_size / tp * text.hidden_size * item,
         Part.WINDOW_LAYER: 3.0 * largest.patches * padded_ffn(vision.ffn_hidden_size, tp) * item,
         Part.DECODER: max(
             3.0 * largest.tokens * padded_ffn(text.ffn_hidden_size, tp) * item,
@@ -299,10 +305,28 @@ def stage_memory(
 
 def kept_by_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRecompute) -> float:
     """Bytes that one micro-batch leaves in a slice until its backward pass."""
-    vision, decoder = PARTS.index(VISION_LAYERS[0]), PARTS.index(Part.DECODER)
-    saved_vision = min(recompute.vision, int(layers_in(counts)[0])) * (memory.kept - memory.inputs)[vision]
-    saved_decoder = min(recompute.language, int(layers_in(counts)[1])) * (memory.kept - memory.inputs)[decoder]
-    return float(counts @ memory.kept) - saved_vision - saved_decoder
+    saved = 0.0
+    for asked, kinds in ((recompute.vision, VISION_LAYERS), (recompute.language, (Part.DECODER,))):
+        layer = _mean_layer(memory, counts, kinds)
+        saved += min(asked, layer.layers) * (layer.kept - layer.input)
+    return float(counts @ memory.kept) - saved
+
+
+class _Layer(NamedTuple):
+    """A layer of a slice; where there are several kinds, their mean."""
+
+    layers: int
+    kept: float
+    input: float
+    working: float
+
+
+def _mean_layer(memory: MemoryModel, counts: np.ndarray, kinds: Sequence[Part]) -> _Layer:
+    places = [PARTS.index(kind) for kind in kinds]
+    here = counts[places]
+    share = here / max(1, here.sum())
+    means = (float(values[places] @ share) for values in (memory.kept, memory.inputs, memory.working))
+    return _Layer(int(here.sum()), *means)
 
 
 def working_of_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRecompute) -> float:
@@ -311,41 +335,38 @@ def working_of_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRe
     It begins at the last part. When it comes to an earlier one, what the later ones kept is free again; a recomputed
     layer, which is one of the first of its kind, keeps all that it would have kept for the time of its own pass.
     """
-    vision, decoders = (int(count) for count in layers_in(counts))
-    again_vision, again_decoders = min(recompute.vision, vision), min(recompute.language, decoders)
     passes = [
-        _Backward(_of(memory, counts, Part.PATCH_EMBED), 1),
-        _Backward(_layer(memory, VISION_LAYERS[0], again=True), again_vision),
-        _Backward(_layer(memory, VISION_LAYERS[0], again=False), vision - again_vision),
-        *(_Backward(_of(memory, counts, part), 1) for part in (Part.DEEPSTACK, Part.MERGER, Part.EMBEDDING)),
-        _Backward(_layer(memory, Part.DECODER, again=True), again_decoders),
-        _Backward(_layer(memory, Part.DECODER, again=False), decoders - again_decoders),
-        _Backward(_of(memory, counts, Part.HEAD), 1),
+        *_passes(memory, counts, Part.PATCH_EMBED),
+        *_layer_passes(_mean_layer(memory, counts, VISION_LAYERS), recompute.vision),
+        *_passes(memory, counts, Part.DEEPSTACK, Part.MERGER, Part.EMBEDDING),
+        *_layer_passes(_mean_layer(memory, counts, (Part.DECODER,)), recompute.language),
+        *_passes(memory, counts, Part.HEAD),
     ]
     freed, most = 0.0, 0.0
     for step in reversed(passes):
-        kept, working = step.bytes
-        if step.times:
-            most = max(most, working - freed)
-        freed += kept * step.times
+        most = max(most, step.working - freed)
+        freed += step.kept
     return most
 
 
 class _Backward(NamedTuple):
-    """Backward through equal parts."""
+    """The backward pass of one or more parts."""
 
-    bytes: tuple[float, float]
-    """Kept by one of them, and in use while it is computed."""
-    times: int
-
-
-def _of(memory: MemoryModel, counts: np.ndarray, part: Part) -> tuple[float, float]:
-    number = PARTS.index(part)
-    here = float(counts[number])
-    return here * float(memory.kept[number]), (here > 0) * float(memory.working[number])
+    kept: float
+    """By all of them."""
+    working: float
+    """In use while one is computed."""
 
 
-def _layer(memory: MemoryModel, part: Part, *, again: bool) -> tuple[float, float]:
-    number = PARTS.index(part)
-    kept, working = float(memory.kept[number]), float(memory.working[number])
-    return (float(memory.inputs[number]), working + kept) if again else (kept, working)
+def _passes(memory: MemoryModel, counts: np.ndarray, *parts: Part) -> Iterator[_Backward]:
+    for number in (PARTS.index(part) for part in parts):
+        if counts[number]:
+            yield _Backward(float(counts[number] * memory.kept[number]), float(memory.working[number]))
+
+
+def _layer_passes(layer: _Layer, recomputed: int) -> Iterator[_Backward]:
+    again = min(recomputed, layer.layers)
+    if again:
+        yield _Backward(again * layer.input, layer.working + layer.kept)
+    if layer.layers > again:
+        yield _Backward((layer.layers - again) * layer.kept, layer.working)
