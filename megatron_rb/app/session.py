@@ -48,7 +48,7 @@ def open_session(config: Config, shape: RoboBrainShape | None = None) -> Session
     grid = RankGrid.of_world(world_size, parallel.tp_size, parallel.pp_size, parallel.cp_size)
     layout = written_layout(parallel, shape) or default_layout(shape, parallel.pp_size)
     _join(config, platform)
-    mesh = build_mesh(grid, layout.vpp_size, parallel.timeout_minutes, config.seed)
+    mesh = build_mesh(grid, layout.vpp_size, parallel.timeout_minutes, config.seed, platform.device_backend)
     return Session(platform, mesh, shape, layout, platform.current_device())
 
 
