@@ -59,7 +59,8 @@ def _lean_groups(device_backend: str | None) -> Iterator[None]:
             made[key] = make(ranks=ranks, backend=backend or device_backend, **options)
         return made[key]
 
-    dist.new_group = new_group
+    stand_in: Any = new_group
+    dist.new_group = stand_in
     try:
         yield
     finally:
