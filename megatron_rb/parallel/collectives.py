@@ -48,7 +48,7 @@ def raise_together(failure: Exception | None) -> None:
     """
     if failure is not None and dist.get_world_size() == 1:
         raise failure
-    fine = torch.tensor(int(failure is None))
+    fine = torch.tensor(int(failure is None), dtype=torch.int32)
     dist.all_reduce(fine, op=dist.ReduceOp.MIN)
     if int(fine):
         return
