@@ -50,6 +50,8 @@ class Options:
     """Stop without saving."""
     rank: int | None = None
     """Whose log; None = the rank that failed, else rank 0."""
+    rehearse: bool = False
+    """Rehearse the run beside its dry run."""
 
 
 def dry_run(config: Config, job: JobSpec) -> int:

@@ -21,10 +21,10 @@ OF_A_RUN = ("status", "logs", "stop", "requeue")
 
 
 def split_words(words: Sequence[str]) -> tuple[Options, list[str]]:
-    """Separate `action=` and `follow=` from the settings of the run.
+    """Separate `action=`, `follow=` and `rehearse=` from the settings of the run.
 
     Raises:
-        ValueError: there is no such action, `follow` is neither true nor false, or one of them is said twice.
+        ValueError: there is no such action, one of the others is neither true nor false, or one of them is said twice.
     """
     options, settings = Options(), []
     said: dict[str, str] = {}
@@ -32,7 +32,7 @@ def split_words(words: Sequence[str]) -> tuple[Options, list[str]]:
         key, _, value = word.partition("=")
         if key in said:
             raise ValueError(f"{key} is given twice, as {said[key]} and as {value}; leave one of them out")
-        if key in ("action", "follow"):
+        if key in ("action", "follow", "rehearse"):
             said[key] = value
         if key == "action":
             if value not in ACTIONS:
@@ -40,10 +40,11 @@ def split_words(words: Sequence[str]) -> tuple[Options, list[str]]:
                 hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(ACTIONS)}"
                 raise ValueError(f"there is no action '{value}'{hint}")
             options = replace(options, action=value)
-        elif key == "follow":
+        elif key in ("follow", "rehearse"):
             if value not in ("true", "false"):
-                raise ValueError(f"follow must be true or false, got '{value}'")
-            options = replace(options, follow=value == "true")
+                raise ValueError(f"{key} must be true or false, got '{value}'")
+            yes = value == "true"
+            options = replace(options, follow=yes) if key == "follow" else replace(options, rehearse=yes)
         else:
             settings.append(word)
     return options, settings

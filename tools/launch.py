@@ -27,6 +27,8 @@ def main(argv: list[str]) -> int:
     options = replace(options, follow=True if given.follow else options.follow)
     if given.dry_run:
         options = replace(options, action="dryrun")
+    if options.rehearse and options.action != "dryrun":
+        raise ValueError(f"rehearse=true goes with action=dryrun, not with action={options.action}; or use rb rehearse")
     if options.action in OF_A_RUN:
         return act_on_run(options, settings)
     prepared = []
@@ -53,8 +55,14 @@ def main(argv: list[str]) -> int:
         dry_run(config, job)
         print("\n" + "\n".join(memory_forecast(config, derived, shape)))
         print("\n".join([*_still_missing(config), *over_memory(config, derived, shape)]))
-        return 0
+        return _rehearse(settings) if options.rehearse else 0
     return run(config, job, options)
+
+
+def _rehearse(settings: list[str]) -> int:
+    from megatron_rb.tools.rehearse import main as rehearse  # imports torch, which a launch does without
+
+    return rehearse(settings)
 
 
 def _still_missing(config: Config) -> list[str]:
@@ -69,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         "settings",
         nargs="*",
         metavar="key=value",
-        help="settings of the run, and action=run|dryrun|status|logs|stop|requeue, follow=true|false",
+        help="settings of the run, and action=run|dryrun|status|logs|stop|requeue, follow=true|false; rehearse=true "
+        "with a dry run",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="stay until the run has ended")
     parser.add_argument("--json", action="store_true", help="status for a script to read")

@@ -6,11 +6,13 @@ import argparse
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
+from megatron_rb.platform.cpu_build import cpu_interpreter
 from megatron_rb.rehearsal.page import write_page
 from megatron_rb.rehearsal.prepare import Rehearsal, RehearsalRequest, prepare
 from megatron_rb.rehearsal.report import lines
@@ -30,11 +32,14 @@ def main(argv: list[str]) -> int:
         options.steps,
         options.micro_batches,
         options.device,
+        options.data,
+        options.evaluation,
         not options.no_compile,
     )
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
         rehearsal = prepare(request, Path(folder) / "prepared")
-        summary = summarise(rehearsal, _rehearsed(rehearsal, Path(folder), options.processes))
+        python = cpu_interpreter(lambda text: options.make_environment or _agrees(text))
+        summary = summarise(rehearsal, _rehearsed(rehearsal, Path(folder), options.processes, python))
     print("\n".join(lines(summary)))
     if options.json:
         Path(options.json).write_text(json.dumps(summary.as_json(), indent=1), encoding="utf-8")
@@ -43,12 +48,22 @@ def main(argv: list[str]) -> int:
     return 0 if summary.sound else 1
 
 
-def _rehearsed(rehearsal: Rehearsal, folder: Path, processes: int) -> Rehearsed:
+def _agrees(text: str) -> bool:
+    """Ask at a terminal; elsewhere nobody has agreed."""
+    return sys.stdin.isatty() and input(f"{text}? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _rehearsed(rehearsal: Rehearsal, folder: Path, processes: int, python: str) -> Rehearsed:
     console = Console(stderr=True)
     columns = ("rehearsing ranks", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("ranks", total=len(rehearsal.ranks))
-        return rehearse([rehearsal], folder, processes, lambda done, _: bar.update(task, completed=done))[0]
+        show = partial(_show, bar, task)
+        return rehearse([rehearsal], folder, processes, show, python=python)[0]
+
+
+def _show(bar: Progress, task: TaskID, done: int, wanted: int) -> None:
+    bar.update(task, completed=done)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mix", default="", metavar="NAME", help="samples, as for rb bench train; default by the budgets"
     )
+    parser.add_argument("--data", default="", metavar="FILE", help="sizes of samples that rb data stats has written")
+    parser.add_argument("--evaluation", action="store_true", help="evaluate after the steps")
     parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps of every rank")
     parser.add_argument(
         "--micro-batches", type=int, default=0, metavar="N", help="of a step and copy; default as the settings say"
@@ -67,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="", metavar="NAME", help="of conf/device, or a yaml file; default h200")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="at the same time; default one per core")
     parser.add_argument("--no-compile", action="store_true", help="do not compile the Triton kernels that are started")
+    parser.add_argument(
+        "--make-environment",
+        action="store_true",
+        help="where torch is a CUDA build, make an environment with a CPU build in the cache without asking",
+    )
     parser.add_argument("--json", default="", metavar="FILE", help="write everything")
     parser.add_argument("--html", default="", metavar="FILE", help="write a page")
     return parser

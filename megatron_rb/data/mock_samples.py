@@ -32,7 +32,7 @@ class MockSamples:
 
     def __init__(self, mix: Mix, shape: RoboBrainShape) -> None:
         self.mix, self.shape = mix, shape
-        self._text, self.grids = _draw(mix, shape)
+        self._text, self.grids = self._drawn()
         sizes = [
             (text + sum(num_tokens(shape, grid) for grid in grids), sum(grid.patches for grid in grids))
             for text, grids in zip(self._text, self.grids, strict=True)
@@ -41,6 +41,10 @@ class MockSamples:
         self._check()
         noise = np.random.default_rng([STREAM, mix.seed])
         self._pool = noise.standard_normal((POOL_PATCHES, shape.vision.patch_dim), dtype=np.float32)
+
+    def _drawn(self) -> tuple[list[int], list[tuple[VisionGrid, ...]]]:
+        """Text tokens and media of every sample."""
+        return _draw(self.mix, self.shape)
 
     def __len__(self) -> int:
         return self.mix.samples

@@ -52,7 +52,7 @@ def _about(summary: RehearsalSummary) -> str:
     degrees = " x ".join(f"{name} {size}" for name, size in summary.degrees.items())
     return (
         f"{degrees}; layout {summary.layout}; {summary.micro_batches} micro-batches of up to {tokens:,} tokens and "
-        f"{patches:,} patches (mix {summary.mix}); {len(summary.ranks)} ranks rehearsed for a {summary.device}."
+        f"{patches:,} patches of {summary.samples}; {len(summary.ranks)} ranks rehearsed for a {summary.device}."
     )
 
 

@@ -11,14 +11,15 @@ from megatron_rb.config.compose import CONFIG_FILE, load_config, save_config
 from megatron_rb.config.derive import Derived, derive, replica_size
 from megatron_rb.config.schema import Config
 from megatron_rb.data.mixes import Mix, load_mix
-from megatron_rb.data.mock_samples import MockSamples
 from megatron_rb.layout import PipelineLayout
 from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.planner.device import Device, load_device
+from megatron_rb.planner.histogram import load_histogram
 from megatron_rb.platform.rehearsal import RehearsalPlatform
 from megatron_rb.rehearsal.device import DataSheet
+from megatron_rb.rehearsal.job import RUN_FOLDER, RehearsalJob
 from megatron_rb.rehearsal.ranks import ranks_asked
-from megatron_rb.rehearsal.worker import RUN_FOLDER, RehearsalJob
+from megatron_rb.rehearsal.samples import UnpaintedSamples
 from megatron_rb.shapes.balance import default_layout
 from megatron_rb.shapes.published import BASES, CONFIGS, absent_name, shape_of
 from megatron_rb.shapes.shape import RoboBrainShape
@@ -44,6 +45,10 @@ class RehearsalRequest:
     micro_batches: int = 0
     """Of a step and copy of the model; 0 = as the settings say."""
     device: str = ""
+    histogram: str = ""
+    """Sizes of samples, as `rb data stats` writes them, in place of a mix."""
+    evaluation: bool = False
+    """Evaluate after the steps."""
     compiled: bool = True
     """Compile the Triton kernels that are started."""
 
@@ -61,8 +66,7 @@ class Rehearsal:
     device: Device
     mix: Mix
     ranks: tuple[int, ...]
-    steps: int
-    compiled: bool
+    request: RehearsalRequest
 
     @property
     def copies(self) -> int:
@@ -70,8 +74,17 @@ class Rehearsal:
 
     def job(self, ranks: list[int]) -> RehearsalJob:
         """What one process rehearses."""
+        request = self.request
         return RehearsalJob(
-            self.config.name, ranks, self.grid.world_size, self.steps, self.mix, data_sheet(self.device), self.compiled
+            self.config.name,
+            ranks,
+            self.grid.world_size,
+            request.steps,
+            self.mix,
+            data_sheet(self.device),
+            str(Path(request.histogram).absolute()) if request.histogram else "",
+            request.evaluation,
+            request.compiled,
         )
 
 
@@ -86,6 +99,8 @@ def prepare(request: RehearsalRequest, folder: Path) -> Rehearsal:
         raise ValueError(f"platform {config.platform.name} cannot be rehearsed, only cuda can; add platform=cuda")
     shape = shape_of(config.model.hf_path, config.model.published)
     device = load_device(request.device or config.planner.device or next(iter(config.recipe.devices), USUAL_DEVICE))
+    if request.mix and request.histogram:
+        raise ValueError(f"--mix {request.mix} and --data {request.histogram} are two kinds of samples; give one")
     mix = _mix(request.mix, config)
     config = _as_rehearsed(config, request, folder, mix)
     derived = derive(config, shape)
@@ -93,9 +108,10 @@ def prepare(request: RehearsalRequest, folder: Path) -> Rehearsal:
     grid = RankGrid.of_world(derived.world_size, parallel.tp_size, parallel.pp_size, parallel.cp_size)
     layout = derived.layout or default_layout(shape, derived.pp_size)
     ranks = tuple(ranks_asked(request.ranks, grid))
-    MockSamples(mix, shape)  # a mix that does not fit is said now
+    histogram = load_histogram(request.histogram) if request.histogram else None
+    UnpaintedSamples(mix, shape, histogram)  # what does not fit is said now
     _write(config, derived, folder)
-    return Rehearsal(folder, config, shape, grid, layout, device, mix, ranks, request.steps, request.compiled)
+    return Rehearsal(folder, config, shape, grid, layout, device, mix, ranks, request)
 
 
 def data_sheet(device: Device) -> DataSheet:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -17,12 +17,13 @@ from megatron_rb.checkpoint.manager import CheckpointManager
 from megatron_rb.config.derive import Derived
 from megatron_rb.config.schema import Config
 from megatron_rb.data.ledger import Ledger
-from megatron_rb.data.mixes import Mix
 from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.parallel.attempt import Attempt
 from megatron_rb.parallel.groups import destroy_groups
 from megatron_rb.parallel.session import Session
-from megatron_rb.rehearsal.device import Waits
+from megatron_rb.planner.histogram import load_histogram
+from megatron_rb.rehearsal.device import DEVICES, Waits
+from megatron_rb.rehearsal.job import RehearsalJob
 from megatron_rb.rehearsal.launches import Launches
 from megatron_rb.rehearsal.memory import Allocation, DeviceMemory, MemoryPeak, by_site
 from megatron_rb.rehearsal.messages import Messages
@@ -36,6 +37,8 @@ from megatron_rb.train.loop import take_step
 from megatron_rb.train.run import Run
 from megatron_rb.train.task import StepBatches
 
+HELD_OUT = 16
+"""Samples of an evaluation."""
 FIRST_WORDS = 400
 """Characters of an error that are kept."""
 
@@ -55,24 +58,27 @@ class Instruments:
             each.restart()
 
 
-def rehearse_rank(
-    config: Config, mix: Mix, rank: int, world_size: int, steps: int, tools: Instruments
-) -> RehearsedRank:
-    """The start and some steps of one rank of a run."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank % 8), WORLD_SIZE=str(world_size), MASTER_ADDR="rehearsal")
+def rehearse_rank(config: Config, job: RehearsalJob, rank: int, tools: Instruments) -> RehearsedRank:
+    """The start and some steps of one rank of a run, then an evaluation if it is asked for."""
+    environment = {"RANK": rank, "LOCAL_RANK": rank % DEVICES, "WORLD_SIZE": job.world_size, "MASTER_ADDR": "rehearsal"}
+    os.environ.update({name: str(value) for name, value in environment.items()})
     stages = []
     with tools.watch:
         start = _Stage("start", tools)
-        run = assemble(config, Heartbeat(None, None, rank), Attempt("", None, None, None), partial(_samples, mix))
+        run = assemble(config, Heartbeat(None, None, rank), Attempt("", None, None, None), partial(_samples, job))
         stages.append(start.end())
         sizes, failure = _note_sizes(run), ""
-        for number in range(steps):
+        for number in range(job.steps):
             sizes.clear()
             step = _Stage(f"step {number + 1}", tools)
-            failure = _failure_of(run)
+            failure = _failure_of(partial(take_step, run))
             stages.append(step.end())
             if failure:
                 break
+        if job.evaluation and not failure:
+            evaluation = _Stage("evaluation", tools)
+            failure = _failure_of(run.evaluate)
+            stages.append(evaluation.end())
         held = held_tensors(run)
         record = RehearsedRank(
             rank,
@@ -89,10 +95,10 @@ def rehearse_rank(
     return record
 
 
-def _failure_of(run: Run) -> str:
-    """Take a step; what it fails with and where, empty when it does not."""
+def _failure_of(action: Callable[[], object]) -> str:
+    """What an action fails with and where, empty when it does not."""
     try:
-        take_step(run)
+        action()
     except Exception as error:  # whatever would end the process on its device
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         lines = [f"{name}:{frame.f_lineno}" for frame in frames if (name := short_name(frame.f_code))]
@@ -100,9 +106,17 @@ def _failure_of(run: Run) -> str:
     return ""
 
 
-def _samples(mix: Mix, config: Config, derived: Derived, session: Session, checkpoints: CheckpointManager) -> TaskData:
+def _samples(
+    job: RehearsalJob, config: Config, derived: Derived, session: Session, checkpoints: CheckpointManager
+) -> TaskData:
     ledger = Ledger(derived.run_dir / "ledger.jsonl", session.mesh.rank)
-    return TaskData(UnpaintedSamples(mix, session.shape), None, ledger)
+    histogram = load_histogram(job.histogram) if job.histogram else None
+    held_out = replace(job.mix, samples=HELD_OUT, seed=job.mix.seed + 1)
+    return TaskData(
+        UnpaintedSamples(job.mix, session.shape, histogram),
+        UnpaintedSamples(held_out, session.shape, histogram) if job.evaluation else None,
+        ledger,
+    )
 
 
 def _note_sizes(run: Run) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ def lines(summary: RehearsalSummary) -> Iterator[str]:
     yield f"{summary.name}: {summary.world_size} processes = {degrees}, layout {summary.layout}"
     yield (
         f"rehearsed {len(summary.ranks)} ranks on a {summary.device}, {summary.micro_batches} micro-batches of up to "
-        f"{tokens:,} tokens and {patches:,} patches of the mix {summary.mix}; {summary.seconds:.0f} s of CPU time"
+        f"{tokens:,} tokens and {patches:,} patches of {summary.samples}; {summary.seconds:.0f} s of CPU time"
     )
     yield ""
     yield from _memory(summary)

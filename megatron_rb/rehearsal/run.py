@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rb.platform.guard import guard_library
+from megatron_rb.rehearsal.job import JOB_FILE, RUN_FOLDER, RehearsalJob
 from megatron_rb.rehearsal.prepare import Rehearsal
 from megatron_rb.rehearsal.records import RehearsedRank
-from megatron_rb.rehearsal.worker import JOB_FILE, KERNELS_FILE, REHEARSE, RUN_FOLDER, RehearsalJob
+from megatron_rb.rehearsal.worker import KERNELS_FILE, REHEARSE
 
 WORKER = "megatron_rb.app.worker"
 LOG_FILE = "worker.log"
@@ -43,6 +44,7 @@ def rehearse(
     processes: int = 0,
     progress: Callable[[int, int], None] = lambda done, all: None,
     worker: str = REHEARSE,
+    python: str = sys.executable,
 ) -> list[Rehearsed]:
     """What was seen of the ranks of every run.
 
@@ -51,13 +53,14 @@ def rehearse(
         processes: at the same time; 0 = one per core.
         progress: called with the ranks that are done, and all.
         worker: the `module:function` that the processes run.
+        python: interpreter of the processes; its torch is a CPU build.
 
     Raises:
         ValueError: a rank could not be rehearsed; says which, and why.
     """
     wanted = sum(len(rehearsal.ranks) for rehearsal in rehearsals)
     folders = _share_out(rehearsals, folder, min(processes or len(os.sched_getaffinity(0)), wanted))
-    with _workers(folders, worker) as workers:
+    with _workers(folders, worker, python) as workers:
         while any(worker.poll() is None for worker in workers):
             progress(sum(1 for _ in folder.glob("*/*/rank_*.pickle")), wanted)
             _check(folders, workers)
@@ -97,20 +100,31 @@ def _read(file: Path) -> Any:
 
 
 @contextmanager
-def _workers(folders: Sequence[Path], target: str) -> Iterator[list[subprocess.Popen[bytes]]]:
+def _workers(folders: Sequence[Path], target: str, python: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     """A process per folder; none is left behind."""
-    library = guard_library()
+    library = _library(python)
     workers = []
     try:
         for folder in folders:
             with (folder / LOG_FILE).open("wb") as log:
-                command = [sys.executable, "-m", WORKER, target, str(folder)]
+                command = [python, "-m", WORKER, target, str(folder)]
                 workers.append(subprocess.Popen(command, env=_environment(library), stdout=log, stderr=log))
         yield workers
     finally:
         for worker in workers:
             worker.kill()
             worker.wait()
+
+
+def _library(python: str) -> Path:
+    """The library for the torch of an interpreter."""
+    if python == sys.executable:
+        return guard_library()
+    code = "from megatron_rb.platform.guard import guard_library; print(guard_library())"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{python} cannot be used for a rehearsal: {done.stderr.strip().splitlines()[-1]}")
+    return Path(done.stdout.strip().splitlines()[-1])
 
 
 def _environment(library: Path) -> dict[str, str]:

@@ -73,7 +73,8 @@ class RehearsalSummary:
     degrees: dict[str, int]
     layout: str
     device: str
-    mix: str
+    samples: str
+    """What they were drawn from."""
     micro_batches: int
     largest_batch: tuple[int, int]
     """Tokens and patches, padding included."""
@@ -112,7 +113,7 @@ def summarise(rehearsal: Rehearsal, rehearsed: Rehearsed) -> RehearsalSummary:
         {"tp": grid.tp_size, "pp": grid.pp_size, "cp": grid.cp_size, "dp": grid.dp_size},
         str(rehearsal.layout),
         rehearsal.device.name,
-        rehearsal.mix.name,
+        rehearsal.request.histogram or f"the mix {rehearsal.mix.name}",
         max(len(record.sizes) for record in records),
         (max(tokens for tokens, _ in sizes), max(patches for _, patches in sizes)),
         [record.rank for record in records],
@@ -136,7 +137,7 @@ def _stage(rehearsal: Rehearsal, number: int, records: Sequence[RehearsedRank]) 
     record, phase = max(
         ((record, phase) for record in records for phase in record.phases), key=lambda pair: pair[1].peak.bytes
     )
-    last = record.phases[-1]
+    last = [phase for phase in record.phases if phase.name.startswith("step")][-1]
     device = rehearsal.device
     return StageSummary(
         number,

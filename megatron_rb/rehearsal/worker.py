@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +12,21 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from megatron_rb.app.session import adapt_megatron
 from megatron_rb.config.compose import CONFIG_FILE, config_from_file
-from megatron_rb.data.mixes import Mix, mix_from_tree
 from megatron_rb.platform.rehearsal import REHEARSED
 from megatron_rb.rehearsal.compilation import failures
-from megatron_rb.rehearsal.device import DataSheet, Waits, stand_in_for_cuda
+from megatron_rb.rehearsal.device import Waits, stand_in_for_cuda
+from megatron_rb.rehearsal.job import JOB_FILE, RUN_FOLDER, RehearsalJob
 from megatron_rb.rehearsal.launches import Launch, Launches, stand_in_for_triton
 from megatron_rb.rehearsal.memory import DeviceMemory
 from megatron_rb.rehearsal.messages import Messages, stand_in_for_groups
 from megatron_rb.rehearsal.samples import stand_in_for_pixels
 from megatron_rb.rehearsal.stand_ins import StandIns
 
-JOB_FILE, RUN_FOLDER, COMPILED_FOLDER = "job.json", "run", "compiled"
+COMPILED_FOLDER = "compiled"
 KERNELS_FILE = "kernels.pickle"
 """Lines on kernels that do not compile."""
 REHEARSE = "megatron_rb.rehearsal.worker:rehearse"
 """What `app.worker` is told."""
-
-
-@dataclass(frozen=True)
-class RehearsalJob:
-    """What a worker is to rehearse; the settings of the run lie in its `run` folder."""
-
-    name: str
-    """Of the run."""
-    ranks: list[int]
-    world_size: int
-    steps: int
-    mix: Mix
-    device: DataSheet
-    compiled: bool = True
-    """Compile the Triton kernels that were started."""
-
-    def write(self, folder: Path) -> None:
-        (folder / JOB_FILE).write_text(json.dumps(asdict(self)), encoding="utf-8")
-
-    @classmethod
-    def read(cls, folder: Path) -> RehearsalJob:
-        tree: dict[str, Any] = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
-        mix, device = tree.pop("mix"), tree.pop("device")
-        device["capability"] = tuple(device["capability"])
-        return cls(**tree, mix=mix_from_tree(mix, JOB_FILE), device=DataSheet(**device))
 
 
 def rehearse(folder: Path) -> None:
@@ -88,7 +61,7 @@ def rehearse_job(job: RehearsalJob, folder: Path) -> None:
                 stand_in_for_weights(own, watch)
                 own.set(FakeTensor, "tolist", lambda tensor, watch=watch: watch.read_all(tensor))
                 tools = Instruments(memory, waits, messages, launches, watch)
-                record = rehearse_rank(config, job.mix, rank, job.world_size, job.steps, tools)
+                record = rehearse_rank(config, job, rank, tools)
             _write(record, folder / f"rank_{rank}.pickle")
             started |= {launch for phase in record.phases for launch in phase.launches}
         if job.compiled:

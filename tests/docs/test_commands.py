@@ -103,6 +103,13 @@ NOT_RUN = {
         "rb plan model=robobrain20_7b cluster=h200 gpus=64 data=stats.json calibration=blocks.json",
         "rb plan --published published",
     ),
+    "takes the ranks of a GPU run through a step; tests/rehearsal does with others": (
+        "rb rehearse experiment=robobrain20_7b_stage2",
+        "rb rehearse experiment=robobrain20_32b_stage1 world_size=1024 --html rehearsal.html --json rehearsal.json",
+        "rb rehearse experiment=robobrain25_8b_stage1 world_size=512 --ranks 0,256-259 --micro-batches 4 "
+        "--data stats.json --device h200 --evaluation",
+        "rb launch experiment=robobrain20_7b_stage2 action=dryrun rehearse=true",
+    ),
     "measures for minutes": (
         "rb bench",
         "rb bench train",

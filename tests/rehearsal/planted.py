@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from megatron_rb.rehearsal.job import JOB_FILE, RehearsalJob
 from megatron_rb.rehearsal.stand_ins import StandIns
-from megatron_rb.rehearsal.worker import JOB_FILE, RehearsalJob, rehearse_job
+from megatron_rb.rehearsal.worker import rehearse_job
 
 KEPT: list[torch.Tensor] = []
 

@@ -86,7 +86,7 @@ def test_forecast_counts_the_part_of_a_context_parallel_rank():
 
 
 def test_forecast_has_a_line_for_every_stage():
-    config = load_config(["experiment=robobrain20_32b_cot"])
+    config = load_config(["experiment=robobrain20_32b_cot", "recipe.devices=[]"])
     lines = memory_forecast(config, derive(config, published("RoboBrain2.0-32B")), published("RoboBrain2.0-32B"))
     assert "not a measurement, without what context and libraries take" in lines[0]
     totals = [float(line.split()[-1]) for line in lines[2:]]
