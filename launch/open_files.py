@@ -23,6 +23,17 @@ def group_sizes(world: int, tp: int, pp: int, cp: int) -> list[int]:
     return [world, *data, *model, *experts, world]
 
 
+def gloo_sizes_on_devices(world: int, tp: int, pp: int, cp: int) -> list[int]:
+    """Sizes of the groups with a gloo part that a rank is in where devices have a backend of their own.
+
+    Those are the world, the ranks that hold the same weights (once more without context parallelism), and those that
+    have the same samples; the groups of the model are the device's alone.
+    """
+    replicas = world // (tp * pp)
+    data = {replicas, replicas // cp}
+    return [world, *data, tp * pp * cp]
+
+
 def files_of_groups(sizes: list[int], lazy: bool) -> int:
     """Files of the gloo groups of these sizes, after a collective in each of them.
 
@@ -33,9 +44,14 @@ def files_of_groups(sizes: list[int], lazy: bool) -> int:
     return FILES_OF_A_GROUP * len(sizes) + sum(peers)
 
 
-def files_of_rank_zero(world: int, tp: int, pp: int, cp: int, lazy: bool) -> int:
+def files_of_rank_zero(world: int, tp: int, pp: int, cp: int, lazy: bool, devices: bool = False) -> int:
     """Most files that a rank has open in training: rank 0, which keeps the store and gathers from its data parallel
-    ranks when a checkpoint is written."""
-    sizes = [*group_sizes(world, tp, pp, cp), tp * pp * cp]  # the last one: ranks that have the same samples
+    ranks when a checkpoint is written.
+
+    Args:
+        devices: whether ranks compute on devices with a backend of their own.
+    """
+    on_host = [*group_sizes(world, tp, pp, cp), tp * pp * cp]  # the last one: ranks that have the same samples
+    sizes = gloo_sizes_on_devices(world, tp, pp, cp) if devices else on_host
     gathers = world // (tp * pp) - 1 if lazy else 0
     return OTHER_FILES + FILES_OF_THE_STORE + world + files_of_groups(sizes, lazy) + gathers

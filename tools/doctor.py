@@ -27,7 +27,8 @@ def main(argv: list[str]) -> int:
     reports = examine(job, config.platform.name)
     parallel = config.parallel
     world = config.world_size or max(job.world_size, parallel.tp_size * parallel.pp_size * parallel.cp_size)
-    files = files_of_rank_zero(world, parallel.tp_size, parallel.pp_size, parallel.cp_size, reports[0]["lazy_gloo"])
+    degrees = parallel.tp_size, parallel.pp_size, parallel.cp_size
+    files = files_of_rank_zero(world, *degrees, reports[0]["lazy_gloo"], devices=reports[0]["platform"] != "cpu")
     bad = [*findings(reports), *file_findings(reports, files)]
     text = f"{table(reports)}\n{files_line(reports, world, files)}"
     print(json.dumps({"machines": reports, "bad": bad, "files_of_rank_zero": files}) if options.json else text)

@@ -11,7 +11,12 @@ from megatron_rb.config.derive import check_tp_size, replica_size, written_layou
 from megatron_rb.config.schema import Config
 from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.parallel.session import Session
-from megatron_rb.parallel.world import cpu_threads_of_rank, start_process_group, world_from_environment
+from megatron_rb.parallel.world import (
+    connect_devices,
+    cpu_threads_of_rank,
+    start_process_group,
+    world_from_environment,
+)
 from megatron_rb.platform import Platform, get_platform
 from megatron_rb.platform.dtypes import DTYPES
 from megatron_rb.platform.mcore_shims import install_mcore_shims
@@ -48,7 +53,7 @@ def open_session(config: Config, shape: RoboBrainShape | None = None) -> Session
     grid = RankGrid.of_world(world_size, parallel.tp_size, parallel.pp_size, parallel.cp_size)
     layout = written_layout(parallel, shape) or default_layout(shape, parallel.pp_size)
     _join(config, platform)
-    mesh = build_mesh(grid, layout.vpp_size, parallel.timeout_minutes, config.seed)
+    mesh = build_mesh(grid, layout.vpp_size, parallel.timeout_minutes, config.seed, platform.device_backend)
     return Session(platform, mesh, shape, layout, platform.current_device())
 
 
@@ -69,3 +74,4 @@ def _join(config: Config, platform: Platform) -> None:
     platform.require(DTYPES[config.model.dtype], "compute", "collective")
     platform.allow_tf32(config.platform.tf32)
     start_process_group(platform, config.parallel.timeout_minutes)
+    connect_devices(platform)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_rb.config.derive import check_tp_size
@@ -15,6 +18,7 @@ from megatron_rb.config.schema import Config, KernelsConfig, RecomputeConfig
 from megatron_rb.models.layer_choice import select_layers
 from megatron_rb.models.layers import BuildContext, LayerProvider
 from megatron_rb.models.stage import EMBEDDING_WEIGHT, HEAD_WEIGHT, Recompute, RoboBrainStage
+from megatron_rb.parallel.collectives import raise_together
 from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
 from megatron_rb.parallel.sharding import full_to_local, shard_of
@@ -134,11 +138,59 @@ def weight_key(name: str, shape: RoboBrainShape) -> str:
 
 
 def fill_weights(stages: list[RoboBrainStage], mesh: Mesh, read_full: Callable[[str], torch.Tensor]) -> None:
-    """Set every parameter from its full (global) value, asked for by the name it is stored under."""
+    """Set every parameter from its full (global) value, asked for by the name it is stored under.
+
+    Of the ranks that hold the same weights each reads a share, and sends its slices to the others; a mesh without
+    groups reads all. An error of one rank is raised on all of them.
+    """
+    holders = _parameters_by_key(stages)
+    if not mesh.groups:
+        _read_weights(holders, mesh, read_full)
+        return
+    ranks, failure = mesh.grid.group(mesh.rank, "cp", "dp"), None
+    readers = spread(_sizes(holders), len(ranks))
+    try:
+        _read_weights({key: holders[key] for key in holders if readers[key] == mesh.dp_cp_rank}, mesh, read_full)
+    except Exception as error:  # whatever it is, the others wait for this rank
+        failure = error
+    raise_together(failure)
+    for key, parameters in holders.items():
+        for parameter in parameters:
+            dist.broadcast(parameter.data, src=ranks[readers[key]], group=mesh.dp_cp_group)
+
+
+def _read_weights(
+    holders: Mapping[str, Sequence[torch.nn.Parameter]], mesh: Mesh, read_full: Callable[[str], torch.Tensor]
+) -> None:
+    """Fill parameters of this rank, one full tensor in memory at a time."""
     with torch.no_grad():
-        for name, parameter in named_parameters(stages):
-            full = read_full(weight_key(name, stages[0].shape))
-            parameter.copy_(full_to_local(full, shard_of(parameter), mesh.tp_rank, mesh.tp_size))
+        for key, parameters in holders.items():
+            full = read_full(key)
+            for parameter in parameters:
+                parameter.copy_(full_to_local(full, shard_of(parameter), mesh.tp_rank, mesh.tp_size))
+
+
+def _parameters_by_key(stages: list[RoboBrainStage]) -> dict[str, list[torch.nn.Parameter]]:
+    """Parameters of this rank by the name they are stored under: two where tied embeddings lie on one rank."""
+    holders: dict[str, list[torch.nn.Parameter]] = {}
+    for name, parameter in named_parameters(stages):
+        holders.setdefault(weight_key(name, stages[0].shape), []).append(parameter)
+    return holders
+
+
+def _sizes(holders: Mapping[str, Sequence[torch.nn.Parameter]]) -> dict[str, int]:
+    """Values of the full tensors by key."""
+    return {key: math.prod(shard_of(parameters[0]).full_shape) for key, parameters in holders.items()}
+
+
+def spread(sizes: Mapping[str, int], parts: int) -> dict[str, int]:
+    """The part that each key goes to, so that parts are about equally large: the largest first, to the least filled."""
+    filled, taken = [(0, part) for part in range(parts)], {}
+    for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
+        size, part = heapq.heappop(filled)
+        taken[key] = part
+        heapq.heappush(filled, (size + sizes[key], part))
+    return taken
 
 
 def full_shapes(stages: list[RoboBrainStage]) -> dict[str, tuple[int, ...]]:

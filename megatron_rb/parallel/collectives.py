@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+KINDS: dict[str, type[Exception]] = {"ValueError": ValueError, "OSError": OSError, "RuntimeError": RuntimeError}
+"""What errors of other ranks are raised as: wrong input, a machine that fails, everything else."""
 
 
 def wait_for_all() -> None:
@@ -36,6 +38,28 @@ def rank_zero_first(action: Callable[[], T]) -> T:
     if failure[0] is not None:
         raise failure[0]
     return action() if dist.get_rank() else value  # type: ignore[return-value]
+
+
+def raise_together(failure: Exception | None) -> None:
+    """Raise on every rank what some of them met, in the words of the lowest; every rank of the world calls this.
+
+    Args:
+        failure: of this rank; None = nothing is wrong here.
+    """
+    if failure is not None and dist.get_world_size() == 1:
+        raise failure
+    fine = torch.tensor(int(failure is None), dtype=torch.int32)
+    dist.all_reduce(fine, op=dist.ReduceOp.MIN)
+    if int(fine):
+        return
+    told = gather_from_all(None if failure is None else (_kind(failure), str(failure)))
+    rank, (kind, words) = next((rank, each) for rank, each in enumerate(told) if each is not None)
+    raise KINDS[kind](f"{words} (rank {rank})") from failure
+
+
+def _kind(failure: Exception) -> str:
+    """The one of `KINDS` that an error is of; the last one takes all others."""
+    return next((name for name, kind in KINDS.items() if isinstance(failure, kind)), next(reversed(KINDS)))
 
 
 def gather_over(local: torch.Tensor, group: dist.ProcessGroup) -> list[torch.Tensor]:

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     report = machine_report(platform, argv[1], int(argv[2])) if local_rank == 0 else {}
     if local_rank == 0 and platform.device_identity() and platform.device_count() == 1:
         report["devices"] = per_node  # each process sees its own alone
-    report["within"] = _bandwidth(platform, _group_of_node(rank, per_node)) if per_node > 1 else None
+    report["within"] = _bandwidth(platform, _group_of_node(platform, rank, per_node)) if per_node > 1 else None
     report["pairs"] = _between_nodes(platform, rank, per_node, world_size)
     everyone: list[dict[str, Any]] = [{}] * world_size
     dist.all_gather_object(everyone, report)
@@ -41,10 +41,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _group_of_node(rank: int, per_node: int) -> dist.ProcessGroup:
+def _group_of_node(platform: Platform, rank: int, per_node: int) -> dist.ProcessGroup:
     mine = None
     for first in range(0, dist.get_world_size(), per_node):
-        group = dist.new_group(list(range(first, first + per_node)))
+        group = dist.new_group(list(range(first, first + per_node)), backend=platform.device_backend)
         mine = group if first <= rank < first + per_node else mine
     assert mine is not None
     return mine
@@ -55,7 +55,7 @@ def _between_nodes(platform: Platform, rank: int, per_node: int, world_size: int
     nodes, found = world_size // per_node, {}
     for pairs in _rounds(nodes):
         for one, other in pairs:
-            group = dist.new_group([one * per_node, other * per_node])
+            group = dist.new_group([one * per_node, other * per_node], backend=platform.device_backend)
             if rank in (one * per_node, other * per_node):
                 found[other if rank == one * per_node else one] = _bandwidth(platform, group)
         dist.barrier()

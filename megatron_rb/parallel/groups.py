@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
@@ -11,18 +13,24 @@ from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.parallel.mesh import Mesh
 
 
-def build_mesh(grid: RankGrid, vpp_size: int, timeout_minutes: float, seed: int) -> Mesh:
+def build_mesh(
+    grid: RankGrid, vpp_size: int, timeout_minutes: float, seed: int, device_backend: str | None = None
+) -> Mesh:
     """Create the tensor-, context-, pipeline- and data-parallel groups; the world must have been joined.
 
     megatron-core keeps them too, in a state of the process: `destroy_groups` before another mesh is built.
+
+    Args:
+        device_backend: as `Platform.device_backend`.
     """
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=grid.tp_size,
-        pipeline_model_parallel_size=grid.pp_size,
-        virtual_pipeline_model_parallel_size=vpp_size if vpp_size > 1 else None,
-        context_parallel_size=grid.cp_size,
-        distributed_timeout_minutes=max(1, round(timeout_minutes)),
-    )
+    with _lean_groups(device_backend):
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=grid.tp_size,
+            pipeline_model_parallel_size=grid.pp_size,
+            virtual_pipeline_model_parallel_size=vpp_size if vpp_size > 1 else None,
+            context_parallel_size=grid.cp_size,
+            distributed_timeout_minutes=max(1, round(timeout_minutes)),
+        )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     groups = {
         "tp": parallel_state.get_tensor_model_parallel_group(),
@@ -30,7 +38,33 @@ def build_mesh(grid: RankGrid, vpp_size: int, timeout_minutes: float, seed: int)
         "pp": parallel_state.get_pipeline_model_parallel_group(),
         "dp_cp": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
-    return Mesh(grid, dist.get_rank(), vpp_size, groups)
+    return Mesh(grid, dist.get_rank(), vpp_size, groups, device_backend)
+
+
+@contextmanager
+def _lean_groups(device_backend: str | None) -> Iterator[None]:
+    """Let megatron-core make groups over the device's backend alone, and groups of the same ranks once.
+
+    It names no backend but for its gloo groups, and torch then gives every group those of the world: one with 256
+    members would hold 255 sockets for CPU tensors that nobody sends. Those of experts repeat the ranks of others.
+    """
+    if device_backend is None:
+        yield
+        return
+    make, made = dist.new_group, dict[tuple[tuple[int, ...], str | None], Any]()
+
+    def new_group(ranks: Sequence[int], backend: str | None = None, **options: Any) -> Any:
+        key = (tuple(ranks), backend)
+        if key not in made:
+            made[key] = make(ranks=ranks, backend=backend or device_backend, **options)
+        return made[key]
+
+    stand_in: Any = new_group
+    dist.new_group = stand_in
+    try:
+        yield
+    finally:
+        dist.new_group = make
 
 
 def destroy_groups() -> None:
@@ -57,7 +91,7 @@ def pipeline_pair_group(mesh: Mesh, pp_a: int, pp_b: int) -> dist.ProcessGroup |
     """
     if pp_a == pp_b:
         return None
-    return _own_group([(ranks[pp_a], ranks[pp_b]) for ranks in mesh.grid.groups("pp")])
+    return _own_group([(ranks[pp_a], ranks[pp_b]) for ranks in mesh.grid.groups("pp")], mesh.device_backend)
 
 
 def _own_group(groups: Sequence[Sequence[int]], backend: str | None = None) -> dist.ProcessGroup | None:

@@ -24,6 +24,8 @@ class Mesh:
     """Chunks of the model on every pipeline rank."""
     groups: Mapping[str, dist.ProcessGroup] = field(default_factory=dict, repr=False, compare=False)
     """By axes: `tp`, `cp`, `pp`, `dp_cp`; `parallel.groups.build_mesh` makes them."""
+    device_backend: str | None = field(default=None, compare=False)
+    """Of groups in which only tensors on the device travel; None = that of the world."""
 
     @cached_property
     def at(self) -> RankCoordinates:

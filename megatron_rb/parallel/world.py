@@ -7,6 +7,7 @@ import socket
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from megatron_rb.config.open_files import raise_open_files
@@ -82,6 +83,19 @@ def _check_own_device(platform: Platform, local_rank: int) -> None:
             f"device ({device}); give every task its own (srun --gpus-per-task=1), let all tasks see all devices of "
             f"the machine, or start fewer processes on it"
         )
+
+
+def connect_devices(platform: Platform) -> None:
+    """Sum one number over the devices of the world; every rank calls this.
+
+    A broken link shows here, before anything is loaded, and the communicator of the world is made. `device_id` of
+    `init_process_group` would do that too, but torch then splits every later group off that communicator, with all
+    ranks in each split (`new_group`: thousands at 1,024 ranks), and connects groups that no step uses.
+    """
+    if platform.device_backend is None:
+        return
+    dist.all_reduce(torch.ones(1, device=platform.current_device()))
+    platform.synchronize()
 
 
 def leave_world() -> None:

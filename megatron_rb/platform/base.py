@@ -61,6 +61,15 @@ class Platform(ABC):
         """Name of the platform whose kernels and limits hold here: its own, but for stand-ins of another one."""
         return self.name
 
+    @property
+    def device_backend(self) -> str | None:
+        """Backend string for groups in which only tensors on the device travel; None = that of the world serves both.
+
+        With the device's type before the name: torch_musa's `mccl` alone would be looked for under letters.
+        """
+        parts = self.collective_backend.split(",")
+        return next((part for part in parts if part.startswith(f"{self.device_type}:")), None)
+
     @abstractmethod
     def probe(self) -> ProbeResult:
         """Look for the device without creating a context on it; never raises."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
+import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
@@ -23,9 +25,11 @@ from megatron_rb.models.build import (
 )
 from megatron_rb.models.layers import LayerProvider
 from megatron_rb.models.stage import RoboBrainStage
+from megatron_rb.parallel.collectives import raise_together
+from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
 from megatron_rb.shapes.foreign import check_init, no_first_weights
-from megatron_rb.shapes.shape import model_fingerprint
+from megatron_rb.shapes.shape import RoboBrainShape, model_fingerprint
 from megatron_rb.train.gradients import gradient_finalizer, tie_embeddings
 from megatron_rb.train.optimizers import build_optimizer, ddp_config
 
@@ -65,13 +69,33 @@ def initialise(stages: list[RoboBrainStage], session: Session, init: str, seed: 
     """
     if init == "random":
         fill_weights(stages, session.mesh, random_weights(stages, seed))
-    elif is_checkpoint(init):
+        return
+    _check_folder(init, session.mesh)
+    if is_checkpoint(init):
         load_weights(list(stages), model_fingerprint(session.shape), init)
-    elif (Path(init) / "config.json").is_file():
-        fill_weights(stages, session.mesh, HFReader(init, session.shape).read)
     else:
-        check_init(init)
-        raise ValueError(no_first_weights(init))
+        fill_weights(stages, session.mesh, _opened_when_read(init, session.shape))
+
+
+def _check_folder(init: str, mesh: Mesh) -> None:
+    """Refuse, on all ranks, a folder that one of them does not see as weights: the others would wait for it."""
+    failure = None
+    try:
+        if not (is_checkpoint(init) or (Path(init) / "config.json").is_file()):
+            check_init(init)
+            failure = ValueError(no_first_weights(init))
+    except ValueError as error:
+        failure = error
+    if mesh.groups:
+        raise_together(failure)
+    elif failure is not None:
+        raise failure
+
+
+def _opened_when_read(folder: str, shape: RoboBrainShape) -> Callable[[str], torch.Tensor]:
+    """Weights of a Hugging Face folder; a rank that reads none does not look at it."""
+    reader = cache(partial(HFReader, folder, shape))
+    return lambda name: reader().read(name)
 
 
 def freeze(stages: Sequence[RoboBrainStage], settings: FreezeConfig) -> None:

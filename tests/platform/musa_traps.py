@@ -271,6 +271,14 @@ def test_every_group_serves_both_devices_under_the_full_name(platform, mesh):
             assert values.tolist() == [1.0, 1.0]
 
 
+def test_a_group_for_the_device_alone_is_made_over_mccl_and_sums_there(platform):
+    group = dist.new_group([0], backend=platform.device_backend)
+    assert dist.get_backend_config(group) == "musa:mccl"
+    values = torch.ones(2, device=platform.current_device())
+    dist.all_reduce(values, group=group)
+    assert values.tolist() == [1.0, 1.0]
+
+
 def test_the_default_backend_would_be_looked_for_under_letters(platform):
     """torch_musa registers its devices as a string, which torch takes apart; hence the full name."""
     dist.Backend.register_backend("spelt", lambda *arguments: None, devices="xyz")

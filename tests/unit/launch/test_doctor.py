@@ -64,3 +64,8 @@ def test_the_files_of_a_rank_are_told_in_one_sentence():
 def test_gloo_that_connects_at_once_needs_thousands_of_files():
     at_once, lazily = (files_of_rank_zero(1024, 4, 4, 1, lazy) for lazy in (False, True))
     assert at_once > 4000 > 2000 > lazily > 1024
+
+
+def test_devices_with_a_backend_of_their_own_leave_few_files_to_gloo():
+    on_devices, on_host = (files_of_rank_zero(8192, 4, 4, 1, lazy=False, devices=devices) for devices in (True, False))
+    assert on_devices == 256 + 10 + 8192 + (4 * 3 + 8191 + 511 + 15) < on_host

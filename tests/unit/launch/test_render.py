@@ -1,6 +1,9 @@
 """Scripts as text: exact, editable by a site, and faithful to every value."""
 
+import json
+import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,3 +122,50 @@ def test_saved_job_comes_back_the_same(tmp_path):
 def test_every_script_raises_the_limit_of_open_files_to_the_hard_one():
     texts = [sbatch_script(JOB, SlurmConfig(), 8), rank_script(JOB), node_script(replace(JOB, launcher="torchrun"))]
     assert all("\nulimit -S -n hard\n" in text for text in [*texts, host_script(replace(JOB, launcher="direct"), "a")])
+
+
+PRINTS_VARIABLES = """
+import json, os, shutil, sys
+with open("found", "w") as file:
+    json.dump({name: os.environ[name] for name in sys.argv[1:]}, file)
+shutil.rmtree(os.environ["RB_BEATS"])  # nobody reads them
+"""
+CACHES = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH")
+
+
+def cache_folders_of_rank(tmp_path: Path, **env: str) -> dict[str, str]:
+    """Where the process of a rank compiles into, when its script runs on a machine called `a`."""
+    (tmp_path / "worker.py").write_text(PRINTS_VARIABLES)
+    job = replace(JOB, module="worker", arguments=CACHES, run_dir=tmp_path, work_dir=tmp_path, launcher="torchrun")
+    script = rank_script(replace(job, python=sys.executable))
+    given = {"PATH": os.environ["PATH"], "RB_NODE": "a", "RANK": "0", "RB_NUMBER": "1", "TMPDIR": str(tmp_path)} | env
+    subprocess.run(["bash", "-c", script], env=given, check=True, timeout=60)
+    return json.loads((tmp_path / "found").read_text())
+
+
+def test_kernels_are_compiled_into_a_private_folder_of_the_machine(tmp_path):
+    private = tmp_path / f"rb-kernels-{os.getuid()}-a"
+    assert cache_folders_of_rank(tmp_path) == {
+        "TRITON_CACHE_DIR": f"{private}/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{private}/inductor",
+        "CUDA_CACHE_PATH": f"{private}/cuda",
+    }
+    assert private.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cache_folder_of_the_user_stays(tmp_path):
+    assert cache_folders_of_rank(tmp_path, TRITON_CACHE_DIR="/mine")["TRITON_CACHE_DIR"] == "/mine"
+
+
+def test_a_link_that_lies_in_the_place_of_the_cache_folder_is_not_followed(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / f"rb-kernels-{os.getuid()}-a").symlink_to(tmp_path / "theirs")
+    found = Path(cache_folders_of_rank(tmp_path)["TRITON_CACHE_DIR"]).parent
+    assert found.parent == tmp_path and found.name.startswith("tmp.")
+
+
+def test_a_temporary_folder_that_the_machine_lacks_gives_way_to_that_of_the_system(tmp_path):
+    node = tmp_path.name
+    found = cache_folders_of_rank(tmp_path, TMPDIR=str(tmp_path / "gone"), RB_NODE=node)
+    Path("/tmp", f"rb-kernels-{os.getuid()}-{node}").rmdir()
+    assert found["CUDA_CACHE_PATH"] == f"/tmp/rb-kernels-{os.getuid()}-{node}/cuda"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch.distributed as dist
+from megatron.core import parallel_state
 
 from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.parallel import groups
@@ -25,6 +26,29 @@ def test_every_group_of_a_lone_rank_is_that_rank_and_can_be_built_again():
         assert [dist.get_process_group_ranks(group) for group in found] == [[0]] * 4
         destroy_groups()
         assert list(dist.distributed_c10d._world.pg_map) == [dist.group.WORLD]
+
+
+@pytest.mark.usefixtures("world")
+def test_groups_for_the_device_have_its_backend_alone_and_the_world_can_be_left_and_made_again():
+    for _ in range(2):
+        mesh = build_mesh(RankGrid(), 1, timeout_minutes=0.2, seed=0, device_backend="cpu:gloo")
+        assert {str(dist.get_backend(group)) for group in mesh.groups.values()} == {"cpu:gloo"}
+        assert mesh.tp_group is mesh.dp_cp_group  # the same ranks
+        assert parallel_state.get_data_parallel_group_gloo(with_context_parallel=True) is not mesh.dp_cp_group
+        destroy_groups()
+        assert list(dist.distributed_c10d._world.pg_map) == [dist.group.WORLD]
+
+
+@pytest.mark.usefixtures("world")
+def test_other_groups_are_made_as_before_when_those_of_a_mesh_fail(monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("no groups today")
+
+    make = dist.new_group
+    monkeypatch.setattr(parallel_state, "initialize_model_parallel", refuse)
+    with pytest.raises(RuntimeError, match="today"):
+        build_mesh(RankGrid(), 1, timeout_minutes=0.2, seed=0, device_backend="cpu:gloo")
+    assert dist.new_group is make
 
 
 @pytest.mark.usefixtures("world")

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from megatron_rb.platform.cpu import CpuPlatform
 from megatron_rb.platform.cuda import CudaPlatform
 from megatron_rb.platform.musa import MusaPlatform
 
@@ -65,3 +66,9 @@ def test_devices_of_one_machine_have_identities_of_their_own(bound):
 
 def test_accelerators_connect_gloo_lazily():
     assert CudaPlatform.collective_environment == MusaPlatform.collective_environment == {"TORCH_GLOO_LAZY_INIT": "1"}
+
+
+def test_groups_for_device_tensors_alone_name_their_device_and_the_host_needs_none():
+    assert CudaPlatform().device_backend == "cuda:nccl"
+    assert MusaPlatform().device_backend == "musa:mccl"
+    assert CpuPlatform().device_backend is None
