@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeR
 from megatron_rb.platform.cpu_build import cpu_interpreter
 from megatron_rb.rehearsal.page import write_page
 from megatron_rb.rehearsal.prepare import Rehearsal, RehearsalRequest, prepare
+from megatron_rb.rehearsal.recipes import page, recipes, rehearse_recipes, table
 from megatron_rb.rehearsal.report import lines
 from megatron_rb.rehearsal.run import Rehearsed, rehearse
 from megatron_rb.rehearsal.summary import summarise
@@ -36,6 +37,8 @@ def main(argv: list[str]) -> int:
         options.evaluation,
         not options.no_compile,
     )
+    if options.recipes:
+        return _recipes(Path(options.recipes))
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
         rehearsal = prepare(request, Path(folder) / "prepared")
         python = cpu_interpreter(lambda text: options.make_environment or _agrees(text))
@@ -48,15 +51,32 @@ def main(argv: list[str]) -> int:
     return 0 if summary.sound else 1
 
 
+def _recipes(out: Path) -> int:
+    """Rehearse every recipe of a published model and write the table."""
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder, _bar() as bar:
+        task = bar.add_task("ranks", total=None)
+        found = rehearse_recipes(
+            recipes(), Path(folder), lambda done, wanted: bar.update(task, completed=done, total=wanted)
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "recipes.md").write_text(page(found), encoding="utf-8")
+    (out / "recipes.json").write_text(json.dumps([each.as_json() for each in found], indent=1), encoding="utf-8")
+    print("\n".join(table(found)))
+    return 0 if all(each.sound for each in found) else 1
+
+
+def _bar() -> Progress:
+    columns = ("rehearsing ranks", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+
 def _agrees(text: str) -> bool:
     """Ask at a terminal; elsewhere nobody has agreed."""
     return sys.stdin.isatty() and input(f"{text}? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _rehearsed(rehearsal: Rehearsal, folder: Path, processes: int, python: str) -> Rehearsed:
-    console = Console(stderr=True)
-    columns = ("rehearsing ranks", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+    with _bar() as bar:
         task = bar.add_task("ranks", total=len(rehearsal.ranks))
         show = partial(_show, bar, task)
         return rehearse([rehearsal], folder, processes, show, python=python)[0]
@@ -89,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="where torch is a CUDA build, make an environment with a CPU build in the cache without asking",
     )
+    parser.add_argument("--recipes", default="", metavar="DIR", help="rehearse every recipe and write the table there")
     parser.add_argument("--json", default="", metavar="FILE", help="write everything")
     parser.add_argument("--html", default="", metavar="FILE", help="write a page")
     return parser

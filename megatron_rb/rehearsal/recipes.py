@@ -1,0 +1,83 @@
+"""Every recipe rehearsed, one copy of the model and the published world: the table of benchmarks/rehearsal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from megatron_rb.config.compose import group_choices, load_config
+from megatron_rb.rehearsal.prepare import Rehearsal, RehearsalRequest, prepare
+from megatron_rb.rehearsal.run import rehearse
+from megatron_rb.rehearsal.summary import RehearsalSummary, summarise
+
+PUBLISHED = "robobrain"
+"""What the names of recipes of published models begin with."""
+GIB = 2**30
+HEADER = (
+    "| recipe | processes | stage | peak GiB | of | headroom | weights | gradients | optimizer | activations | waits "
+    "| device operations | sent inside a node, GiB | between nodes |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+)
+
+
+def recipes() -> list[str]:
+    """Names of the recipes of published models."""
+    return [name for name in group_choices("experiment") if name.startswith(PUBLISHED)]
+
+
+def rehearse_recipes(
+    names: Sequence[str], folder: Path, progress: Callable[[int, int], None] = lambda done, all: None
+) -> list[RehearsalSummary]:
+    """One rank of every stage of every recipe: of one copy of the model, then of the world it was published for."""
+    runs = [_prepared(name, world, folder) for name in names for world in _worlds(name)]
+    return [summarise(run, found) for run, found in zip(runs, rehearse(runs, folder, progress=progress), strict=True)]
+
+
+def _worlds(name: str) -> list[int]:
+    config = load_config([f"experiment={name}"])
+    parallel = config.parallel
+    return sorted({parallel.tp_size * parallel.pp_size * parallel.cp_size, config.recipe.world_size})
+
+
+def _prepared(name: str, world_size: int, folder: Path) -> Rehearsal:
+    parallel = load_config([f"experiment={name}"]).parallel
+    ranks = ",".join(str(stage * world_size // parallel.pp_size) for stage in range(parallel.pp_size))
+    # Enough for every stage to hold as many as it ever does.
+    micro_batches = parallel.pp_size + 1
+    request = RehearsalRequest(
+        (f"experiment={name}", f"world_size={world_size}"), ranks, micro_batches=micro_batches, compiled=False
+    )
+    return prepare(request, folder / f"prepared_{name}_{world_size}")
+
+
+def table(summaries: Sequence[RehearsalSummary]) -> Iterator[str]:
+    """Lines of a markdown table."""
+    yield from HEADER
+    for summary in summaries:
+        for stage in summary.stages:
+            kinds = " | ".join(
+                f"{stage.kinds[kind] / GIB:.1f}" for kind in ("weights", "gradients", "optimizer", "activations")
+            )
+            inside, between = (stage.bytes_by_link.get(link, 0) / GIB for link in ("inside a node", "between nodes"))
+            yield (
+                f"| {summary.name} | {summary.world_size:,} | {stage.blocks} | {stage.peak_bytes / GIB:.1f} | "
+                f"{stage.memory_bytes / GIB:.1f} | {stage.headroom:.0%} | {kinds} | "
+                f"{sum(count for _, _, count in stage.waits)} | {stage.operations:,} | {inside:.1f} | {between:.1f} |"
+            )
+
+
+def page(summaries: Sequence[RehearsalSummary]) -> str:
+    """The table with what it is of."""
+    device = ", ".join(sorted({summary.device for summary in summaries}))
+    words = [
+        "# Every recipe, rehearsed",
+        "",
+        "`rb rehearse --recipes DIR` makes this table: the step of one rank of every stage, on tensors without values,",
+        "with micro-batches that fill both budgets; one copy of the model, then the published number of processes.",
+        f"Memory of: {device}, less what its libraries take (`reserved_memory`). Nothing was measured on a GPU.",
+        "",
+        *table(summaries),
+        "",
+    ]
+    found = [f"- {summary.name}, {each.kind}: {each.text}" for summary in summaries for each in summary.defects]
+    return "\n".join([*words, *(["Defects:", "", *found] if found else ["No defect was found."]), ""])
