@@ -18,8 +18,8 @@ from megatron_rb.shapes.published import CONFIGS
 SETTINGS = 20
 LIMIT = 0.05
 LEAST = 0.75 * 2**30
-"""Bytes that may be missed of a stage of few layers: messages, gathered rows, and logits, which the forecast counts as if
-every token were a label."""
+"""Bytes that may be missed of a stage of few layers: messages, gathered rows, and logits, of which the forecast has one
+for every token."""
 
 
 def shallow(name: str, vision: int, decoder: int, folder: Path) -> Path:
