@@ -97,6 +97,8 @@ class MemoryModel:
     """`[parts]`: bytes in use while the part is computed, beyond what is kept."""
     state: StateBytes
     reserved: float
+    feature: float = 0.0
+    """Bytes of a DeepStack feature that travels to a later stage."""
 
     def static(self, counts: np.ndarray, shared: np.ndarray | float = 0.0) -> tuple[np.ndarray, ...]:
         """Weights, gradients and optimizer of slices.
@@ -161,6 +163,7 @@ def memory_model(
         np.array(_working(model, shards, largest, kept)),
         state,
         reserved,
+        largest.patches / model.vision.merge_unit * model.text.hidden_size * item,
     )
 
 
@@ -286,21 +289,33 @@ def stage_memory(
 ) -> list[StageMemory]:
     """Peak memory of each pipeline rank."""
     counts = slice_counts(memory.model, layout)
+    features = waiting_features(counts) * memory.feature
     stages = []
     for rank in range(layout.pp_size):
         slices = [chunk * layout.pp_size + rank for chunk in range(layout.vpp_size)]
         kept = np.array([kept_by_slice(memory, counts[number], recompute[number]) for number in slices])
+        kept += features[slices]
         in_flight = most_in_flight(layout.pp_size, layout.vpp_size, num_micro_batches, rank)
         activations = float((in_flight @ kept).max())
         mine = counts[slices]
         shared = shared_parameters(memory, mine)
         weights, gradients, optimizer = (float(values.sum()) for values in memory.static(mine, shared))
-        working = max(working_of_slice(memory, counts[number], recompute[number]) for number in slices)
+        # The gradient of what was received lives beside it.
+        working = max(
+            working_of_slice(memory, counts[number], recompute[number]) + features[number] for number in slices
+        )
         used = weights + gradients + optimizer + activations + working
         stages.append(
             StageMemory(weights, gradients, optimizer, activations, working, memory.reserved + FRAGMENTATION * used)
         )
     return stages
+
+
+def waiting_features(counts: np.ndarray) -> np.ndarray:
+    """`[slices]`: DeepStack features that come with the message to a slice, for a decoder layer in it or behind it."""
+    before = np.concatenate([np.zeros((1, len(PARTS)), dtype=counts.dtype), counts.cumsum(axis=0)[:-1]])
+    made, used = before[:, PARTS.index(Part.DEEPSTACK)], before[:, PARTS.index(Part.DECODER)]
+    return np.maximum(made - used, 0)
 
 
 def kept_by_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRecompute) -> float:
