@@ -81,8 +81,8 @@ def _check_folder(init: str, mesh: Mesh) -> None:
     """Refuse, on all ranks, a folder that one of them does not see as weights: the others would wait for it."""
     failure = None
     try:
+        check_init(init)
         if not (is_checkpoint(init) or (Path(init) / "config.json").is_file()):
-            check_init(init)
             failure = ValueError(no_first_weights(init))
     except ValueError as error:
         failure = error
