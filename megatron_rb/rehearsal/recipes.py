@@ -1,4 +1,4 @@
-"""Every recipe rehearsed, one copy of the model and the published world: the table of benchmarks/rehearsal."""
+"""Every recipe rehearsed, one copy of the model and the published world, as a table."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ NOT_RUN = {
         "rb rehearse experiment=robobrain25_8b_stage1 world_size=512 --ranks 0,256-259 --micro-batches 4 "
         "--data stats.json --device h200 --evaluation",
         "rb launch experiment=robobrain20_7b_stage2 action=dryrun rehearse=true",
-        "rb rehearse --recipes benchmarks/rehearsal",
+        "rb rehearse --recipes my_recipes",
     ),
     "measures for minutes": (
         "rb bench",
