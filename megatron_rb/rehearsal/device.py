@@ -34,11 +34,6 @@ class DataSheet:
     multiprocessors: int
 
 
-H200 = DataSheet("NVIDIA H200", (9, 0), 141 * 10**9, 132)
-H100 = DataSheet("NVIDIA H100 80GB HBM3", (9, 0), 80 * 2**30, 132)
-A100 = DataSheet("NVIDIA A100-SXM4-80GB", (8, 0), 80 * 2**30, 108)
-
-
 class Waits:
     """How often the host waits for the device, by kind and line."""
 

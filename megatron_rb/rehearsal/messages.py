@@ -46,7 +46,6 @@ class Message:
     """Shapes of what it gets, empty where that is what it gives, changed in place."""
     peer: int = NO_PEER
     """Global rank of the other side of a message; of the root of a collective that has one."""
-    reduction: str = ""
     blocks: bool = True
     """Later calls of the rank wait for it."""
     batch: int = 0
@@ -61,21 +60,7 @@ class Message:
     @property
     def size(self) -> int:
         """Bytes of the larger side."""
-        return self.values * BYTES.get(self.dtype, 1)
-
-
-BYTES = {
-    "bfloat16": 2,
-    "float16": 2,
-    "float32": 4,
-    "float64": 8,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
-}
+        return self.values * getattr(torch, self.dtype).itemsize if self.values else 0
 
 
 @dataclass(frozen=True)
@@ -87,22 +72,21 @@ class _Signature:
     received: int | None = None
     """None = in place."""
     peer: int | None = None
-    reduction: int | None = None
 
 
 SIGNATURES = {
     "broadcast_": _Signature(1, 0, peer=2),
-    "allreduce_": _Signature(1, 0, reduction=2),
-    "allreduce_coalesced_": _Signature(1, 0, reduction=2),
-    "reduce_": _Signature(1, 0, peer=3, reduction=2),
+    "allreduce_": _Signature(1, 0),
+    "allreduce_coalesced_": _Signature(1, 0),
+    "reduce_": _Signature(1, 0, peer=3),
     "send": _Signature(1, 0, peer=2),
     "recv_": _Signature(1, 0, peer=2),
     "allgather_": _Signature(2, 1, 0),
     "_allgather_base_": _Signature(2, 1, 0),
     "allgather_into_tensor_coalesced_": _Signature(2, 1, 0),
-    "reduce_scatter_": _Signature(2, 1, 0, reduction=3),
-    "_reduce_scatter_base_": _Signature(2, 1, 0, reduction=3),
-    "reduce_scatter_tensor_coalesced_": _Signature(2, 1, 0, reduction=3),
+    "reduce_scatter_": _Signature(2, 1, 0),
+    "_reduce_scatter_base_": _Signature(2, 1, 0),
+    "reduce_scatter_tensor_coalesced_": _Signature(2, 1, 0),
     "gather_": _Signature(2, 1, 0, peer=3),
     "scatter_": _Signature(2, 1, 0, peer=3),
     "alltoall_": _Signature(2, 1, 0),
@@ -114,12 +98,10 @@ BETWEEN_TWO = ("send", "recv_")
 
 @dataclass
 class Messages:
-    """What a rank says to others. `start` forgets what was before."""
+    """What a rank says to others; `restart` forgets what was before."""
 
     groups: dict[str, Group] = field(default_factory=dict)
     """Those that this rank is in, by name."""
-    created: list[tuple[str, int]] = field(default_factory=list)
-    """Backend and size of every group that was made, of other ranks too."""
     log: list[Message] = field(default_factory=list)
     _batch: int = 0
     _batches: int = 0
@@ -161,7 +143,6 @@ class Messages:
                 () if plain else tuple(tuple(each.shape) for each in sent),
                 tuple(tuple(each.shape) for each in received),
                 peer,
-                "" if signature.reduction is None else _reduction(args[signature.reduction]),
                 blocks,
                 self._batch if name in BETWEEN_TWO else 0,
                 site(),
@@ -197,13 +178,11 @@ def stand_in_for_groups(stand_ins: StandIns, messages: Messages) -> None:
         join("fake", store=FakeStore(), rank=rank, world_size=world_size)
         name = _world().group_name
         messages.groups[name] = Group(name, tuple(range(world_size)), backend or "inherited", site())
-        messages.created.append((backend or "inherited", world_size))
 
     def new_group(ranks: Sequence[int] | None = None, timeout: Any = None, backend: str | None = None, *_, **options):
         known = {key: value for key, value in options.items() if key in ("use_local_synchronization", "group_desc")}
         group = make(ranks=ranks, backend="fake", **known)
         members = tuple(ranks) if ranks is not None else tuple(range(dist.get_world_size()))
-        messages.created.append((backend or "inherited", len(members)))
         if dist.get_rank() in members:
             messages.groups[group.group_name] = Group(group.group_name, members, backend or "inherited", site())
         return group
@@ -257,7 +236,3 @@ def _tensors(argument: Any) -> list[torch.Tensor]:
 
 def _values(shapes: Sequence[Sequence[int]]) -> int:
     return sum(int(torch.Size(shape).numel()) for shape in shapes)
-
-
-def _reduction(operation: Any) -> str:
-    return str(operation)

@@ -68,10 +68,6 @@ class Rehearsal:
     ranks: tuple[int, ...]
     request: RehearsalRequest
 
-    @property
-    def copies(self) -> int:
-        return self.grid.dp_size
-
     def job(self, ranks: list[int]) -> RehearsalJob:
         """What one process rehearses."""
         request = self.request
@@ -99,6 +95,11 @@ def prepare(request: RehearsalRequest, folder: Path) -> Rehearsal:
         raise ValueError(f"platform {config.platform.name} cannot be rehearsed, only cuda can; add platform=cuda")
     shape = shape_of(config.model.hf_path, config.model.published)
     device = load_device(request.device or config.planner.device or next(iter(config.recipe.devices), USUAL_DEVICE))
+    if device.memory <= device.reserved_memory:
+        raise ValueError(
+            f"{device.name} has {device.memory / 1e9:g} GB, of which its libraries take "
+            f"{device.reserved_memory / 1e9:g} (reserved_memory); nothing is left to rehearse with"
+        )
     if request.mix and request.histogram:
         raise ValueError(f"--mix {request.mix} and --data {request.histogram} are two kinds of samples; give one")
     mix = _mix(request.mix, config)

@@ -85,7 +85,6 @@ def rehearse_rank(config: Config, job: RehearsalJob, rank: int, tools: Instrumen
             run.mesh.name,
             run.mesh.pp_rank,
             list(tools.messages.groups.values()),
-            len(tools.messages.created),
             [stage.phase(tools, held) for stage in stages],
             list(sizes),
             failure,
@@ -154,7 +153,7 @@ class _Stage:
     def end(self) -> _Stage:
         tools = self._tools
         self.seconds = time.process_time() - self._start
-        self.peak, self.live = tools.memory.peak, tools.memory.live
+        self.peak = tools.memory.peak
         self.waits, self.messages = tools.waits.seen, list(tools.messages.log)
         self.operations, self.flops = tools.watch.operations, tools.watch.flops
         self.launches = tools.launches.seen
@@ -164,7 +163,6 @@ class _Stage:
         return Phase(
             self.name,
             peak_memory(self.peak, {kind: tools.memory.blocks_of(tensors) for kind, tensors in held.items()}),
-            self.live,
             [(kind, line, count) for (kind, line), count in self.waits.most_common()],
             self.messages,
             self.operations,
@@ -197,4 +195,3 @@ def _leave(tools: Instruments) -> None:
     destroy_groups()
     dist.destroy_process_group()
     tools.messages.groups.clear()
-    tools.messages.created.clear()

@@ -26,10 +26,24 @@ def recipes() -> list[str]:
 
 
 def rehearse_recipes(
-    names: Sequence[str], folder: Path, progress: Callable[[int, int], None] = lambda done, all: None
+    names: Sequence[str],
+    folder: Path,
+    progress: Callable[[int, int], None] = lambda done, all: None,
+    *,
+    published: bool = True,
+    micro_batches: int = 0,
 ) -> list[RehearsalSummary]:
-    """One rank of every stage of every recipe: of one copy of the model, then of the world it was published for."""
-    runs = [_prepared(name, world, folder) for name in names for world in _worlds(name)]
+    """One rank of every stage of every recipe: of one copy of the model, then of the world it was published for.
+
+    Args:
+        published: False = one copy alone.
+        micro_batches: of a step and copy; 0 = so many that every stage holds as many as it ever does.
+    """
+    runs = [
+        _prepared(name, world, micro_batches, folder)
+        for name in names
+        for world in _worlds(name)[: None if published else 1]
+    ]
     return [summarise(run, found) for run, found in zip(runs, rehearse(runs, folder, progress=progress), strict=True)]
 
 
@@ -39,14 +53,11 @@ def _worlds(name: str) -> list[int]:
     return sorted({parallel.tp_size * parallel.pp_size * parallel.cp_size, config.recipe.world_size})
 
 
-def _prepared(name: str, world_size: int, folder: Path) -> Rehearsal:
+def _prepared(name: str, world_size: int, micro_batches: int, folder: Path) -> Rehearsal:
     parallel = load_config([f"experiment={name}"]).parallel
     ranks = ",".join(str(stage * world_size // parallel.pp_size) for stage in range(parallel.pp_size))
-    # Enough for every stage to hold as many as it ever does.
-    micro_batches = parallel.pp_size + 1
-    request = RehearsalRequest(
-        (f"experiment={name}", f"world_size={world_size}"), ranks, micro_batches=micro_batches, compiled=False
-    )
+    words = (f"experiment={name}", f"world_size={world_size}")
+    request = RehearsalRequest(words, ranks, micro_batches=micro_batches or parallel.pp_size + 1, compiled=False)
     return prepare(request, folder / f"prepared_{name}_{world_size}")
 
 

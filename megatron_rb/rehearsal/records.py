@@ -30,8 +30,6 @@ class Phase:
 
     name: str
     peak: PeakMemory
-    live_after: int
-    """Bytes."""
     waits: list[tuple[str, str, int]]
     """Kind, line and how often the host waited for the device."""
     messages: list[Message]
@@ -51,7 +49,6 @@ class RehearsedRank:
     name: str
     pp_rank: int
     groups: list[Group]
-    groups_made: int
     phases: list[Phase]
     """In order: `start`, then every step."""
     sizes: list[tuple[int, int]]

@@ -130,7 +130,9 @@ def _library(python: str) -> Path:
 def _environment(library: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in DROPPED and not name.startswith("SLURM_")}
     # The library has to be there before torch looks for CUDA; nothing is compiled, for nothing runs.
-    return kept | {"LD_PRELOAD": str(library), "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    others = os.environ.get("LD_PRELOAD", "")
+    preloaded = f"{library}:{others}" if others else str(library)
+    return kept | {"LD_PRELOAD": preloaded, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def _check(folders: Sequence[Path], workers: Sequence[subprocess.Popen[bytes]]) -> None:

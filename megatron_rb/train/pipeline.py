@@ -7,6 +7,7 @@ both sides. A stage knows its micro-batches and the layout, thus what its neighb
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -16,9 +17,11 @@ from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.pipeline_parallel.schedules import get_schedule_table
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_rb.models.flow import boundary_before, sizes_of
+from megatron_rb.layout import PipelineLayout
+from megatron_rb.models.flow import Boundary, boundary_before, sizes_of
 from megatron_rb.models.inputs import MicroBatch
 from megatron_rb.parallel.session import Session
+from megatron_rb.shapes.shape import RoboBrainShape
 
 ReceivedValues = Callable[[int, Any], int]
 """Values that a slice, by its number, gets for a batch from the slice before it."""
@@ -26,9 +29,13 @@ ReceivedValues = Callable[[int, Any], int]
 
 def received_values(session: Session, rows_split_over: int, number: int, batch: MicroBatch) -> int:
     """Values that slice `number` gets for a micro-batch."""
-    layout, shape = session.layout, session.shape
-    boundary = boundary_before(layout.slice(number), shape, layout.num_vision_layers, layout.num_decoder_layers)
-    return sum(sizes_of(boundary, batch, shape, rows_split_over))
+    return sum(sizes_of(_boundary(session.layout, session.shape, number), batch, session.shape, rows_split_over))
+
+
+@cache
+def _boundary(layout: PipelineLayout, shape: RoboBrainShape, number: int) -> Boundary:
+    """Asked for every message, and the same in all steps."""
+    return boundary_before(layout.slice(number), shape, layout.num_vision_layers, layout.num_decoder_layers)
 
 
 class StatedMessages(P2PCommunicator):

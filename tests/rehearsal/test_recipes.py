@@ -5,13 +5,11 @@ import pytest
 
 from megatron_rb.app.fitting import device_of_run
 from megatron_rb.app.forecast import stage_forecast
-from megatron_rb.config.compose import group_choices, load_config
+from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import derive
-from megatron_rb.rehearsal.prepare import RehearsalRequest
+from megatron_rb.rehearsal.recipes import page, recipes, rehearse_recipes
 from megatron_rb.shapes.published import shape_of
-from tests.rehearsal.conftest import rehearsed
 
-RECIPES = [name for name in group_choices("experiment") if name.startswith("robobrain")]
 HEADROOM = 0.1
 MICRO_BATCHES = 2
 
@@ -19,7 +17,7 @@ MICRO_BATCHES = 2
 def different() -> list[str]:
     """Recipes that are not like another one in what a rehearsal sees."""
     seen, names = set(), []
-    for name in RECIPES:
+    for name in recipes():
         config = load_config([f"experiment={name}"])
         key = (
             shape_of(config.model.hf_path, config.model.published),
@@ -36,18 +34,13 @@ def different() -> list[str]:
 @pytest.fixture(scope="module")
 def summaries(tmp_path_factory):
     """One rank per stage of one copy of the model, both budgets full."""
-    requests = []
-    for name in different():
-        parallel = load_config([f"experiment={name}"]).parallel
-        ranks = ",".join(str(stage * parallel.tp_size) for stage in range(parallel.pp_size))
-        options = {"micro_batches": MICRO_BATCHES, "compiled": False}
-        requests.append(RehearsalRequest((f"experiment={name}",), ranks, **options))
-    found = rehearsed(requests, tmp_path_factory.mktemp("recipes"))
+    folder = tmp_path_factory.mktemp("recipes")
+    found = rehearse_recipes(different(), folder, published=False, micro_batches=MICRO_BATCHES)
     return dict(zip(different(), found, strict=True))
 
 
 def test_recipes_that_are_rehearsed_once_for_another_differ_in_nothing_that_counts():
-    assert {name.rpartition("_")[0] for name in different()} == {name.rpartition("_")[0] for name in RECIPES}
+    assert {name.rpartition("_")[0] for name in different()} == {name.rpartition("_")[0] for name in recipes()}
     assert len(different()) >= 8
 
 
@@ -70,3 +63,10 @@ def test_the_forecast_is_what_the_rehearsal_counts(name, summaries):
     stages = stage_forecast(config, derive(config, shape), shape, device.platform, 0.0, MICRO_BATCHES)
     for stage, found in zip(stages, summaries[name].stages, strict=True):
         assert stage.total - stage.reserve == pytest.approx(found.peak_bytes, rel=0.05), found.pp_rank
+
+
+def test_the_table_has_a_line_for_every_stage_and_names_no_defect(summaries):
+    text = page(list(summaries.values()))
+    rows = [line for line in text.splitlines() if line.startswith("| robobrain")]
+    assert len(rows) == sum(len(summary.stages) for summary in summaries.values())
+    assert "No defect was found." in text and "NVIDIA H100 SXM" in text

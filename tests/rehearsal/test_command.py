@@ -1,0 +1,66 @@
+"""`rb rehearse` as its user meets it."""
+
+import json
+
+import pytest
+
+from megatron_rb import cli
+from megatron_rb.shapes.shape import load_shape
+from tests.parity.tiny_models import write_model
+from tests.rehearsal.conftest import request_of
+
+
+@pytest.fixture
+def words(tmp_path):
+    hf = write_model(tmp_path / "hf", "qwen3_vl", seed=1)
+    shape = load_shape(hf)
+    layout = f"P v*{shape.vision.num_layers} M E t*1 | t*{shape.text.num_layers - 1} L"
+    return [*request_of(hf, layout, "name=tiny_run", pp=2).settings, "--mix", "tiny", "--micro-batches", "2"]
+
+
+@pytest.mark.timeout(120)
+def test_a_rehearsal_is_printed_and_written_as_json_and_as_a_page(words, tmp_path, capsys):
+    files = tmp_path / "out.json", tmp_path / "out.html"
+    assert cli.main(["rehearse", *words, "--no-compile", "--json", str(files[0]), "--html", str(files[1])]) == 0
+    text = capsys.readouterr().out
+    assert "tiny_run: 2 processes = pp 2 x dp 1" in text and "every message and every collective has its other" in text
+    assert "the host waits 2 times a step" in text
+    written = json.loads(files[0].read_text())
+    assert written["sound"] and [stage["pp_rank"] for stage in written["stages"]] == [0, 1]
+    page = files[1].read_text()
+    assert page.count('class="bar"') == 2 and "Everything fits" in page and "<script" not in page
+
+
+@pytest.mark.timeout(120)
+def test_a_run_that_does_not_fit_ends_with_1(words, tmp_path, capsys):
+    device = tmp_path / "small.yaml"
+    assert cli.main(["rehearse", *words, "--no-compile", "--device", str(_device(device, "3.001e9"))]) == 1
+    assert "DOES NOT FIT" in capsys.readouterr().out
+
+
+def _device(path, memory):
+    from importlib import resources
+
+    text = (resources.files("megatron_rb.conf") / "device" / "h100.yaml").read_text()
+    path.write_text(
+        "\n".join(f"memory: {memory}" if line.startswith("memory:") else line for line in text.splitlines())
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--device", "no_memory.yaml"], "of which its libraries take 3 (reserved_memory)"),
+        (["--ranks", "7"], "--ranks names rank 7; the run has the ranks 0 to 1"),
+        (["--steps", "0"], "--steps is 0"),
+        (["--data", "none.json", "--mix", ""], "there is no histogram none.json"),
+        (["platform.name=musa"], "platform musa cannot be rehearsed"),
+        (["data.seq_length=64", "data.max_patches=64"], "raise seq_length or max_patches"),
+    ],
+)
+def test_wrong_words_are_one_sentence_before_anything_starts(words, more, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _device(tmp_path / "no_memory.yaml", "2e9")
+    assert cli.main(["rehearse", *words, *more]) == 2
+    assert sentence in capsys.readouterr().err.replace("\n", " ")
