@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
         options.data,
         options.evaluation,
         not options.no_compile,
+        options.packages,
     )
     if options.recipes:
         return _recipes(Path(options.recipes))
@@ -102,6 +103,14 @@ def _parser() -> argparse.ArgumentParser:
         "--micro-batches", type=int, default=0, metavar="N", help="of a step and copy; default as the settings say"
     )
     parser.add_argument("--device", default="", metavar="NAME", help="of conf/device, or a yaml file; default h200")
+    parser.add_argument(
+        "--with",
+        dest="packages",
+        default="",
+        metavar="PACKAGES",
+        help="of the cluster, as flash_attn=2.8.3,flash_attn_3,flash_attn_4,transformer_engine=2.9, or none; default "
+        "those that are installed here",
+    )
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="at the same time; default one per core")
     parser.add_argument("--no-compile", action="store_true", help="do not compile the Triton kernels that are started")
     parser.add_argument(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class RehearsalJob:
     """Evaluate after the steps."""
     compiled: bool = True
     """Compile the Triton kernels that were started."""
+    packages: dict[str, str] = field(default_factory=dict)
+    """Releases that are stood in for, by name."""
 
     def write(self, folder: Path) -> None:
         (folder / JOB_FILE).write_text(json.dumps(asdict(self)), encoding="utf-8")

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from megatron_rb.rehearsal.records import KINDS
-from megatron_rb.rehearsal.summary import APPROXIMATIONS, RehearsalSummary, StageSummary
+from megatron_rb.rehearsal.summary import RehearsalSummary, StageSummary
 
 GIB = 2**30
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#9498a0")
@@ -43,7 +43,7 @@ def _page(summary: RehearsalSummary) -> Iterator[str]:
     for stage in summary.stages:
         yield from _stage(stage)
     yield "<h2>What a rehearsal does not know</h2><ul>"
-    yield from (f"<li>{escape(text)}</li>" for text in APPROXIMATIONS)
+    yield from (f"<li>{escape(text)}</li>" for text in summary.approximations)
     yield "</ul></body></html>"
 
 

@@ -18,6 +18,7 @@ from megatron_rb.planner.histogram import load_histogram
 from megatron_rb.platform.rehearsal import RehearsalPlatform
 from megatron_rb.rehearsal.device import DataSheet
 from megatron_rb.rehearsal.job import RUN_FOLDER, RehearsalJob
+from megatron_rb.rehearsal.packages.catalogue import packages_asked
 from megatron_rb.rehearsal.ranks import ranks_asked
 from megatron_rb.rehearsal.samples import UnpaintedSamples
 from megatron_rb.shapes.balance import default_layout
@@ -51,6 +52,8 @@ class RehearsalRequest:
     """Evaluate after the steps."""
     compiled: bool = True
     """Compile the Triton kernels that are started."""
+    packages: str = ""
+    """Of the cluster, as `flash_attn=2.8.3,transformer_engine`; empty = those that are installed here."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Rehearsal:
     mix: Mix
     ranks: tuple[int, ...]
     request: RehearsalRequest
+    packages: dict[str, str]
+    """Releases that are stood in for, by name."""
 
     def job(self, ranks: list[int]) -> RehearsalJob:
         """What one process rehearses."""
@@ -81,6 +86,7 @@ class Rehearsal:
             str(Path(request.histogram).absolute()) if request.histogram else "",
             request.evaluation,
             request.compiled,
+            self.packages,
         )
 
 
@@ -88,8 +94,9 @@ def prepare(request: RehearsalRequest, folder: Path) -> Rehearsal:
     """Check the settings and write the run that the processes read into `folder`.
 
     Raises:
-        ValueError: settings, mix, device or ranks do not fit.
+        ValueError: settings, packages, mix, device or ranks do not fit.
     """
+    packages = packages_asked(request.packages)
     config = load_config(list(request.settings))
     if config.platform.name not in ("auto", "cuda", "cpu"):
         raise ValueError(f"platform {config.platform.name} cannot be rehearsed, only cuda can; add platform=cuda")
@@ -112,7 +119,7 @@ def prepare(request: RehearsalRequest, folder: Path) -> Rehearsal:
     histogram = load_histogram(request.histogram) if request.histogram else None
     UnpaintedSamples(mix, shape, histogram)  # what does not fit is said now
     _write(config, derived, folder)
-    return Rehearsal(folder, config, shape, grid, layout, device, mix, ranks, request)
+    return Rehearsal(folder, config, shape, grid, layout, device, mix, ranks, request, packages)
 
 
 def data_sheet(device: Device) -> DataSheet:

@@ -155,7 +155,8 @@ class _Stage:
         self.seconds = time.process_time() - self._start
         self.peak = tools.memory.peak
         self.waits, self.messages = tools.waits.seen, list(tools.messages.log)
-        self.operations, self.flops = tools.watch.operations, tools.watch.flops
+        self.operations, arithmetic = tools.watch.operations, tools.watch.arithmetic
+        self.flops, self.uncounted = arithmetic.flops, arithmetic.uncounted.total()
         self.launches = tools.launches.seen
         return self
 
@@ -167,6 +168,7 @@ class _Stage:
             self.messages,
             self.operations,
             self.flops,
+            self.uncounted,
             dict(self.launches),
             self.seconds,
         )

@@ -35,6 +35,8 @@ class Phase:
     messages: list[Message]
     operations: int
     flops: int
+    uncounted: int
+    """Calls of attention whose FLOPs are not among them: the host does not know their borders."""
     launches: dict[Launch, int]
     """How often Triton kernels were started, by what with."""
     seconds: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_rb.rehearsal.records import KINDS
-from megatron_rb.rehearsal.summary import APPROXIMATIONS, RehearsalSummary, StageSummary
+from megatron_rb.rehearsal.summary import RehearsalSummary, StageSummary
 
 GIB = 2**30
 TEMPORARY_LINES = 5
@@ -20,6 +20,8 @@ def lines(summary: RehearsalSummary) -> Iterator[str]:
         f"rehearsed {len(summary.ranks)} ranks on a {summary.device}, {summary.micro_batches} micro-batches of up to "
         f"{tokens:,} tokens and {patches:,} patches of {summary.samples}; {summary.seconds:.0f} s of CPU time"
     )
+    if summary.packages:
+        yield f"with {', '.join(f'{name} {release}' for name, release in summary.packages.items())} stood in for"
     yield ""
     yield from _memory(summary)
     for stage in summary.stages:
@@ -43,13 +45,20 @@ def _stage(stage: StageSummary) -> Iterator[str]:
         yield f"  {size / GIB:8.3f} GiB {kind}: {line}"
     sent = ", ".join(f"{size / GIB:.2f} GiB {link}" for link, size in stage.bytes_by_link.items() if size)
     yield (
-        f"  {stage.operations:,} device operations, {stage.flops / 1e12:,.1f} TFLOP of products a step; sends "
-        f"{sent or 'nothing'}; {stage.communicators} communicators, {stage.gloo_peers} peers over gloo"
+        f"  {stage.operations:,} device operations, {stage.flops / 1e12:,.1f} TFLOP of products a step"
+        f"{_missing(stage)}; sends {sent or 'nothing'}; "
+        f"{stage.communicators} communicators, {stage.gloo_peers} peers over gloo"
     )
     count = sum(number for _, _, number in stage.waits)
     yield f"  the host waits {count} times a step for the device" + (":" if count else "")
     for kind, line, number in stage.waits:
         yield f"  {number:>6} x {kind}: {line}"
+
+
+def _missing(stage: StageSummary) -> str:
+    return f" (without {stage.uncounted:,} calls of attention whose borders the host does not know)" * bool(
+        stage.uncounted
+    )
 
 
 def _end(summary: RehearsalSummary) -> Iterator[str]:
@@ -60,5 +69,5 @@ def _end(summary: RehearsalSummary) -> Iterator[str]:
     if not summary.defects:
         yield "every message and every collective has its other side; nobody waits for ever"
     yield "what a rehearsal does not know:"
-    for text in APPROXIMATIONS:
+    for text in summary.approximations:
         yield f"  {text}"

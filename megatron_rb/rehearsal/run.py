@@ -59,7 +59,7 @@ def rehearse(
         ValueError: a rank could not be rehearsed; says which, and why.
     """
     wanted = sum(len(rehearsal.ranks) for rehearsal in rehearsals)
-    folders = _share_out(rehearsals, folder, min(processes or len(os.sched_getaffinity(0)), wanted))
+    folders = _share_out(rehearsals, folder, processes or len(os.sched_getaffinity(0)))
     with _workers(folders, worker, python) as workers:
         while any(worker.poll() is None for worker in workers):
             progress(sum(1 for _ in folder.glob("*/*/rank_*.pickle")), wanted)
@@ -71,10 +71,18 @@ def rehearse(
 
 
 def _share_out(rehearsals: Sequence[Rehearsal], folder: Path, count: int) -> list[Path]:
-    """A folder per process with its part of the ranks of every run."""
-    folders = [folder / f"process_{number}" for number in range(count)]
+    """A folder per process with its part of the ranks of every run.
+
+    What is installed is the same for all runs of a process: what it has imported once stays.
+    """
+    kinds: dict[str, int] = {}
+    for rehearsal in rehearsals:
+        kinds.setdefault(str(sorted(rehearsal.packages.items())), len(kinds))
+    count = max(1, count // len(kinds))
     for number, rehearsal in enumerate(rehearsals):
-        for place, process in enumerate(folders):
+        kind = kinds[str(sorted(rehearsal.packages.items()))]
+        for place in range(count):
+            process = folder / f"process_{kind}_{place}"
             ranks = rehearsal.ranks[(place + number) % count :: count]
             if not ranks:
                 continue
@@ -82,7 +90,7 @@ def _share_out(rehearsals: Sequence[Rehearsal], folder: Path, count: int) -> lis
             job.mkdir(parents=True)
             (job / RUN_FOLDER).symlink_to((rehearsal.folder / RUN_FOLDER).absolute())
             rehearsal.job(list(ranks)).write(job)
-    return [process for process in folders if process.is_dir()]
+    return sorted(process for process in folder.glob("process_*") if process.is_dir())
 
 
 def _job_name(number: int) -> str:

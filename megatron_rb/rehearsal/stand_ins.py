@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +15,7 @@ class StandIns:
     """Exchanges attributes; leaving the block puts the old ones back, the last first."""
 
     def __init__(self) -> None:
-        self._old: list[tuple[Any, str, Any]] = []
+        self._undo: list[Callable[[], object]] = []
 
     def __enter__(self) -> StandIns:
         return self
@@ -21,17 +23,18 @@ class StandIns:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._old:
-            owner, name, value = self._old.pop()
-            if value is MISSING:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, value)
+        while self._undo:
+            self._undo.pop()()
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Exchange an attribute of a module or class, or add it."""
-        self._old.append((owner, name, vars(owner).get(name, MISSING)))
+        old = vars(owner).get(name, MISSING)
+        self.later(partial(delattr, owner, name) if old is MISSING else partial(setattr, owner, name, old))
         setattr(owner, name, value)
+
+    def later(self, undo: Callable[[], object]) -> None:
+        """Call this when the block is left."""
+        self._undo.append(undo)
 
     def set_everywhere(self, owner: Any, name: str, value: Any, packages: tuple[str, ...]) -> None:
         """Exchange a function also where modules of these packages have imported it by name."""

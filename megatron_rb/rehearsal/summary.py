@@ -10,6 +10,7 @@ from typing import Any
 from megatron_rb.rehearsal.launches import Launch
 from megatron_rb.rehearsal.match import Defect, Transcript, defects
 from megatron_rb.rehearsal.messages import BETWEEN_TWO, Group, Message
+from megatron_rb.rehearsal.packages.catalogue import BY_NAME
 from megatron_rb.rehearsal.prepare import Rehearsal
 from megatron_rb.rehearsal.records import Phase, RehearsedRank
 from megatron_rb.rehearsal.run import Rehearsed
@@ -24,7 +25,7 @@ APPROXIMATIONS = (
     "memory: blocks of 512 bytes as torch's allocator rounds them, without fragmentation, workspaces of cuBLAS and "
     "cuDNN, buffers of NCCL and the driver's context (reserved_memory of the device stands for these)",
     "kernels: their arguments are checked, their results are not; operators of torch are told by their shapes",
-    "FLOPs: of matrix products and convolutions; attention is not among them",
+    "FLOPs: of matrix products, convolutions and attention over packed sequences, for the keys that each query sees",
     "time, links and faults of hardware: not at all",
     "ranks that were not rehearsed are taken to be like those of their class",
 )
@@ -50,6 +51,8 @@ class StageSummary:
     operations: int
     flops: int
     """Of the last step."""
+    uncounted: int
+    """Calls of attention that are not among them."""
     groups: int
     communicators: int
     """Groups over NCCL that a step or the start has used."""
@@ -73,6 +76,8 @@ class RehearsalSummary:
     degrees: dict[str, int]
     layout: str
     device: str
+    packages: dict[str, str]
+    """Releases that were stood in for, by name."""
     samples: str
     """What they were drawn from."""
     micro_batches: int
@@ -91,11 +96,17 @@ class RehearsalSummary:
         """Whether nothing is wrong: every message has its other side, and everything fits."""
         return not self.defects and all(stage.headroom >= 0 for stage in self.stages)
 
+    @property
+    def approximations(self) -> list[str]:
+        """What a rehearsal does not know, the packages that were stood in for among them."""
+        words = [f"{name}: {text}" for name in self.packages for text in BY_NAME[name].approximations]
+        return [*APPROXIMATIONS, *words]
+
     def as_json(self) -> dict[str, Any]:
         tree = asdict(self)
         for stage, written in zip(self.stages, tree["stages"], strict=True):
             written["headroom"] = stage.headroom
-        return tree | {"sound": self.sound, "approximations": APPROXIMATIONS}
+        return tree | {"sound": self.sound, "approximations": self.approximations}
 
 
 def summarise(rehearsal: Rehearsal, rehearsed: Rehearsed) -> RehearsalSummary:
@@ -113,6 +124,7 @@ def summarise(rehearsal: Rehearsal, rehearsed: Rehearsed) -> RehearsalSummary:
         {"tp": grid.tp_size, "pp": grid.pp_size, "cp": grid.cp_size, "dp": grid.dp_size},
         str(rehearsal.layout),
         rehearsal.device.name,
+        rehearsal.packages,
         rehearsal.request.histogram or f"the mix {rehearsal.mix.name}",
         max(len(record.sizes) for record in records),
         (max(tokens for tokens, _ in sizes), max(patches for _, patches in sizes)),
@@ -151,6 +163,7 @@ def _stage(rehearsal: Rehearsal, number: int, records: Sequence[RehearsedRank]) 
         last.waits,
         last.operations,
         last.flops,
+        last.uncounted,
         len(record.groups),
         len(_used(record)),
         sum(len(group.ranks) - 1 for group in record.groups if _over_gloo(group)),

@@ -10,8 +10,8 @@ from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
 
+from megatron_rb.rehearsal.arithmetic import Arithmetic
 from megatron_rb.rehearsal.device import Waits
 from megatron_rb.rehearsal.memory import DeviceMemory
 from megatron_rb.rehearsal.messages import Messages
@@ -44,7 +44,7 @@ class Watch(TorchDispatchMode):
         self._lifts: list[bool] = []
         self.operations = 0
         """Of the device, views among them."""
-        self.flops = 0
+        self.arithmetic = Arithmetic()
 
     def __enter__(self) -> Watch:
         self._lifts.append(torch._C._only_lift_cpu_tensors())
@@ -58,7 +58,8 @@ class Watch(TorchDispatchMode):
 
     def restart(self) -> None:
         """Begin to count anew."""
-        self.operations = self.flops = 0
+        self.operations = 0
+        self.arithmetic.restart()
 
     def without_values(self, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
         """A tensor that has no values, as those of the device have none."""
@@ -78,6 +79,7 @@ class Watch(TorchDispatchMode):
             return self._read(args[0])
         self._note_wait(name, args, keywords)
         if name.startswith("megatron_rb::"):
+            self.arithmetic.windows(func, args, keywords)
             # Their own code runs, so that it allocates what it allocates and starts what it starts.
             with self:
                 return OPDEFS[name]._init_fn(*args, **keywords)
@@ -92,11 +94,10 @@ class Watch(TorchDispatchMode):
                 self.memory.note(tensor)
                 device = True
         self.operations += device
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None and device:
-            # Overloads that are told the type of their result have the formula of those that are not.
-            known = args if "dtype" not in func._overloadname else [a for a in args if isinstance(a, torch.Tensor)]
-            self.flops += formula(*known, **keywords, out_val=out)
+        if device:
+            self.arithmetic.operator(func, args, keywords, out)
+            if func._schema.name == "aten::_to_copy" and args[0].device.type == "cpu":
+                self.arithmetic.sent(args[0], out)
 
     def read_all(self, tensor: torch.Tensor) -> Any:
         """Stands in for `tolist` of a tensor without values: one transfer."""

@@ -19,6 +19,7 @@ from megatron_rb.rehearsal.job import JOB_FILE, RUN_FOLDER, RehearsalJob
 from megatron_rb.rehearsal.launches import Launch, Launches, stand_in_for_triton
 from megatron_rb.rehearsal.memory import DeviceMemory
 from megatron_rb.rehearsal.messages import Messages, stand_in_for_groups
+from megatron_rb.rehearsal.packages.finder import stand_in_for_packages
 from megatron_rb.rehearsal.samples import stand_in_for_pixels
 from megatron_rb.rehearsal.stand_ins import StandIns
 
@@ -43,6 +44,7 @@ def rehearse_job(job: RehearsalJob, folder: Path) -> None:
         waits, messages, launches = Waits(), Messages(), Launches()
         is_pinned = stand_in_for_cuda(stand_ins, job.device, waits)
         stand_ins.set(torch.cuda, REHEARSED, True)
+        stand_in_for_packages(stand_ins, job.packages)
         platform = adapt_megatron(config.platform.name)
         stand_in_for_triton(stand_ins, launches, platform)
         stand_in_for_groups(stand_ins, messages)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ def rehearse(folder: Path) -> None:
     for file in sorted(folder.glob(f"*/{JOB_FILE}")):
         job = RehearsalJob.read(file.parent)
         with StandIns() as changes:
-            FAULTS[job.name](changes)
+            {**FAULTS, **FAULTS_OF_CALLS}[job.name](changes)
             rehearse_job(job, file.parent)
         KEPT.clear()
 
@@ -119,6 +121,81 @@ def kernel_that_does_not_compile(changes: StandIns) -> None:
     changes.set(triton_impl, "WARPS", 3)
 
 
+def _instead(changes: StandIns, call) -> None:
+    """Attention of packed sequences as `call` does it; its first argument is what does it today."""
+    from megatron_rb.kernels.varlen_attention import op
+
+    changes.set(op, "_RUN", {name: partial(call, known) for name, known in op._RUN.items()})
+
+
+def keyword_of_another_library(changes: StandIns) -> None:
+    def call(known, q, k, v, segments, causal, keys):
+        from flash_attn import flash_attn_varlen_func
+
+        borders = segments.cu_seqlens, segments.cu_seqlens, segments.max_length, segments.max_length
+        return flash_attn_varlen_func(q, k, v, *borders, is_causal=causal)
+
+    _instead(changes, call)
+
+
+def attention_in_fp32(changes: StandIns) -> None:
+    _instead(changes, lambda known, q, k, v, *others: known(q.float(), k.float(), v.float(), *others).to(q.dtype))
+
+
+def borders_of_64_bits(changes: StandIns) -> None:
+    _other_borders(changes, lambda borders: borders.long())
+
+
+def borders_in_a_row(changes: StandIns) -> None:
+    _other_borders(changes, lambda borders: borders[None])
+
+
+def lengths_for_borders(changes: StandIns) -> None:
+    """As many numbers as borders, made on the host."""
+    from megatron_rb.kernels.varlen_attention.segments import Segments
+
+    of_lengths = Segments.of_lengths.__func__
+
+    def other(cls, lengths):
+        segments = of_lengths(cls, lengths)
+        return replace(segments, cu_seqlens=segments.cu_seqlens.diff(append=segments.cu_seqlens.new_zeros(1)))
+
+    changes.set(Segments, "of_lengths", classmethod(other))
+
+
+def longest_on_the_device(changes: StandIns) -> None:
+    _instead(
+        changes,
+        lambda known, q, k, v, segments, *others: known(
+            q, k, v, replace(segments, max_length=segments.cu_seqlens.diff().max()), *others
+        ),
+    )
+
+
+def attention_left_out(changes: StandIns) -> None:
+    _instead(changes, lambda known, q, k, v, *others: q * 1)
+
+
+def _other_borders(changes: StandIns, change) -> None:
+    def call(known, q, k, v, segments, *others):
+        return known(q, k, v, replace(segments, cu_seqlens=change(segments.cu_seqlens)), *others)
+
+    _instead(changes, call)
+
+
+FAULTS_OF_CALLS = {
+    fault.__name__: fault
+    for fault in (
+        keyword_of_another_library,
+        attention_in_fp32,
+        borders_of_64_bits,
+        borders_in_a_row,
+        lengths_for_borders,
+        longest_on_the_device,
+        attention_left_out,
+    )
+}
+"""Faults of calls to packages that are stood in for."""
 FAULTS = {
     fault.__name__: fault
     for fault in (
