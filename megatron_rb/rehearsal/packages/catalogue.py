@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 ROOM = "megatron_rb.rehearsal.packages"
 NONE = "none"
@@ -33,15 +34,34 @@ class Package:
         Raises:
             ValueError: there is no stand-in for it.
         """
-        if asked and asked not in self.releases:
+        if not asked:
+            return self.releases[-1]
+        found = next((release for release in self.releases if _same(release, asked)), None)
+        if found is None:
             raise ValueError(
                 f"{self.name} {asked} cannot be stood in for, only {', '.join(self.releases)}; "
                 f"rehearse --with {self.name}={self.releases[-1]}, or --with {NONE}"
             )
-        return asked or self.releases[-1]
+        return found
 
 
 _KERNEL = "results are not computed; how a kernel is compiled and how fast it is are not known"
+
+_OTHER = f"{ROOM}.te_other"
+_TRANSFORMER_ENGINE = {
+    "transformer_engine": f"{ROOM}.te_base",
+    "transformer_engine.common": f"{ROOM}.te_base",
+    "transformer_engine.common.recipe": _OTHER,
+    "transformer_engine.pytorch": _OTHER,
+    "transformer_engine.pytorch.attention": f"{ROOM}.te_attention",
+    "transformer_engine.pytorch.distributed": _OTHER,
+    "transformer_engine.pytorch.fp8": _OTHER,
+    "transformer_engine.pytorch.ops": _OTHER,
+    "transformer_engine.pytorch.optimizers": f"{ROOM}.te_optimizers",
+    "transformer_engine.pytorch.router": _OTHER,
+    "transformer_engine.pytorch.tensor": _OTHER,
+    "transformer_engine_torch": f"{ROOM}.te_optimizers",
+}
 
 PACKAGES = (
     Package(
@@ -64,6 +84,19 @@ PACKAGES = (
         ("4.0.0b27",),
         {"flash_attn": "", "flash_attn.cute": f"{ROOM}.flash_attn_4"},
         (_KERNEL, "indices of tiles, of some kilobytes, are not allocated"),
+    ),
+    Package(
+        "transformer_engine",
+        "transformer-engine",
+        ("2.9.0",),
+        _TRANSFORMER_ENGINE,
+        (
+            _KERNEL,
+            "attention from Hopper on is that of cuDNN, whose workspaces are not counted; it is "
+            "taken to be 9.6 or newer",
+            "the workspace of its products (32 MiB on Hopper) and partial sums of its norms are not allocated",
+            "FP8, MoE, fused rotations and losses, and overlapped communication are not there",
+        ),
     ),
 )
 BY_NAME: Mapping[str, Package] = {package.name: package for package in PACKAGES}
@@ -98,6 +131,14 @@ def _installed() -> dict[str, str]:
         for distribution in metadata.distributions(name=package.distribution):
             found[package.name] = package.release(distribution.version.partition("+")[0])
     return found
+
+
+def _same(release: str, asked: str) -> bool:
+    """Whether 2.9 is 2.9.0; what is no release is none of them."""
+    try:
+        return Version(release) == Version(asked)
+    except InvalidVersion:
+        return False
 
 
 def modules_of(asked: Mapping[str, str]) -> dict[str, str]:

@@ -44,6 +44,8 @@ class StandInFinder(MetaPathFinder, Loader):
 
     def __init__(self, asked: Mapping[str, str]) -> None:
         self._modules = modules_of(asked)
+        # As those packages say it that are folders; flash_attn_interface does not.
+        self._versions_of_roots = {name: asked[name] for name in ("flash_attn", "transformer_engine") if name in asked}
         self._versions = {BY_NAME[name].distribution: release for name, release in asked.items()}
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -62,6 +64,9 @@ class StandInFinder(MetaPathFinder, Loader):
         source = import_module(self._modules[module.__name__])
         for name in source.__all__:
             setattr(module, name, getattr(source, name))
+        version = self._versions_of_roots.get(module.__name__)
+        if version is not None:
+            module.__version__ = version  # type: ignore[attr-defined]
         for child in self._modules:
             if child.rpartition(".")[0] == module.__name__:
                 import_module(child)

@@ -26,8 +26,7 @@ from megatron_rb.rehearsal.packages.varlen import (
     round_up,
 )
 
-__version__ = "2.8.3"
-__all__ = ["__version__", "flash_attn_varlen_func"]
+__all__ = ["flash_attn_varlen_func"]
 
 BLOCK = 128
 """Most queries of a block: rows that every sequence has more in buffers of the backward pass."""

@@ -25,8 +25,7 @@ from megatron_rb.rehearsal.packages.varlen import (
     round_up,
 )
 
-__version__ = "3.0.0.b1"
-__all__ = ["__version__", "flash_attn_varlen_func"]
+__all__ = ["flash_attn_varlen_func"]
 
 ROUNDED = (64, 96, 128, 192, 256)
 """Heads are padded to one of these inside the kernels."""
