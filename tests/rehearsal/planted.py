@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from megatron_rb.rehearsal.job import JOB_FILE, RehearsalJob
+from megatron_rb.rehearsal.packages.finder import stand_in_for_packages
 from megatron_rb.rehearsal.stand_ins import StandIns
 from megatron_rb.rehearsal.worker import rehearse_job
 
@@ -21,7 +22,8 @@ def rehearse(folder: Path) -> None:
     for file in sorted(folder.glob(f"*/{JOB_FILE}")):
         job = RehearsalJob.read(file.parent)
         with StandIns() as changes:
-            {**FAULTS, **FAULTS_OF_CALLS}[job.name](changes)
+            stand_in_for_packages(changes, job.packages)  # a fault may import what imports them
+            {**FAULTS, **FAULTS_OF_CALLS, **FAULTS_OF_TRANSFORMER_ENGINE}[job.name](changes)
             rehearse_job(job, file.parent)
         KEPT.clear()
 
@@ -183,6 +185,45 @@ def _other_borders(changes: StandIns, change) -> None:
     _instead(changes, call)
 
 
+def _packed(changes: StandIns, change) -> None:
+    """Transformer Engine is called with other packed sequences."""
+    from megatron_rb.models import transformer_engine
+
+    made = transformer_engine.PackedSeqParams
+    changes.set(transformer_engine, "PackedSeqParams", lambda **given: change(made(**given)))
+
+
+def te_borders_in_a_row(changes: StandIns) -> None:
+    _packed(changes, lambda packed: replace(packed, cu_seqlens_q=packed.cu_seqlens_q[None]))
+
+
+def te_keyword_of_another_release(changes: StandIns) -> None:
+    from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+    forward = TEDotProductAttention.forward
+
+    def other(self, *inputs, **given):
+        self.kept_packed_seq_params.add("cu_seqlens_k")
+        type(given["packed_seq_params"]).cu_seqlens_k = None
+        return forward(self, *inputs, **given)
+
+    changes.set(TEDotProductAttention, "forward", other)
+
+
+def te_attention_in_fp32(changes: StandIns) -> None:
+    from megatron_rb.models.transformer_engine import TransformerEngineAttention
+
+    forward = TransformerEngineAttention.forward
+    changes.set(
+        TransformerEngineAttention,
+        "forward",
+        lambda self, q, k, v, *others: forward(self, q.float(), k.float(), v.float(), *others),
+    )
+
+
+FAULTS_OF_TRANSFORMER_ENGINE = {
+    fault.__name__: fault for fault in (te_borders_in_a_row, te_keyword_of_another_release, te_attention_in_fp32)
+}
 FAULTS_OF_CALLS = {
     fault.__name__: fault
     for fault in (

@@ -24,7 +24,7 @@ def by_release(request, tmp_path_factory):
     return dict(zip(RELEASES, rehearsed(requests, folder), strict=True))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize("name", RELEASES[1:])
 def test_a_step_with_a_release_has_no_defect_and_takes_it(name, by_release):
     summary = by_release[name]
@@ -54,7 +54,7 @@ def planted(tmp_path_factory):
     return dict(zip(FAULTS_OF_CALLS, found, strict=True))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
