@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,19 +17,25 @@ COMPILERS = ("c++", "g++", "clang++")
 STANDARDS = ("c++20", "c++17")
 """Of the headers of torch: 2.13 needs the first."""
 CACHE_FOLDER = "megatron-rb"
+OUTSIDE = "-DREHEARSED_PRIVATEUSE1"
+"""The device is that of a vendor outside of torch."""
 
 
-def guard_library() -> Path:
+def guard_library(device_type: str = "cuda") -> Path:
     """The compiled library; the first call for a torch compiles it, which takes some seconds.
+
+    Args:
+        device_type: `cuda`, or that of a vendor outside of torch.
 
     Raises:
         ValueError: there is no C++ compiler, or it cannot compile against this torch.
     """
     source = SOURCE.read_bytes()
-    digest = hashlib.sha256(source + metadata.version("torch").encode()).hexdigest()[:16]
+    flags = [] if device_type == "cuda" else [OUTSIDE]
+    digest = hashlib.sha256(source + " ".join([metadata.version("torch"), *flags]).encode()).hexdigest()[:16]
     library = cache_folder() / f"guard-{digest}.so"
     if not library.is_file():
-        _compile(library)
+        _compile(library, flags)
     return library
 
 
@@ -38,14 +45,14 @@ def cache_folder() -> Path:
     return Path(root) / CACHE_FOLDER
 
 
-def _compile(library: Path) -> None:
+def _compile(library: Path, flags: Sequence[str]) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     compiler = _compiler()
     errors = ""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         for standard in STANDARDS:
-            done = subprocess.run(_command(compiler, standard, made), capture_output=True, text=True)
+            done = subprocess.run([*_command(compiler, standard, made), *flags], capture_output=True, text=True)
             if done.returncode == 0:
                 made.replace(library)  # whole or not at all, also when two processes compile at once
                 return

@@ -13,7 +13,7 @@ from megatron_rb.platform.base import Platform
 from megatron_rb.platform.cpu import CpuPlatform
 from megatron_rb.platform.cuda import CudaPlatform
 from megatron_rb.platform.musa import MusaPlatform
-from megatron_rb.platform.rehearsal import RehearsalPlatform
+from megatron_rb.platform.rehearsal import MusaRehearsalPlatform, RehearsalPlatform
 
 ENTRY_POINT_GROUP = "megatron_rb.platforms"
 ENVIRONMENT_VARIABLE = "MEGATRON_RB_PLATFORM"
@@ -22,7 +22,10 @@ BUILT_IN: Mapping[str, type[Platform]] = {
     "cuda": CudaPlatform,
     "musa": MusaPlatform,
 }
-STAND_INS: Mapping[str, type[Platform]] = {RehearsalPlatform.name: RehearsalPlatform}
+STAND_INS: Mapping[str, type[Platform]] = {
+    RehearsalPlatform.name: RehearsalPlatform,
+    MusaRehearsalPlatform.name: MusaRehearsalPlatform,
+}
 """No device is behind these: who needs one asks for it by name."""
 
 _override: ContextVar[Platform | None] = ContextVar("platform_override", default=None)

@@ -1,4 +1,4 @@
-"""A CUDA device that is not there: torch.cuda answers from a data sheet, and what waits for it is counted."""
+"""A device that is not there: torch.cuda or torch.musa answers from a data sheet, and what waits for it is counted."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class Waits:
 class RehearsedStream:
     """A stream with nothing in it."""
 
-    def __init__(self, waits: Waits) -> None:
+    def __init__(self, waits: Waits, device_type: str = "cuda") -> None:
         self._waits = waits
-        self.device = torch.device("cuda", 0)
+        self.device = torch.device(device_type, 0)
         self.cuda_stream = self.stream_id = self.device_index = 0
         self.device_type = 1
 
@@ -138,20 +138,35 @@ class _Pinned:
         return tensor.untyped_storage()._cdata in self.keys
 
 
+def answers_of(sheet: DataSheet, waits: Waits, device_type: str) -> dict[str, Any]:
+    """What the runtime of a device says, by the names that the vendors' modules in torch have for it."""
+    streams = _stream_answers(waits, device_type)
+    return {**_device_answers(sheet), **_memory_answers(sheet), **streams, **_random_answers()}
+
+
 def stand_in_for_cuda(stand_ins: StandIns, sheet: DataSheet, waits: Waits) -> Callable[[torch.Tensor], bool]:
     """Let torch.cuda answer as on the device of a data sheet.
 
     Returns:
         Whether a CPU tensor is in page-locked memory.
     """
-    pinned = _Pinned()
-    answers = {**_device_answers(sheet), **_memory_answers(sheet), **_stream_answers(waits), **_random_answers()}
+    answers = answers_of(sheet, waits, "cuda")
     for name, value in answers.items():
         stand_ins.set(torch.cuda, name, value)
     for name in ("get_rng_state", "set_rng_state", "manual_seed"):
         stand_ins.set(torch.cuda.random, name, answers[name])
     stand_ins.set(torch.cuda.random, "current_device", answers["current_device"])
     stand_ins.set(torch.version, "cuda", "12.9")
+    return stand_in_for_tensors(stand_ins)
+
+
+def stand_in_for_tensors(stand_ins: StandIns) -> Callable[[torch.Tensor], bool]:
+    """Let tensors of the host be page-locked by name, and those of the device be made without one.
+
+    Returns:
+        Whether a CPU tensor is in page-locked memory.
+    """
+    pinned = _Pinned()
     stand_ins.set(torch.Tensor, "record_stream", lambda tensor, stream: None)
     stand_ins.set(torch.Tensor, "pin_memory", lambda tensor, *_, **__: pinned.pin(tensor))
     stand_ins.set(torch.Tensor, "is_pinned", lambda tensor, *_, **__: pinned.holds(tensor))
@@ -211,11 +226,11 @@ def _memory_answers(sheet: DataSheet) -> dict[str, Any]:
     }
 
 
-def _stream_answers(waits: Waits) -> dict[str, Any]:
-    stream = RehearsedStream(waits)
+def _stream_answers(waits: Waits, device_type: str) -> dict[str, Any]:
+    stream = RehearsedStream(waits, device_type)
     return {
         "synchronize": lambda device=None: waits.note("cuda.synchronize"),
-        "Stream": lambda *_, **__: RehearsedStream(waits),
+        "Stream": lambda *_, **__: RehearsedStream(waits, device_type),
         "Event": lambda *_, **__: RehearsedEvent(waits),
         "current_stream": lambda device=None: stream,
         "default_stream": lambda device=None: stream,

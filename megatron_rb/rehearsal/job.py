@@ -30,6 +30,8 @@ class RehearsalJob:
     """Evaluate after the steps."""
     compiled: bool = True
     """Compile the Triton kernels that were started."""
+    device_type: str = "cuda"
+    """`cuda` or `musa`."""
     packages: dict[str, str] = field(default_factory=dict)
     """Releases that are stood in for, by name."""
 

@@ -15,7 +15,7 @@ from megatron_rb.layout import PipelineLayout
 from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.planner.device import Device, load_device
 from megatron_rb.planner.histogram import load_histogram
-from megatron_rb.platform.rehearsal import RehearsalPlatform
+from megatron_rb.platform.rehearsal import MusaRehearsalPlatform, RehearsalPlatform
 from megatron_rb.rehearsal.device import DataSheet
 from megatron_rb.rehearsal.job import RUN_FOLDER, RehearsalJob
 from megatron_rb.rehearsal.packages.catalogue import packages_asked
@@ -28,11 +28,16 @@ from megatron_rb.shapes.shape import RoboBrainShape
 USUAL_MIX, SMALL_MIX = "images_16k", "tiny"
 """Samples where none are named: of RoboBrain's stages, and for budgets that those do not fit."""
 USUAL_LENGTH = 8192
-USUAL_DEVICE = "h200"
+USUAL_DEVICES = {"cuda": "h200", "musa": "mtt_s5000"}
+REHEARSED_AS = {"cuda": RehearsalPlatform.name, "musa": MusaRehearsalPlatform.name}
+"""Platforms that can be rehearsed, and the one that stands in for each."""
+PACKAGES_FOR = "cuda"
+"""The platform whose packages are stood in for."""
 MODEL_FOLDER = "model"
-EARLIER_ARCHITECTURES = {"A800": (8, 0), "A100": (8, 0)}
-"""Compute capability by a word of the device's name; those of today have 9.0."""
-MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132}
+OTHER_ARCHITECTURES = {"A800": (8, 0), "A100": (8, 0), "S4000": (2, 2), "S5000": (3, 1)}
+"""Compute capability by a word of the device's name; NVIDIA's of today have 9.0."""
+MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132, (2, 2): 48, (3, 1): 48}
+"""Those of Moore Threads are not published; nothing that is rehearsed asks for them."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Rehearsal:
             str(Path(request.histogram).absolute()) if request.histogram else "",
             request.evaluation,
             request.compiled,
+            self.device.platform,
             self.packages,
         )
 
@@ -98,10 +104,17 @@ def prepare(request: RehearsalRequest, folder: Path) -> Rehearsal:
     """
     packages = packages_asked(request.packages)
     config = load_config(list(request.settings))
-    if config.platform.name not in ("auto", "cuda", "cpu"):
-        raise ValueError(f"platform {config.platform.name} cannot be rehearsed, only cuda can; add platform=cuda")
+    if config.platform.name not in ("auto", "cpu", *REHEARSED_AS):
+        raise ValueError(
+            f"platform {config.platform.name} cannot be rehearsed, only {' and '.join(REHEARSED_AS)} can; "
+            "add platform=cuda"
+        )
     shape = shape_of(config.model.hf_path, config.model.published)
-    device = load_device(request.device or config.planner.device or next(iter(config.recipe.devices), USUAL_DEVICE))
+    device = _device(request, config)
+    if packages and device.platform != PACKAGES_FOR:
+        raise ValueError(
+            f"{next(iter(packages))} has no release for {device.platform} that could be stood in for; rehearse --with none"
+        )
     if device.memory <= device.reserved_memory:
         raise ValueError(
             f"{device.name} has {device.memory / 1e9:g} GB, of which its libraries take "
@@ -110,7 +123,7 @@ def prepare(request: RehearsalRequest, folder: Path) -> Rehearsal:
     if request.mix and request.histogram:
         raise ValueError(f"--mix {request.mix} and --data {request.histogram} are two kinds of samples; give one")
     mix = _mix(request.mix, config)
-    config = _as_rehearsed(config, request, folder, mix)
+    config = _as_rehearsed(config, request, folder, mix, REHEARSED_AS[device.platform])
     derived = derive(config, shape)
     parallel = config.parallel
     grid = RankGrid.of_world(derived.world_size, parallel.tp_size, parallel.pp_size, parallel.cp_size)
@@ -122,9 +135,29 @@ def prepare(request: RehearsalRequest, folder: Path) -> Rehearsal:
     return Rehearsal(folder, config, shape, grid, layout, device, mix, ranks, request, packages)
 
 
+def _device(request: RehearsalRequest, config: Config) -> Device:
+    """The device that is asked for; else the first of the recipe, or the usual one, of the platform.
+
+    Raises:
+        ValueError: it is one of another platform than the run asks for, or of one that cannot be rehearsed.
+    """
+    asked = config.platform.name if config.platform.name in REHEARSED_AS else ""
+    named = request.device or config.planner.device
+    known = [load_device(name) for name in ([named] if named else config.recipe.devices)]
+    fitting = [device for device in known if device.platform == asked or not asked and device.platform in REHEARSED_AS]
+    if fitting:
+        return fitting[0]
+    if named:
+        raise ValueError(
+            f"{known[0].name} is a device of platform {known[0].platform}, and "
+            f"{f'the run asks for platform {asked}' if asked else 'it cannot be rehearsed'}; name another with --device"
+        )
+    return load_device(USUAL_DEVICES[asked or "cuda"])
+
+
 def data_sheet(device: Device) -> DataSheet:
     """What torch.cuda says of a device."""
-    capability = next((c for word, c in EARLIER_ARCHITECTURES.items() if word in device.name), (9, 0))
+    capability = next((c for word, c in OTHER_ARCHITECTURES.items() if word in device.name), (9, 0))
     return DataSheet(device.name, capability, int(device.memory), MULTIPROCESSORS[capability])
 
 
@@ -134,7 +167,7 @@ def _mix(name: str, config: Config) -> Mix:
     return dataclasses.replace(mix, seq_length=config.data.seq_length, max_patches=config.data.max_patches)
 
 
-def _as_rehearsed(config: Config, request: RehearsalRequest, folder: Path, mix: Mix) -> Config:
+def _as_rehearsed(config: Config, request: RehearsalRequest, folder: Path, mix: Mix, platform: str) -> Config:
     """The same run on the rehearsal's platform, in its folder, with its samples, writing no curves."""
     world_size = config.world_size or config.cluster.nodes * config.cluster.processes_per_node
     data = dataclasses.replace(config.data, train=[f"mix {mix.name}"], evaluation=[])
@@ -148,7 +181,7 @@ def _as_rehearsed(config: Config, request: RehearsalRequest, folder: Path, mix: 
         config,
         world_size=world_size,
         run_dir=str(folder / RUN_FOLDER),
-        platform=dataclasses.replace(config.platform, name=RehearsalPlatform.name, threads_per_rank=1),
+        platform=dataclasses.replace(config.platform, name=platform, threads_per_rank=1),
         data=data,
         metrics=quiet,
         checkpoint=dataclasses.replace(config.checkpoint, init="random", dir="", resume=True),

@@ -77,10 +77,10 @@ def _share_out(rehearsals: Sequence[Rehearsal], folder: Path, count: int) -> lis
     """
     kinds: dict[str, int] = {}
     for rehearsal in rehearsals:
-        kinds.setdefault(str(sorted(rehearsal.packages.items())), len(kinds))
+        kinds.setdefault(_kind(rehearsal), len(kinds))
     count = max(1, count // len(kinds))
     for number, rehearsal in enumerate(rehearsals):
-        kind = kinds[str(sorted(rehearsal.packages.items()))]
+        kind = kinds[_kind(rehearsal)]
         for place in range(count):
             process = folder / f"process_{kind}_{place}"
             ranks = rehearsal.ranks[(place + number) % count :: count]
@@ -91,6 +91,10 @@ def _share_out(rehearsals: Sequence[Rehearsal], folder: Path, count: int) -> lis
             (job / RUN_FOLDER).symlink_to((rehearsal.folder / RUN_FOLDER).absolute())
             rehearsal.job(list(ranks)).write(job)
     return sorted(process for process in folder.glob("process_*") if process.is_dir())
+
+
+def _kind(rehearsal: Rehearsal) -> str:
+    return f"{rehearsal.device.platform} {sorted(rehearsal.packages.items())}"
 
 
 def _job_name(number: int) -> str:
@@ -110,13 +114,14 @@ def _read(file: Path) -> Any:
 @contextmanager
 def _workers(folders: Sequence[Path], target: str, python: str) -> Iterator[list[subprocess.Popen[bytes]]]:
     """A process per folder; none is left behind."""
-    library = _library(python)
+    devices = [_device_type(folder) for folder in folders]
+    libraries = {device: _library(python, device) for device in devices}
     workers = []
     try:
-        for folder in folders:
+        for folder, device in zip(folders, devices, strict=True):
             with (folder / LOG_FILE).open("wb") as log:
                 command = [python, "-m", WORKER, target, str(folder)]
-                workers.append(subprocess.Popen(command, env=_environment(library), stdout=log, stderr=log))
+                workers.append(subprocess.Popen(command, env=_environment(libraries[device]), stdout=log, stderr=log))
         yield workers
     finally:
         for worker in workers:
@@ -124,11 +129,16 @@ def _workers(folders: Sequence[Path], target: str, python: str) -> Iterator[list
             worker.wait()
 
 
-def _library(python: str) -> Path:
+def _device_type(folder: Path) -> str:
+    """That of the runs of a process."""
+    return RehearsalJob.read(next(folder.glob(f"*/{JOB_FILE}")).parent).device_type
+
+
+def _library(python: str, device_type: str) -> Path:
     """The library for the torch of an interpreter."""
     if python == sys.executable:
-        return guard_library()
-    code = "from megatron_rb.platform.guard import guard_library; print(guard_library())"
+        return guard_library(device_type)
+    code = f"from megatron_rb.platform.guard import guard_library; print(guard_library({device_type!r}))"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{python} cannot be used for a rehearsal: {done.stderr.strip().splitlines()[-1]}")

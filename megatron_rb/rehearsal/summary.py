@@ -181,7 +181,7 @@ def _over_gloo(group: Group) -> bool:
 
 
 def _used(record: RehearsedRank) -> set[str]:
-    return {message.group for phase in record.phases for message in phase.messages if message.device == "cuda"}
+    return {message.group for phase in record.phases for message in phase.messages if message.device != "cpu"}
 
 
 def _bytes_by_link(record: RehearsedRank, phase: Phase, devices_per_node: int) -> Counter[str]:

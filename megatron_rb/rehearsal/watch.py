@@ -36,8 +36,10 @@ class Watch(TorchDispatchMode):
         messages: Messages,
         oracle: Oracle,
         is_pinned: Callable[[torch.Tensor], bool],
+        device_type: str = "cuda",
     ) -> None:
         super().__init__()
+        self.device_type = device_type
         self.memory, self.waits, self.messages, self.oracle = memory, waits, messages, oracle
         self._is_pinned = is_pinned
         self._shapes = FakeTensorMode(allow_non_fake_inputs=True)
@@ -48,7 +50,7 @@ class Watch(TorchDispatchMode):
 
     def __enter__(self) -> Watch:
         self._lifts.append(torch._C._only_lift_cpu_tensors())
-        # So that `torch.tensor(values, device="cuda")` makes its values on the host and copies them.
+        # So that `torch.tensor(values, device=...)` makes its values on the host and copies them.
         torch._C._set_only_lift_cpu_tensors(True)
         return super().__enter__()
 
@@ -73,7 +75,7 @@ class Watch(TorchDispatchMode):
         name = func._schema.name
         if name.startswith("c10d::"):
             return self.messages.answer(func, args, keywords)
-        if not any(issubclass(kind, FakeTensor) for kind in types) and not _on_device(keywords.get("device")):
+        if not any(issubclass(kind, FakeTensor) for kind in types) and not self._on_device(keywords.get("device")):
             return func(*args, **keywords)
         if name == "aten::_local_scalar_dense":
             return self._read(args[0])
@@ -90,7 +92,7 @@ class Watch(TorchDispatchMode):
     def _count(self, func: Any, args: tuple[Any, ...], keywords: dict[str, Any], out: Any) -> None:
         device = False
         for tensor in tree_iter(out):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cuda":
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == self.device_type:
                 self.memory.note(tensor)
                 device = True
         self.operations += device
@@ -101,12 +103,12 @@ class Watch(TorchDispatchMode):
 
     def read_all(self, tensor: torch.Tensor) -> Any:
         """Stands in for `tolist` of a tensor without values: one transfer."""
-        if tensor.device.type == "cuda":
+        if tensor.device.type == self.device_type:
             self.waits.note("values read")
         return self.oracle.values(tensor.shape, tensor.dtype, site())
 
     def _read(self, tensor: torch.Tensor) -> bool | int | float:
-        if tensor.device.type == "cuda":
+        if tensor.device.type == self.device_type:
             self.waits.note("value read")
         return self.oracle.value(tensor.dtype)
 
@@ -127,14 +129,13 @@ class Watch(TorchDispatchMode):
         target = args[0].device if inplace else keywords.get("device") or source.device
         ways = source.device.type, torch.device(target).type
         freely = args[2] if inplace and len(args) > 2 else keywords.get("non_blocking", False)
-        if ways == ("cuda", "cpu") and not freely:
+        if ways == (self.device_type, "cpu") and not freely:
             self.waits.note("copy to the host")
-        elif ways == ("cpu", "cuda") and source.numel() and not (freely and self._is_ready(source)):
+        elif ways == ("cpu", self.device_type) and source.numel() and not (freely and self._is_ready(source)):
             self.waits.note("copy from pageable memory" if freely else "copy to the device")
 
     def _is_ready(self, source: torch.Tensor) -> bool:
         return not isinstance(source, FakeTensor) and self._is_pinned(source)
 
-
-def _on_device(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "cuda"
+    def _on_device(self, device: Any) -> bool:
+        return device is not None and torch.device(device).type == self.device_type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from megatron_rb.rehearsal.job import JOB_FILE, RUN_FOLDER, RehearsalJob
 from megatron_rb.rehearsal.launches import Launch, Launches, stand_in_for_triton
 from megatron_rb.rehearsal.memory import DeviceMemory
 from megatron_rb.rehearsal.messages import Messages, stand_in_for_groups
+from megatron_rb.rehearsal.musa_device import DEVICE_TYPE, stand_in_for_musa
 from megatron_rb.rehearsal.packages.finder import stand_in_for_packages
 from megatron_rb.rehearsal.samples import stand_in_for_pixels
 from megatron_rb.rehearsal.stand_ins import StandIns
@@ -42,8 +44,7 @@ def rehearse_job(job: RehearsalJob, folder: Path) -> None:
     config = config_from_file(folder / RUN_FOLDER / CONFIG_FILE)
     with StandIns() as stand_ins:
         waits, messages, launches = Waits(), Messages(), Launches()
-        is_pinned = stand_in_for_cuda(stand_ins, job.device, waits)
-        stand_ins.set(torch.cuda, REHEARSED, True)
+        is_pinned = _stand_in_for_device(stand_ins, job, waits)
         stand_in_for_packages(stand_ins, job.packages)
         platform = adapt_megatron(config.platform.name)
         stand_in_for_triton(stand_ins, launches, platform)
@@ -58,7 +59,7 @@ def rehearse_job(job: RehearsalJob, folder: Path) -> None:
         started: set[Launch] = set()
         for rank in job.ranks:
             memory = DeviceMemory()
-            watch = Watch(memory, waits, messages, Oracle(), is_pinned)
+            watch = Watch(memory, waits, messages, Oracle(), is_pinned, job.device_type)
             with StandIns() as own:
                 stand_in_for_weights(own, watch)
                 own.set(FakeTensor, "tolist", lambda tensor, watch=watch: watch.read_all(tensor))
@@ -71,6 +72,13 @@ def rehearse_job(job: RehearsalJob, folder: Path) -> None:
             shared = folder / RUN_FOLDER / COMPILED_FOLDER
             shared.mkdir(exist_ok=True)
             _write(failures(started, 10 * major + minor, shared), folder / KERNELS_FILE)
+
+
+def _stand_in_for_device(stand_ins: StandIns, job: RehearsalJob, waits: Waits) -> Callable[[torch.Tensor], bool]:
+    if job.device_type == DEVICE_TYPE:
+        return stand_in_for_musa(stand_ins, job.device, waits)
+    stand_ins.set(torch.cuda, REHEARSED, True)
+    return stand_in_for_cuda(stand_ins, job.device, waits)
 
 
 def _write(content: Any, path: Path) -> None:

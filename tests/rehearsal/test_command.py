@@ -55,7 +55,10 @@ def _device(path, memory):
         (["--ranks", "7"], "--ranks names rank 7; the run has the ranks 0 to 1"),
         (["--steps", "0"], "--steps is 0"),
         (["--data", "none.json", "--mix", ""], "there is no histogram none.json"),
-        (["platform.name=musa"], "platform musa cannot be rehearsed"),
+        (["platform.name=musa", "--device", "h200"], "the run asks for platform musa; name another with --device"),
+        (["platform.name=cuda", "--device", "mtt_s5000"], "S5000 is a device of platform musa, and the run asks for"),
+        (["--device", "cpu"], "is a device of platform cpu, and it cannot be rehearsed"),
+        (["platform.name=musa", "--with", "flash_attn"], "flash_attn has no release for musa"),
         (["data.seq_length=64", "data.max_patches=64"], "raise seq_length or max_patches"),
     ],
 )
