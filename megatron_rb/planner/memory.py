@@ -35,9 +35,14 @@ class Operators:
     """Keeps its input alone, which the residual keeps anyway; torch's keeps it in fp32, and the result."""
     windows: bool
     """Windowed attention keeps the packed projection; torch's keeps rotated queries and keys beside it."""
+    heads: bool
+    """QK-norm and rotation keep what they are given; torch's keep it in fp32, as it came and normed."""
+    packed: bool
+    """Attention over packed sequences is one call; torch's has one for every length, and keeps the results of all
+    beside the whole."""
 
 
-TORCH, FUSED = Operators(False, False), Operators(True, True)
+TORCH, FUSED = Operators(False, False, False, False), Operators(True, True, True, True)
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,8 @@ def operators_of(kernels: KernelsConfig, platform: str) -> Operators:
     return Operators(
         norm=kernels.rms_norm == "liger" or on_cuda and kernels.rms_norm == "auto",
         windows=kernels.window_attention == "triton" or on_cuda and kernels.window_attention == "auto",
+        heads=kernels.mrope == "triton" or on_cuda and kernels.mrope == "auto",
+        packed=kernels.varlen_attention not in ("auto", "torch") or on_cuda and kernels.varlen_attention == "auto",
     )
 
 
@@ -206,6 +213,8 @@ def _vision_layer(vision: VisionSizes, shards: Shards, patches: int, operators: 
     # qkv in one piece and the result; without a fused operator rotated q and k, and the log of the sums.
     fused = windowed and operators.windows
     attention = patches * ((4 if fused else 6) * h / tp * item + (0 if fused else 4 * vision.num_heads / tp))
+    if not (fused or operators.packed):
+        attention += patches * h / tp * item
     return spread + attention + patches * ffn * item * (3 if vision.gated_mlp else 2)
 
 
@@ -218,19 +227,21 @@ def _decoder(text: TextSizes, shards: Shards, tokens: int, operators: Operators)
     # were gathered.
     values = 2 * text.num_heads if shards.cp_size > 1 else 3 * (text.num_heads + text.num_query_groups)
     attention = values * text.head_dim / tp * item
-    normed = _qk_norm(text, shards, operators) * text.head_dim / tp * item if text.qk_norm else 0.0
+    if not operators.packed:
+        attention += text.num_heads * text.head_dim / tp * item
+    normed = _qk_norm(text, shards, operators) * text.head_dim / tp if text.qk_norm else 0.0
     mlp = 3 * padded_ffn(text.ffn_hidden_size, tp) * item
     gathered = _whole_keys(text, shards, tokens)
     return spread + tokens * (attention + normed + mlp + 4 * text.num_heads / tp) + gathered
 
 
 def _qk_norm(text: TextSizes, shards: Shards, operators: Operators) -> int:
-    """Heads that QK-norm keeps of its input beside what attention keeps."""
-    if not operators.norm:
-        return text.num_heads + text.num_query_groups
+    """Bytes of a value of all heads that QK-norm keeps beside what attention keeps."""
+    if not operators.heads:
+        return 2 * 4 * (text.num_heads + text.num_query_groups)
     copied = text.num_heads * (text.num_query_groups > shards.tp_size)
     # Keys are a part of the projection, which with context parallelism nobody else keeps.
-    return copied + (text.num_heads + 2 * text.num_query_groups) * (shards.cp_size > 1)
+    return shards.itemsize * (copied + (text.num_heads + 2 * text.num_query_groups) * (shards.cp_size > 1))
 
 
 def _whole_keys(text: TextSizes, shards: Shards, tokens: float) -> float:

@@ -113,7 +113,8 @@ def prepare(request: RehearsalRequest, folder: Path) -> Rehearsal:
     device = _device(request, config)
     if packages and device.platform != PACKAGES_FOR:
         raise ValueError(
-            f"{next(iter(packages))} has no release for {device.platform} that could be stood in for; rehearse --with none"
+            f"{next(iter(packages))} has no release for {device.platform} that could be stood in for; "
+            "rehearse --with none"
         )
     if device.memory <= device.reserved_memory:
         raise ValueError(
