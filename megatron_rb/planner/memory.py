@@ -238,7 +238,8 @@ def _decoder(text: TextSizes, shards: Shards, tokens: int, operators: Operators)
 def _qk_norm(text: TextSizes, shards: Shards, operators: Operators) -> int:
     """Bytes of a value of all heads that QK-norm keeps beside what attention keeps."""
     if not operators.heads:
-        return 2 * 4 * (text.num_heads + text.num_query_groups)
+        # Normed in fp32, and as it came in fp32 unless it came so.
+        return (4 if shards.itemsize == 4 else 8) * (text.num_heads + text.num_query_groups)
     copied = text.num_heads * (text.num_query_groups > shards.tp_size)
     # Keys are a part of the projection, which with context parallelism nobody else keeps.
     return shards.itemsize * (copied + (text.num_heads + 2 * text.num_query_groups) * (shards.cp_size > 1))
