@@ -62,10 +62,10 @@ def flash_attn_varlen_func(
     window = (window_size[0], 0 if causal else window_size[1])
     borders = Borders(cu_seqlens_q, cu_seqlens_k, window)
     keeps = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    return FlashAttnVarlenFunc.apply(q, k, v, borders, deterministic, keeps)
+    return FlashAttn2Varlen.apply(q, k, v, borders, deterministic, keeps)
 
 
-class FlashAttnVarlenFunc(torch.autograd.Function):
+class FlashAttn2Varlen(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

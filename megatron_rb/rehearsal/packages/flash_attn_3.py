@@ -70,7 +70,7 @@ def flash_attn_varlen_func(
         )
     check_longest(max_seqlen_q, max_seqlen_k)
     window = _window(window_size, causal, max_seqlen_q, max_seqlen_k)
-    return FlashAttnVarlenFunc.apply(q, k, v, Borders(cu_seqlens_q, cu_seqlens_k, window))
+    return FlashAttn3Varlen.apply(q, k, v, Borders(cu_seqlens_q, cu_seqlens_k, window))
 
 
 def _window(asked: tuple[int, int], causal: bool, longest_q: int, longest_k: int) -> tuple[int, int]:
@@ -80,7 +80,7 @@ def _window(asked: tuple[int, int], causal: bool, longest_q: int, longest_k: int
     return left, 0 if causal else right
 
 
-class FlashAttnVarlenFunc(torch.autograd.Function):
+class FlashAttn3Varlen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, borders: Borders) -> torch.Tensor:
         q, k = contiguous(q), contiguous(k)

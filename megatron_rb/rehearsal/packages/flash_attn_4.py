@@ -70,10 +70,10 @@ def flash_attn_varlen_func(
     left, right = (-1 if size is None else size for size in window_size)
     borders = Borders(cu_seqlens_q, cu_seqlens_k, (left, 0 if causal else right))
     keeps = any(x.requires_grad for x in (q, k, v)) or return_lse
-    return FlashAttnVarlenFunc.apply(q, k, v, borders, keeps)
+    return FlashAttn4Varlen.apply(q, k, v, borders, keeps)
 
 
-class FlashAttnVarlenFunc(torch.autograd.Function):
+class FlashAttn4Varlen(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

@@ -105,7 +105,7 @@ class Linear(TransformerEngineBaseModule):
             refuse("FP8")
         inp = self.prepare(inp)
         assert inp.shape[-1] == self.weight.shape[1], "GEMM not possible"
-        way = _Way(self.tp_group, self.parallel_mode if self.tp_size > 1 else None, self.sequence_parallel)
+        way = _AcrossRanks(self.tp_group, self.parallel_mode if self.tp_size > 1 else None, self.sequence_parallel)
         bias = self.bias if self.apply_bias and not self.gemm_bias_unfused_add else None
         out = _Linear.apply(self.weight, inp, bias, way, self.activation_dtype)
         if self.gemm_bias_unfused_add:
@@ -114,7 +114,7 @@ class Linear(TransformerEngineBaseModule):
 
 
 @dataclass(frozen=True)
-class _Way:
+class _AcrossRanks:
     """What ranks say to each other around the product."""
 
     group: Any
@@ -126,7 +126,12 @@ class _Way:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, weight: torch.Tensor, inp: torch.Tensor, bias: torch.Tensor | None, way: _Way, dtype: torch.dtype
+        ctx: Any,
+        weight: torch.Tensor,
+        inp: torch.Tensor,
+        bias: torch.Tensor | None,
+        way: _AcrossRanks,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
         held = inp.to(dtype)
         total = gather(held, way.group)[0] if way.mode == "column" and way.sequence_parallel else held
@@ -140,7 +145,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         held, weight = ctx.saved_tensors
-        way: _Way = ctx.way
+        way: _AcrossRanks = ctx.way
         grad = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
         if way.mode == "row" and way.sequence_parallel:
             grad = gather(grad, way.group)[0]
@@ -163,7 +168,7 @@ class _Linear(torch.autograd.Function):
 
 def _grad_of_input(ctx: Any, grad: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor | None, Any]:
     """The gradient, and the work of its sum over ranks."""
-    way: _Way = ctx.way
+    way: _AcrossRanks = ctx.way
     if not ctx.needs_input_grad[1]:
         return None, None
     dgrad = grad @ weight.to(grad.dtype)

@@ -76,12 +76,15 @@ class _Norm(torch.nn.Module):
         return _Normalised.apply(x, *(getattr(self, name) for name in self.names))
 
 
-class LayerNorm(_Norm):
+class EngineLayerNorm(_Norm):
     names = ("weight", "bias")
 
 
-class RMSNorm(_Norm):
+class EngineRMSNorm(_Norm):
     names = ("weight",)
+
+
+LayerNorm, RMSNorm = EngineLayerNorm, EngineRMSNorm
 
 
 class _Normalised(torch.autograd.Function):
