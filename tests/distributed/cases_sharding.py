@@ -122,7 +122,7 @@ def reshard_all(folder: str) -> dict[str, dict[str, float]]:
             target.mkdir(exist_ok=True)
             chunk, state = start(before, distributed_optimizer)
             step(chunk, state)
-            save_sharded(state, target, low_memory=True, asynchronous=False)
+            save_sharded(state, target, asynchronous=False)
             step(chunk, state)
             straight = full_values(chunk)
             chunk, state = start(after, distributed_optimizer)
