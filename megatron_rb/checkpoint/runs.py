@@ -62,17 +62,17 @@ def _piece(sharded: Sharded, values: torch.Tensor, inside: TensorBox, part: Plac
 
 
 def shared_runs(tensors: Sequence[Sharded], mesh: Mesh) -> list[tuple[int, TensorRun]]:
-    """Tensors that data- and context-parallel ranks hold alike, cut into an equal share for each of these ranks.
+    """Tensors that data- and context-parallel ranks hold alike, cut into shares of equal bytes for each of these ranks.
 
     Returns:
         `(number of the rank among them, run)`, in the same order on all of them.
     """
-    segments = cut_evenly([sharded.data.numel() for sharded in tensors], len(_ranks(mesh)))
     runs = []
-    for segment in segments:
-        sharded = tensors[segment.tensor]
-        values = sharded.data.detach().view(-1)[segment.first : segment.stop]
-        runs.append((segment.part, TensorRun(sharded, segment.first, values)))
+    for cut in cut_evenly([sharded.data.nbytes for sharded in tensors], len(_ranks(mesh))):
+        sharded = tensors[cut.tensor]
+        first, stop = (byte // sharded.data.itemsize for byte in (cut.first, cut.stop))
+        if first < stop:
+            runs.append((cut.part, TensorRun(sharded, first, sharded.data.detach().view(-1)[first:stop])))
     return runs
 
 

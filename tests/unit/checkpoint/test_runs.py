@@ -7,7 +7,7 @@ from megatron_rb.checkpoint.runs import TensorRun, clear_padding, is_written, pi
 from megatron_rb.layout.mesh import RankGrid
 from megatron_rb.parallel.boxes import cut_evenly
 from megatron_rb.parallel.mesh import Mesh
-from megatron_rb.parallel.sharding import ShardSpec, full_to_local, sharded_tensor, stored_shape
+from megatron_rb.parallel.sharding import Sharded, ShardSpec, full_to_local, sharded_tensor, stored_shape
 
 SPECS = [
     ShardSpec((7,)),
@@ -66,10 +66,21 @@ def test_copies_of_other_ranks_are_not_written(copy, tp_rank, written):
 
 def test_ranks_with_the_same_weights_share_them_evenly():
     tensors = [sharded_tensor(name, torch.ones(5, 2), ShardSpec((5, 2)), 0, 1, dp_rank=0) for name in "ab"]
-    groups = {"dp_cp": None}
+    assert shares_of(tensors, 4) == [[("a", 0, 5)], [("a", 5, 5)], [("b", 0, 5)], [("b", 5, 5)]]
+
+
+def test_shares_are_even_in_bytes_and_whole_in_elements():
+    one, other = torch.ones(3, dtype=torch.bfloat16), torch.ones(3)
+    tensors = [sharded_tensor(name, data, ShardSpec((3,)), 0, 1, 0) for name, data in (("a", one), ("b", other))]
+    assert shares_of(tensors, 2) == [[("a", 0, 3)], [("b", 0, 3)]]
+    assert shares_of(tensors, 3) == [[("a", 0, 3)], [("b", 0, 1)], [("b", 1, 2)]]
+
+
+def shares_of(tensors: list[Sharded], dp_size: int) -> list[list[tuple[str, int, int]]]:
+    """`(key, first element, elements)` of the runs of each data-parallel rank."""
     shares = []
-    for rank in range(4):
-        mesh = Mesh(RankGrid.of_world(4, 1), rank, groups=groups)
+    for rank in range(dp_size):
+        mesh = Mesh(RankGrid.of_world(dp_size, 1), rank, groups={"dp_cp": None})
         runs = runs_of_rank(shared_runs(tensors, mesh), mesh)
         shares.append([(run.sharded.key, run.first, run.values.numel()) for run in runs])
-    assert shares == [[("a", 0, 5)], [("a", 5, 5)], [("b", 0, 5)], [("b", 5, 5)]]
+    return shares

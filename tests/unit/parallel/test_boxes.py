@@ -48,7 +48,9 @@ def test_an_overlap_holds_what_both_boxes_hold(seed):
 
     def drawn_box() -> TensorBox:
         start = tuple(int(draw.integers(0, size)) for size in shape)
-        return TensorBox(start, tuple(int(draw.integers(1, size - low + 1)) for low, size in zip(start, shape)))
+        return TensorBox(
+            start, tuple(int(draw.integers(1, size - low + 1)) for low, size in zip(start, shape, strict=True))
+        )
 
     one, other = drawn_box(), drawn_box()
     inside = one.overlap(other)
