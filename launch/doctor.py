@@ -93,7 +93,9 @@ def files_line(reports: Sequence[Mapping[str, Any]], world: int, needed: int) ->
     """One sentence with the figures of `file_findings`."""
     least = min(report["open_files"] for report in reports)
     way = "lazily" if reports[0]["lazy_gloo"] else "at once"
-    return f"open files: a process of {world} ranks needs up to {needed} (gloo connects {way}), a process may have {least}"
+    return (
+        f"open files: a process of {world} ranks needs up to {needed} (gloo connects {way}), a process may have {least}"
+    )
 
 
 def table(reports: Sequence[Mapping[str, Any]]) -> str:

@@ -85,15 +85,15 @@ def _read_piece(stored: Stored, piece: ShardedTensor, pool: FilePool, blobs: dic
             continue
         index = MetadataIndex(piece.key, described.offsets)
         if index not in blobs:
-            blobs[index] = _blob(stored, index, chunk.shape)
-        values = _read_box(pool, blobs[index], inside.seen_from(chunk.start))
+            blobs[index] = find_blob(stored, index, chunk.shape)
+        values = read_box(pool, blobs[index], inside.seen_from(chunk.start))
         piece.data[inside.seen_from(wanted.start).slices()].copy_(values)
         found += inside.numel
     if found != wanted.numel:
         raise DamagedFile(f"{stored.folder} is damaged: it holds {found} of {wanted.numel} elements of {piece.key}")
 
 
-def _blob(stored: Stored, index: MetadataIndex, shape: tuple[int, ...]) -> StoredTensor:
+def find_blob(stored: Stored, index: MetadataIndex, shape: tuple[int, ...]) -> StoredTensor:
     """Where the bytes of a stored part of a tensor lie."""
     info = stored.metadata.storage_data[index]
     path = stored.folder / info.relative_path
@@ -103,7 +103,7 @@ def _blob(stored: Stored, index: MetadataIndex, shape: tuple[int, ...]) -> Store
     return tree
 
 
-def _read_box(pool: FilePool, blob: StoredTensor, box: TensorBox) -> torch.Tensor:
+def read_box(pool: FilePool, blob: StoredTensor, box: TensorBox) -> torch.Tensor:
     """A box of a blob by one read from its first to its last element: a box of whole rows has no others between."""
     if len(blob.chunks) != 1:
         return pool.read(cropped(blob, box.start, box.shape))
