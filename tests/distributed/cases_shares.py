@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,21 +37,9 @@ SPECS = {
 }
 """Of which `whole` and `norm` lie on every tensor-parallel rank."""
 COLLECTIVES = (
-    "all_gather",
-    "all_gather_into_tensor",
-    "all_reduce",
-    "batch_isend_irecv",
-    "broadcast",
-    "gather",
-    "irecv",
-    "isend",
-    "recv",
-    "reduce",
-    "reduce_scatter",
-    "reduce_scatter_tensor",
-    "scatter",
-    "send",
-)
+    "all_gather all_gather_into_tensor all_reduce batch_isend_irecv broadcast gather irecv isend "
+    "recv reduce reduce_scatter reduce_scatter_tensor scatter send"
+).split()
 
 
 @contextmanager
@@ -63,6 +53,19 @@ def counted_reads() -> Iterator[list[int]]:
 
     with mock.patch.object(FilePool, "read_into", read):
         yield lengths
+
+
+@contextmanager
+def counted_gathers() -> Iterator[list[int]]:
+    """Ranks of each gathering of objects onto all of them."""
+    gather, sizes = dist.all_gather_object, []
+
+    def counting(objects: list[Any], *args: Any, **options: Any) -> None:
+        sizes.append(len(objects))
+        gather(objects, *args, **options)
+
+    with mock.patch.object(dist, "all_gather_object", counting):
+        yield sizes
 
 
 @contextmanager
@@ -116,7 +119,7 @@ def trained(tp_size: int, distributed: bool, dtype: str) -> tuple[DistributedDat
 def round_trip(folder: Path, tp_size: int, distributed: bool, dtype: str) -> dict[str, Any]:
     """Save and load under one layout, with everything counted."""
     chunk, state = trained(tp_size, distributed, dtype)
-    with counted_messages() as saving:
+    with counted_messages() as saving, counted_gathers() as gathers:
         save_sharded(state, folder, asynchronous=False)
     saved = [value.clone() for value in live_tensors(state)]
     spoil(state)
@@ -129,6 +132,7 @@ def round_trip(folder: Path, tp_size: int, distributed: bool, dtype: str) -> dic
     return {
         "written": written(folder),
         "sent_while_saving": sum(saving),
+        "gathers_while_saving": len(gathers),
         "read": sum(reads),
         "sent_while_loading": sum(loading),
         "weights_read": sum(weight_reads),
@@ -235,6 +239,29 @@ def failing_rank(folder: Path) -> dict[str, str]:
     return words
 
 
+class Numbered:
+    """A state that is the rank's number, which it must not be."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": 3, "rank": dist.get_rank()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def other_states(folder: Path) -> list[str]:
+    """What a rank whose small state is another than rank 0's says while saving."""
+    _, state = trained(1, True, "fp32")
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("megatron_rb.checkpoint.sharded")
+    logger.addHandler(handler)
+    save_sharded(replace(state, parts={"loader": Numbered()}), folder, asynchronous=False)
+    logger.removeHandler(handler)
+    return said
+
+
 def other_shape(folder: Path) -> str:
     """What each rank says of a tensor of another shape in the checkpoint."""
     _, state = trained(1, True, "fp32")
@@ -260,6 +287,7 @@ def everything(folder: str) -> dict[str, Any]:
     results["other_layouts"] = other_layouts(sub("other"))
     results["earlier"] = earlier_versions(sub("earlier"))
     results["failing"] = failing_rank(sub("failing"))
+    results["states"] = other_states(sub("states"))
     results["shape"] = other_shape(sub("shape"))
     return results
 

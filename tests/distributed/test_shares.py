@@ -57,6 +57,16 @@ def test_no_value_travels_between_ranks_while_saving(ranks, case):
     assert [rank[case]["sent_while_saving"] for rank in ranks] == [0] * RANKS
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_no_rank_is_told_of_the_pieces_of_all_while_saving(ranks, case):
+    assert [rank[case]["gathers_while_saving"] for rank in ranks] == [0] * RANKS
+
+
+def test_a_rank_with_another_small_state_than_rank_0_says_so(ranks):
+    words = "has another state than rank 0, whose is saved: loader.rank"
+    assert [rank["states"] for rank in ranks] == [[]] + [[f"rank {number} {words}"] for number in (1, 2, 3)]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_of_the_distributed_optimizer_only_weights_travel_while_loading(ranks, layout):
     for rank in ranks:
