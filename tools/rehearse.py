@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
         options.device,
         options.data,
         options.evaluation,
+        options.checkpoint,
         not options.no_compile,
         options.packages,
     )
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", default="", metavar="FILE", help="sizes of samples that rb data stats has written")
     parser.add_argument("--evaluation", action="store_true", help="evaluate after the steps")
+    parser.add_argument("--checkpoint", action="store_true", help="save and load a checkpoint after that")
     parser.add_argument("--steps", type=int, default=1, metavar="N", help="steps of every rank")
     parser.add_argument(
         "--micro-batches", type=int, default=0, metavar="N", help="of a step and copy; default as the settings say"

@@ -77,7 +77,6 @@ class CheckpointManager:
         keep_last: complete checkpoints that are kept; 0 = all. The newest one that is proven (see `prove`) is kept in
             any case.
         asynchronous: write in a forked process; `maybe_finalize` then completes the checkpoint.
-        low_memory: gather the optimizer state in the memory of one data-parallel rank instead of all of them.
         fence: whether this attempt of the run may still write; None = nobody else can.
     """
 
@@ -86,7 +85,6 @@ class CheckpointManager:
         folder: str | Path,
         keep_last: int = 2,
         asynchronous: bool = True,
-        low_memory: bool = True,
         fence: Fence | None = None,
     ) -> None:
         if keep_last < 0:
@@ -94,7 +92,6 @@ class CheckpointManager:
         self.folder = Path(folder)
         self.keep_last = keep_last
         self.asynchronous = asynchronous
-        self.low_memory = low_memory
         self.fence = fence
         self._queue = AsyncCallsQueue(persistent=False)
         self._written: set[int] = set()
@@ -119,7 +116,7 @@ class CheckpointManager:
             "platform": state.platform.info(),
         }
         with _children_ignore_stop_signals(), _failures_as_errors(writing):
-            request = save_sharded(state, writing, self.low_memory, self.asynchronous)
+            request = save_sharded(state, writing, self.asynchronous)
             if request is not None:
                 request.add_finalize_fn(lambda: self._complete(writing, manifest))
                 self._queue.schedule_async_request(request)

@@ -6,8 +6,9 @@ parallelism. Only the random states belong to one layout.
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,26 +18,32 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.dict_utils import diff
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedStateDict
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
+from megatron_rb.checkpoint.fitting import listed, open_fitting, read_together
+from megatron_rb.checkpoint.optimizer_state import PREFIX, optimizer_state, restore_optimizer
+from megatron_rb.checkpoint.runs import TensorRun, is_written, pieces_of, runs_of_rank, shared_runs
+from megatron_rb.parallel.mesh import Mesh
+from megatron_rb.parallel.sharding import Sharded
 from megatron_rb.platform.base import Platform
 
+logger = logging.getLogger(__name__)
+
 RNG_KEY = "rng"
-LISTED_KEYS = 5
-"""Keys named in an error before the rest is counted."""
 
 
 class Chunk(Protocol):
-    """What a model chunk must offer: its weights under their global names."""
+    """What a model chunk must offer: its weights under their global names, and its mesh."""
 
-    def sharded_state_dict(self) -> ShardedStateDict: ...
+    mesh: Mesh
+
+    def sharded_state_dict(self) -> dict[str, Sharded]: ...
 
 
 class Stateful(Protocol):
@@ -53,7 +60,7 @@ class TrainingState:
 
     chunks: Sequence[torch.nn.Module]
     """Model chunks of this rank, in or out of DistributedDataParallel. The module inside has a `sharded_state_dict()`
-    from global names to ShardedTensor (or factory) whose `data` is the parameter itself."""
+    from global names to ShardedTensor (or factory) whose `data` is the parameter itself, and a `mesh`."""
     optimizer: MegatronOptimizer
     parts: Mapping[str, Stateful]
     """Further state by name, e.g. `schedule` and `loader`."""
@@ -66,78 +73,93 @@ class TrainingState:
     """Seeds all generators for the step given, when a checkpoint comes from another layout."""
 
 
-def save_sharded(state: TrainingState, folder: Path, low_memory: bool, asynchronous: bool) -> AsyncRequest | None:
+def save_sharded(state: TrainingState, folder: Path, asynchronous: bool) -> AsyncRequest | None:
     """Write the state into the existing, empty `folder`; asynchronous = return the request that does the writing.
 
-    `low_memory` gathers the optimizer state over gloo on one data-parallel rank instead of on all over the device.
+    Every rank writes what it alone holds of the optimizer, and its share of what data-parallel ranks hold alike: no
+    tensor travels between ranks.
     """
     with synchronized_parameters(state.chunks):
-        content = _content(state, is_loading=False, low_memory=low_memory)
-    content["parts"] = {name: part.state_dict() for name, part in state.parts.items()}
-    content[RNG_KEY] = _rng_object(_rng_states(state.platform))
-    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+        model = model_state(state.chunks)
+        optimizer = optimizer_state(state.optimizer, model, is_loading=False)
+    shared = [tensor for tensor in (*model.values(), *optimizer.replicated) if is_written(tensor)]
+    held = [run for run in optimizer.held if is_written(run.sharded)]
+    parts = {name: part.state_dict() for name, part in state.parts.items()}
+    _compare_with_rank_zero(parts)
+    content: dict[str, Any] = {
+        "optimizer": optimizer.common,
+        "parts": parts,
+        RNG_KEY: _rng_object(_rng_states(state.platform)),
+    }
+    mesh = mesh_of(state.chunks)
+    content |= _pieces([*runs_of_rank(shared_runs(shared, mesh), mesh), *held])
     return dist_checkpointing.save(
         content,
         str(folder),
-        sharded_strategy=strategy,
+        sharded_strategy=_strategy(),
+        # It would give every rank the descriptions of all pieces of all ranks, and looks at grids alone; torch's plan,
+        # which rank 0 makes of the same descriptions, proves that pieces cover every tensor once.
+        validate_access_integrity=False,
         async_sharded_save=asynchronous,
-        preprocess_common_before_consistancy_check=_common_to_compare,
     )
 
 
 def load_sharded(state: TrainingState, folder: Path, with_rng: bool) -> None:
     """Restore everything in place; `with_rng` also the random states (the world must be the one that saved them).
 
+    Every rank reads what it alone holds of the optimizer; what data-parallel ranks hold alike is read once among them.
+
     Raises:
         ValueError: the checkpoint lacks something that the model, optimizer or parts need, or has more than they take.
     """
-    content = _content(state, is_loading=True, low_memory=True)
-    if with_rng:
-        content[RNG_KEY] = _rng_object({})
-    loaded = _load_strictly(content, folder, ignored=(RNG_KEY,))
-    restore_model(state.chunks, loaded["model"])
+    model = model_state(state.chunks)
+    optimizer = optimizer_state(state.optimizer, model, is_loading=True)
+    wanted = {tensor.key: tensor for tensor in model.values()} | dict(optimizer.shapes)
+    rng = _rng_object({}).unique_key if with_rng else None
+    mesh = mesh_of(state.chunks)
+    stored = open_fitting(folder, wanted, {rng} if rng else set(), (RNG_KEY,), mesh)
+    _check_parts(state.parts, stored.common["parts"], folder)
+    states = read_together(stored, [*model.values(), *optimizer.replicated], optimizer.held, rng, mesh)
     try:
-        state.optimizer.load_state_dict(loaded["optimizer"])
+        restore_optimizer(state.optimizer, optimizer, stored.common["optimizer"])
     except KeyError as error:
         raise ValueError(
             f"the parameter groups of {folder} differ from those of this run ({error}): the learning-rate ratios must "
             "be those of the run that saved it; start a new run from its weights with checkpoint.init to change them"
         ) from error
-    _load_parts(state.parts, loaded["parts"], folder)
+    for name, part in state.parts.items():
+        part.load_state_dict(stored.common["parts"][name])
     if with_rng:
-        _restore_rng(loaded[RNG_KEY], state.platform)
+        _restore_rng(states, state.platform)
 
 
 def save_model_only(weights: ShardedStateDict, folder: Path) -> None:
     """Write weights under their global names, and nothing else, into the existing, empty `folder`."""
-    strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
-    dist_checkpointing.save({"model": weights}, str(folder), sharded_strategy=strategy)
+    dist_checkpointing.save({"model": weights}, str(folder), sharded_strategy=_strategy())
 
 
 def load_model_only(chunks: Sequence[torch.nn.Module], folder: Path) -> None:
-    """Restore the weights of a checkpoint and nothing else; raises ValueError when any is missing."""
-    loaded = _load_strictly({"model": model_state(chunks)}, folder, ignored=(RNG_KEY, "optimizer."))
-    restore_model(chunks, loaded["model"])
+    """Restore the weights of a checkpoint and nothing else, each read once by the ranks that hold the same.
+
+    Raises:
+        ValueError: any is missing.
+    """
+    model, mesh = model_state(chunks), mesh_of(chunks)
+    wanted = {tensor.key: tensor for tensor in model.values()}
+    stored = open_fitting(folder, wanted, set(), (RNG_KEY, PREFIX), mesh)
+    read_together(stored, list(model.values()), (), None, mesh)
 
 
-def model_state(chunks: Sequence[torch.nn.Module]) -> ShardedStateDict:
+def model_state(chunks: Sequence[torch.nn.Module]) -> dict[str, Sharded]:
     """Sharded weights of all chunks of this rank under their global names."""
-    merged: ShardedStateDict = {}
+    merged: dict[str, Sharded] = {}
     for chunk in chunks:
         state = unwrapped(chunk).sharded_state_dict()
         twice = merged.keys() & state.keys()
         if twice:
-            raise ValueError(f"two chunks of a rank hold the same parameter: {_listed(twice)}")
+            raise ValueError(f"two chunks of a rank hold the same parameter: {listed(twice)}")
         merged.update(state)
     return merged
-
-
-def restore_model(chunks: Sequence[torch.nn.Module], loaded: Mapping[str, torch.Tensor]) -> None:
-    """Copy loaded tensors into the parameters and buffers of the chunks, in place."""
-    for chunk in chunks:
-        for name, sharded in unwrapped(chunk).sharded_state_dict().items():
-            with torch.no_grad():
-                sharded.data.copy_(loaded[name])
 
 
 def unwrapped(chunk: torch.nn.Module) -> Chunk:
@@ -145,15 +167,19 @@ def unwrapped(chunk: torch.nn.Module) -> Chunk:
     return cast(Chunk, chunk.module if isinstance(chunk, DistributedDataParallel) else chunk)
 
 
-def _content(state: TrainingState, is_loading: bool, low_memory: bool) -> ShardedStateDict:
-    model = model_state(state.chunks)
-    metadata = {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "distrib_optim_fully_reshardable_mem_efficient": low_memory,
-        "chained_optim_avoid_prefix": True,
-    }
-    optimizer = state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
-    return {"model": model, "optimizer": optimizer}
+def mesh_of(chunks: Sequence[torch.nn.Module]) -> Mesh:
+    """The mesh that the chunks were built for."""
+    return unwrapped(chunks[0]).mesh
+
+
+def _strategy() -> TorchDistSaveShardedStrategy:
+    return TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
+
+
+def _pieces(runs: Iterable[TensorRun]) -> dict[str, Any]:
+    """What runs write, in the form that megatron-core saves; it keeps the names of empty containers."""
+    pieces = dict(enumerate(piece for run in runs for piece in pieces_of(run)))
+    return {"pieces": pieces} if pieces else {}
 
 
 @contextmanager
@@ -167,38 +193,9 @@ def synchronized_parameters(chunks: Sequence[torch.nn.Module]):
         yield
 
 
-def _load_strictly(content: ShardedStateDict, folder: Path, ignored: tuple[str, ...]) -> dict[str, Any]:
-    """Load; keys the checkpoint lacks are an error, and those it has beyond unless they start with an ignored word."""
-    try:
-        # megatron-core calls missing what the checkpoint has and the request lacks, unexpected the reverse.
-        loaded, beyond, lacking = dist_checkpointing.load(content, str(folder), strict=StrictHandling.RETURN_ALL)
-    except CheckpointingException as error:
-        raise ValueError(f"{folder} does not fit this run: {error}") from error
-    beyond = {key for key in beyond if not key.startswith(ignored)}
-    if lacking or beyond:
-        optimizer_only = all(key.startswith("optimizer.") for key in {*lacking, *beyond})
-        way_out = "; set optimizer.name, parallel.distributed_optimizer and model.dtype as in the run that saved it"
-        hint = way_out if optimizer_only else ""
-        raise ValueError(
-            f"{folder} does not fit this run: it lacks {_listed(lacking)} and has beyond it {_listed(beyond)}; "
-            f"nothing was restored{hint}"
-        )
-    return loaded
-
-
-def _load_parts(parts: Mapping[str, Stateful], loaded: Mapping[str, Any], folder: Path) -> None:
+def _check_parts(parts: Mapping[str, Stateful], loaded: Mapping[str, Any], folder: Path) -> None:
     if parts.keys() != loaded.keys():
-        raise ValueError(f"{folder} holds the states {_listed(loaded)}, this run needs {_listed(parts)}")
-    for name, part in parts.items():
-        part.load_state_dict(loaded[name])
-
-
-def _listed(keys: Any) -> str:
-    names = sorted(keys)
-    if not names:
-        return "nothing"
-    more = f" and {len(names) - LISTED_KEYS} more" if len(names) > LISTED_KEYS else ""
-    return ", ".join(names[:LISTED_KEYS]) + more
+        raise ValueError(f"{folder} holds the states {listed(loaded)}, this run needs {listed(parts)}")
 
 
 def _rng_object(states: dict[str, Any]) -> ShardedObject:
@@ -223,6 +220,11 @@ def _restore_rng(states: Mapping[str, Any], platform: Platform) -> None:
     get_cuda_rng_tracker().set_states(states["tracker"])
 
 
-def _common_to_compare(common: dict[str, Any]) -> dict[str, Any]:
-    """What all ranks must agree on: not the optimizer, whose tensors only one data-parallel rank may hold."""
-    return {"parts": common["parts"]}
+def _compare_with_rank_zero(parts: dict[str, Any]) -> None:
+    """Warn when the small states, which rank 0 alone writes, are others here."""
+    told = [parts]
+    dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
+    only_there, only_here, other = diff(told[0], parts)
+    if only_there or only_here or other:
+        names = sorted({".".join(map(str, path)) for path in (*only_there, *only_here, *(each[0] for each in other))})
+        logger.warning("rank %d has another state than rank 0, whose is saved: %s", dist.get_rank(), ", ".join(names))

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from megatron.core import tensor_parallel
-from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +20,7 @@ from megatron_rb.models.layers import BuildContext
 from megatron_rb.models.vision.blocks import Merger, PatchEmbed, VisionLayer
 from megatron_rb.parallel import context
 from megatron_rb.parallel.random_states import replayed
-from megatron_rb.parallel.sharding import shard_of, sharded_tensor
+from megatron_rb.parallel.sharding import Sharded, shard_of, sharded_tensor
 from megatron_rb.shapes.shape import RoboBrainShape
 
 EMBEDDING_WEIGHT, HEAD_WEIGHT = "language.embedding.tokens.weight", "language.head.output.weight"
@@ -104,7 +102,7 @@ class RoboBrainStage(MegatronModule):
         """Called by the schedule with what the stage before sent (None on the first stage)."""
         self.received = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
 
-    def sharded_state_dict(self, dp_rank: int | None = None) -> dict[str, ShardedTensor | ShardedTensorFactory]:
+    def sharded_state_dict(self, dp_rank: int | None = None) -> dict[str, Sharded]:
         """Parameters by the name they are stored under, as megatron-core's distributed checkpoints take them."""
         tp_rank, tp_size = self.mesh.tp_rank, self.mesh.tp_size
         state = {}

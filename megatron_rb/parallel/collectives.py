@@ -40,6 +40,17 @@ def rank_zero_first(action: Callable[[], T]) -> T:
     return action() if dist.get_rank() else value  # type: ignore[return-value]
 
 
+def on_all(action: Callable[[], T]) -> T:
+    """The result of an action of every rank; an error of one is raised on all of them, as `raise_together` does."""
+    failure, value = None, None
+    try:
+        value = action()
+    except Exception as error:  # whatever it is, the others wait for this rank
+        failure = error
+    raise_together(failure)
+    return value  # type: ignore[return-value]
+
+
 def raise_together(failure: Exception | None) -> None:
     """Raise on every rank what some of them met, in the words of the lowest; every rank of the world calls this.
 

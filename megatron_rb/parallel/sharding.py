@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+
+from megatron_rb.parallel.boxes import TensorBox
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,39 @@ class ShardSpec:
         shape = list(self.full_shape)
         shape[self.dim] = self.stride * self.rank_size(tp_size)
         return tuple(shape)
+
+
+@dataclass(frozen=True)
+class PlacedBox:
+    """Real (unpadded) values of a local tensor and where they lie in the stored one."""
+
+    local: TensorBox
+    offset: tuple[int, ...]
+    """Index of the first value in the stored tensor, which may have a leading dimension more."""
+
+
+@dataclass
+class PartsFactory(ShardedTensorFactory):
+    """A local tensor that is no even slice of the stored one: several parts, or padding behind them."""
+
+    parts: tuple[PlacedBox, ...] = ()
+    stored_shape: tuple[int, ...] = ()
+
+
+Sharded: TypeAlias = ShardedTensor | PartsFactory
+"""What `sharded_tensor` makes."""
+
+
+def placed_boxes(sharded: Sharded) -> tuple[PlacedBox, ...]:
+    """The values of a local tensor as boxes of the stored one; none where it holds padding only."""
+    if isinstance(sharded, PartsFactory):
+        return sharded.parts
+    return (PlacedBox(TensorBox((0,) * len(sharded.local_shape), sharded.local_shape), sharded.global_offset),)
+
+
+def global_shape(sharded: Sharded) -> tuple[int, ...]:
+    """Of the stored tensor."""
+    return sharded.stored_shape if isinstance(sharded, PartsFactory) else sharded.global_shape
 
 
 def set_shard(parameter: torch.Tensor, spec: ShardSpec) -> None:
@@ -85,7 +121,7 @@ def local_to_full(shards: list[torch.Tensor], spec: ShardSpec) -> torch.Tensor:
 
 def sharded_tensor(
     key: str, local: torch.Tensor, spec: ShardSpec, tp_rank: int, tp_size: int, dp_rank: int, copy: int = 0
-) -> ShardedTensor | ShardedTensorFactory:
+) -> Sharded:
     """Describe a local parameter to megatron-core's distributed checkpoints.
 
     Args:
@@ -99,7 +135,8 @@ def sharded_tensor(
         return ShardedTensor.from_rank_offsets(key, local, *offsets, replica_id=replica_id)
     build = partial(_build_parts, spec=spec, tp_rank=tp_rank, tp_size=tp_size)
     merge = partial(_merge_parts, spec=spec, tp_rank=tp_rank, tp_size=tp_size)
-    return ShardedTensorFactory(key, local, build, merge, replica_id)
+    parts = _placed_parts(spec, tp_rank, tp_size)
+    return PartsFactory(key, local, build, merge, replica_id, parts=parts, stored_shape=stored_shape(spec))
 
 
 def stored_shape(spec: ShardSpec) -> tuple[int, ...]:
@@ -123,6 +160,20 @@ def stored_to_full(stored: torch.Tensor, spec: ShardSpec) -> torch.Tensor:
 def _holds_padding_only(spec: ShardSpec, tp_rank: int, tp_size: int) -> bool:
     start, stop = spec.rank_range(tp_rank, tp_size)
     return start == stop
+
+
+def _placed_parts(spec: ShardSpec, tp_rank: int, tp_size: int) -> tuple[PlacedBox, ...]:
+    assert spec.dim is not None
+    start, stop = spec.rank_range(tp_rank, tp_size)
+    shape = list(spec.full_shape)
+    shape[spec.dim] = stop - start
+    parts = []
+    for index in range(spec.stride if start < stop else 0):
+        low, offset = [0] * len(shape), [0] * len(shape)
+        low[spec.dim], offset[spec.dim] = index * spec.rank_size(tp_size), start
+        leading = [index] if spec.stride > 1 else []
+        parts.append(PlacedBox(TensorBox(tuple(low), tuple(shape)), (*leading, *offset)))
+    return tuple(parts)
 
 
 def _build_parts(key, local, replica_id, flattened_range, *, spec: ShardSpec, tp_rank: int, tp_size: int):

@@ -28,6 +28,8 @@ class RehearsalJob:
     """File with the sizes of samples, drawn in place of those of the mix; empty = the mix."""
     evaluation: bool = False
     """Evaluate after the steps."""
+    checkpoint: bool = False
+    """Save and load a checkpoint after that."""
     compiled: bool = True
     """Compile the Triton kernels that were started."""
     device_type: str = "cuda"

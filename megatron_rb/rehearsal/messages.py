@@ -205,15 +205,15 @@ def _all_gather_object(
 
 def _gather_object(
     messages: Messages,
-    own: Any,
-    objects: list[Any] | None = None,
+    obj: Any,
+    object_gather_list: list[Any] | None = None,
     dst: int | None = None,
     group: dist.ProcessGroup | None = None,
     group_dst: int | None = None,
 ) -> None:
     messages.note_objects("gather_object", group)
-    if objects is not None:
-        objects[:] = [own] * len(objects)
+    if object_gather_list is not None:
+        object_gather_list[:] = [obj] * len(object_gather_list)
 
 
 def _broadcast_object_list(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from megatron_rb.rehearsal.moved import CheckpointSummary
 from megatron_rb.rehearsal.records import KINDS
 from megatron_rb.rehearsal.summary import RehearsalSummary, StageSummary
 
@@ -38,10 +39,12 @@ def _page(summary: RehearsalSummary) -> Iterator[str]:
     yield f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body><h1>{title}</h1>'
     yield f"<p>{escape(_about(summary))}</p>"
     yield _verdict(summary)
-    yield "<h2>MemoryPeak memory</h2>"
+    yield "<h2>Peak memory</h2>"
     yield from _bars(summary.stages)
     for stage in summary.stages:
         yield from _stage(stage)
+    if summary.checkpoint is not None:
+        yield from _checkpoint(summary.checkpoint)
     yield "<h2>What a rehearsal does not know</h2><ul>"
     yield from (f"<li>{escape(text)}</li>" for text in summary.approximations)
     yield "</ul></body></html>"
@@ -62,6 +65,27 @@ def _verdict(summary: RehearsalSummary) -> str:
     over = [f"pipeline rank {stage.pp_rank} does not fit" for stage in summary.stages if stage.headroom < 0]
     texts = [*over, *(f"{defect.kind}: {defect.text}" for defect in summary.defects)]
     return "".join(f'<p class="bad">{escape(text)}</p>' for text in texts)
+
+
+def _waits(title: str, waits: Sequence[tuple[str, str, int]]) -> Iterator[str]:
+    if not waits:
+        return
+    yield f'<table><tr><th class="n">{title}</th><th>kind</th><th>line</th></tr>'
+    for kind, line, count in waits:
+        yield f'<tr><td class="n">{count}</td><td>{kind}</td><td><code>{escape(line)}</code></td></tr>'
+    yield "</table>"
+
+
+def _checkpoint(checkpoint: CheckpointSummary) -> Iterator[str]:
+    yield '<h2>A checkpoint</h2><table><tr><th>GiB</th><th class="n">to the host</th><th class="n">written</th>'
+    yield '<th class="n">read</th></tr>'
+    rows = ("most of a rank", checkpoint.rank), ("most of a machine", checkpoint.node), ("all", checkpoint.world)
+    for name, moved in rows:
+        cells = "".join(f'<td class="n">{size / GIB:.3f}</td>' for size in (moved.copied, moved.written, moved.read))
+        yield f"<tr><td>{name}</td>{cells}</tr>"
+    yield "</table>"
+    for phase, waits in checkpoint.waits.items():
+        yield from _waits(f"waits a {phase}", waits)
 
 
 def _bars(stages: Sequence[StageSummary]) -> Iterator[str]:
@@ -94,11 +118,7 @@ def _stage(stage: StageSummary) -> Iterator[str]:
     for kind, line, size in stage.lines:
         yield f'<tr><td class="n">{size / GIB:.3f}</td><td>{kind}</td><td><code>{escape(line)}</code></td></tr>'
     yield "</table>"
-    if stage.waits:
-        yield '<table><tr><th class="n">waits a step</th><th>kind</th><th>line</th></tr>'
-        for kind, line, count in stage.waits:
-            yield f'<tr><td class="n">{count}</td><td>{kind}</td><td><code>{escape(line)}</code></td></tr>'
-        yield "</table>"
+    yield from _waits("waits a step", stage.waits)
     if stage.bytes_by_link:
         sent = ", ".join(f"{size / GIB:.3f} GiB {link}" for link, size in stage.bytes_by_link.items() if size)
         yield f"<p>Sends {escape(sent or 'nothing')} a step.</p>"

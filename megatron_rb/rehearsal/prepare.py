@@ -55,6 +55,8 @@ class RehearsalRequest:
     """Sizes of samples, as `rb data stats` writes them, in place of a mix."""
     evaluation: bool = False
     """Evaluate after the steps."""
+    checkpoint: bool = False
+    """Save and load a checkpoint after that."""
     compiled: bool = True
     """Compile the Triton kernels that are started."""
     packages: str = ""
@@ -90,6 +92,7 @@ class Rehearsal:
             data_sheet(self.device),
             str(Path(request.histogram).absolute()) if request.histogram else "",
             request.evaluation,
+            request.checkpoint,
             request.compiled,
             self.device.platform,
             self.packages,

@@ -22,6 +22,7 @@ from megatron_rb.parallel.attempt import Attempt
 from megatron_rb.parallel.groups import destroy_groups
 from megatron_rb.parallel.session import Session
 from megatron_rb.planner.histogram import load_histogram
+from megatron_rb.rehearsal.checkpoint import MovedBytes, rehearse_load, rehearse_save
 from megatron_rb.rehearsal.device import DEVICES, Waits
 from megatron_rb.rehearsal.job import RehearsalJob
 from megatron_rb.rehearsal.launches import Launches
@@ -59,7 +60,7 @@ class Instruments:
 
 
 def rehearse_rank(config: Config, job: RehearsalJob, rank: int, tools: Instruments) -> RehearsedRank:
-    """The start and some steps of one rank of a run, then an evaluation if it is asked for."""
+    """The start and some steps of one rank of a run, then what else is asked for."""
     environment = {"RANK": rank, "LOCAL_RANK": rank % DEVICES, "WORLD_SIZE": job.world_size, "MASTER_ADDR": "rehearsal"}
     environment["TORCHELASTIC_USE_AGENT_STORE"] = True  # the store is not this process's to make
     os.environ.update({name: str(value) for name, value in environment.items()})
@@ -80,6 +81,12 @@ def rehearse_rank(config: Config, job: RehearsalJob, rank: int, tools: Instrumen
             evaluation = _Stage("evaluation", tools)
             failure = _failure_of(run.evaluate)
             stages.append(evaluation.end())
+        moved = MovedBytes()
+        for name, action in (("save", rehearse_save), ("load", rehearse_load)) if job.checkpoint else ():
+            if not failure:
+                stage = _Stage(name, tools)
+                failure = _failure_of(partial(action, run.state, moved, tools.watch))
+                stages.append(stage.end())
         held = held_tensors(run)
         record = RehearsedRank(
             rank,
@@ -89,6 +96,7 @@ def rehearse_rank(config: Config, job: RehearsalJob, rank: int, tools: Instrumen
             [stage.phase(tools, held) for stage in stages],
             list(sizes),
             failure,
+            moved.record() if job.checkpoint else None,
         )
         run.close()
         _leave(tools)
@@ -100,10 +108,17 @@ def _failure_of(action: Callable[[], object]) -> str:
     try:
         action()
     except Exception as error:  # whatever would end the process on its device
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        frames = [frame for frame, _ in traceback.walk_tb(_first_cause(error).__traceback__)]
         lines = [f"{name}:{frame.f_lineno}" for frame in frames if (name := short_name(frame.f_code))]
         return f"{type(error).__name__}: {' '.join(str(error).split())[:FIRST_WORDS]} ({lines[-1]})"
     return ""
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What an error was raised from: one of a rank is raised once more on all of them."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _samples(

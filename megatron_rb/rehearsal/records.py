@@ -26,7 +26,7 @@ class PeakMemory:
 
 @dataclass(frozen=True)
 class Phase:
-    """What a rank did in its start, a step, an evaluation or a save."""
+    """What a rank did in its start, a step, an evaluation, a save or a load."""
 
     name: str
     peak: PeakMemory
@@ -44,6 +44,17 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class CheckpointBytes:
+    """What a checkpoint makes a rank, or a machine, move."""
+
+    copied: int
+    """From the device to the host while saving."""
+    written: int
+    read: int
+    """While loading."""
+
+
+@dataclass(frozen=True)
 class RehearsedRank:
     """What was seen of one rank."""
 
@@ -52,8 +63,10 @@ class RehearsedRank:
     pp_rank: int
     groups: list[Group]
     phases: list[Phase]
-    """In order: `start`, then every step."""
+    """In order: `start`, then every step, `evaluation`, `save` and `load`."""
     sizes: list[tuple[int, int]]
     """Tokens and patches of its micro-batches in the last step, padding included."""
     failure: str = ""
-    """What its last step failed with, and where."""
+    """What its last phase failed with, and where."""
+    checkpoint: CheckpointBytes | None = None
+    """None = none was rehearsed."""

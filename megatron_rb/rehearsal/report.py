@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from megatron_rb.rehearsal.moved import CheckpointSummary
 from megatron_rb.rehearsal.records import KINDS
 from megatron_rb.rehearsal.summary import RehearsalSummary, StageSummary
 
@@ -27,6 +28,9 @@ def lines(summary: RehearsalSummary) -> Iterator[str]:
     for stage in summary.stages:
         yield ""
         yield from _stage(stage)
+    if summary.checkpoint is not None:
+        yield ""
+        yield from _checkpoint(summary.checkpoint)
     yield ""
     yield from _end(summary)
 
@@ -56,9 +60,24 @@ def _stage(stage: StageSummary) -> Iterator[str]:
 
 
 def _missing(stage: StageSummary) -> str:
-    return f" (without {stage.uncounted:,} calls of attention whose borders the host does not know)" * bool(
-        stage.uncounted
-    )
+    if not stage.uncounted:
+        return ""
+    return f" (without {stage.uncounted:,} calls of attention whose borders the host does not know)"
+
+
+def _checkpoint(checkpoint: CheckpointSummary) -> Iterator[str]:
+    yield f"{'checkpoint':<16}{'GiB to the host':>17}{'written':>10}{'read':>10}"
+    for name, moved in (
+        ("most of a rank", checkpoint.rank),
+        ("of a machine", checkpoint.node),
+        ("all", checkpoint.world),
+    ):
+        yield f"{name:<16}{moved.copied / GIB:>17.3f}{moved.written / GIB:>10.3f}{moved.read / GIB:>10.3f}"
+    for phase, waits in checkpoint.waits.items():
+        count = sum(number for _, _, number in waits)
+        yield f"  the host waits {count} times a {phase} for the device" + (":" if count else "")
+        for kind, line, number in waits:
+            yield f"  {number:>6} x {kind}: {line}"
 
 
 def _end(summary: RehearsalSummary) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from megatron_rb.rehearsal.launches import Launch
 from megatron_rb.rehearsal.match import Defect, Transcript, defects
 from megatron_rb.rehearsal.messages import BETWEEN_TWO, Group, Message
+from megatron_rb.rehearsal.moved import CheckpointSummary, summarise_checkpoint
 from megatron_rb.rehearsal.packages.catalogue import BY_NAME
 from megatron_rb.rehearsal.prepare import Rehearsal
 from megatron_rb.rehearsal.records import Phase, RehearsedRank
@@ -90,6 +91,8 @@ class RehearsalSummary:
     """Different ways in which Triton kernels are started."""
     seconds: float
     """CPU time of the rehearsal."""
+    checkpoint: CheckpointSummary | None = None
+    """None = none was rehearsed."""
 
     @property
     def sound(self) -> bool:
@@ -132,12 +135,21 @@ def summarise(rehearsal: Rehearsal, rehearsed: Rehearsed) -> RehearsalSummary:
         [_stage(rehearsal, number, by_stage[number]) for number in sorted(by_stage)],
         [
             *defects([_transcript(record) for record in records]),
-            *(Defect("failure", f"{each.name} fails in a step: {each.failure}") for each in records if each.failure),
+            *(
+                Defect("failure", f"{each.name} fails in {_words(each.phases[-1])}: {each.failure}")
+                for each in records
+                if each.failure
+            ),
             *(Defect("kernel", line) for line in rehearsed.kernels),
         ],
         len(launches),
         sum(phase.seconds for record in records for phase in record.phases),
+        summarise_checkpoint(records, grid, rehearsal.device.devices_per_node),
     )
+
+
+def _words(phase: Phase) -> str:
+    return "a step" if phase.name.startswith("step") else f"its {phase.name}"
 
 
 def _transcript(record: RehearsedRank) -> Transcript:

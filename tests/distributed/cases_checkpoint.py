@@ -448,8 +448,8 @@ def everything(folder: str) -> dict[str, Any]:
     return results
 
 
-def killed_while_writing(folder: str) -> None:
-    """Complete step 1, then die by SIGKILL with the writers of step 2 at work."""
+def killed_while_writing(folder: str, killed: list[int]) -> None:
+    """Complete step 1, then some ranks die by SIGKILL with the writers of step 2 at work; others try to complete it."""
     run = start_run()
     run.train(1)
     manager = CheckpointManager(folder, asynchronous=True)
@@ -457,7 +457,9 @@ def killed_while_writing(folder: str) -> None:
     manager.close()
     run.train(1)
     manager.save(2, run.state)
-    os.kill(os.getpid(), signal.SIGKILL)
+    if run.mesh.rank in killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+    manager.close()
 
 
 def continue_after_kill(folder: str) -> dict[str, Any]:

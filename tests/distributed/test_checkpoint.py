@@ -118,9 +118,10 @@ def test_learning_rates_and_decay_by_part(ranks):
     assert ranks[0]["groups"] == [[1.0, 0.1, matrices], [1.0, 0.0, 8], [0.5, 0.1, 64]]
 
 
-def test_a_run_killed_while_writing_leaves_the_previous_checkpoint(tmp_path):
+@pytest.mark.parametrize("killed", [[0, 1], [1]], ids=["all ranks", "one rank"])
+def test_a_run_killed_while_writing_leaves_the_previous_checkpoint(tmp_path, killed):
     with pytest.raises(AssertionError, match="exit -9"):
-        run_world(f"{CASES}:killed_while_writing", world_size=2, timeout=150, folder=str(tmp_path))
+        run_world(f"{CASES}:killed_while_writing", world_size=2, timeout=150, folder=str(tmp_path), killed=killed)
     names = sorted(entry.name for entry in tmp_path.iterdir())
     assert names[0] == "step_00000001" and names[1].startswith("step_00000002.writing-")
     assert json.loads((tmp_path / "step_00000001" / "checkpoint.json").read_text())["step"] == 1

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rb.parallel import collectives
-from megatron_rb.parallel.collectives import gather_from_all, gather_over, rank_zero_first, wait_for_all
+from megatron_rb.parallel.collectives import gather_from_all, gather_over, on_all, rank_zero_first, wait_for_all
 
 
 @pytest.mark.usefixtures("lone_mesh")
@@ -25,6 +25,13 @@ def test_the_value_of_the_action_comes_back_and_it_runs_once():
     calls = []
     assert rank_zero_first(lambda: calls.append("made") or 7) == 7
     assert calls == ["made"]
+
+
+@pytest.mark.usefixtures("lone_mesh")
+def test_an_action_of_all_gives_its_value_or_its_error():
+    assert on_all(lambda: 7) == 7
+    with pytest.raises(KeyError, match="absent"):
+        on_all(lambda: {}["absent"])
 
 
 class Order:
