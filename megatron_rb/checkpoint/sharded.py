@@ -6,6 +6,7 @@ parallelism. Only the random states belong to one layout.
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -82,6 +83,7 @@ def save_sharded(state: TrainingState, folder: Path, low_memory: bool, asynchron
         sharded_strategy=strategy,
         async_sharded_save=asynchronous,
         preprocess_common_before_consistancy_check=_common_to_compare,
+        **_own_writers(),
     )
 
 
@@ -111,7 +113,7 @@ def load_sharded(state: TrainingState, folder: Path, with_rng: bool) -> None:
 def save_model_only(weights: ShardedStateDict, folder: Path) -> None:
     """Write weights under their global names, and nothing else, into the existing, empty `folder`."""
     strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
-    dist_checkpointing.save({"model": weights}, str(folder), sharded_strategy=strategy)
+    dist_checkpointing.save({"model": weights}, str(folder), sharded_strategy=strategy, **_own_writers())
 
 
 def load_model_only(chunks: Sequence[torch.nn.Module], folder: Path) -> None:
@@ -154,6 +156,15 @@ def _content(state: TrainingState, is_loading: bool, low_memory: bool) -> Sharde
     }
     optimizer = state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
     return {"model": model, "optimizer": optimizer}
+
+
+def _own_writers() -> dict[str, str]:
+    """Options of `dist_checkpointing.save` for megatron-core's own writers, which the manager's queue can start.
+
+    Where it can choose, it would take those of nvidia-resiliency-ext.
+    """
+    can_choose = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
+    return {"async_strategy": "mcore"} if can_choose else {}
 
 
 @contextmanager
