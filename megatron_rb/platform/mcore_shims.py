@@ -1,4 +1,4 @@
-"""Lets unmodified megatron-core 0.16 run where there is no CUDA: one rule, applied to a fixed list of its modules.
+"""Lets unmodified megatron-core run where there is no CUDA: one rule, applied to a fixed list of its modules.
 
 The rule: inside those modules the word "cuda" means the platform's device. `torch.cuda.synchronize()` becomes
 `torch.<device>.synchronize()`, `tensor.cuda()` becomes `tensor.<device>()`, the literals "cuda" and
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 import logging
 import sys
 import types
@@ -25,8 +24,8 @@ import torch
 from megatron_rb.platform import multi_tensor
 from megatron_rb.platform.base import Platform
 from megatron_rb.platform.group_step_adamw import GroupStepAdamW
+from megatron_rb.platform.mcore_version import ON_THE_INDEX, found_version, version_fault
 
-SUPPORTED_VERSION = "0.16."
 HANDLE_ATTRIBUTE = "_megatron_rb_shims"
 """The handle of the installed shims is kept on `megatron.core` itself: they belong to that module's state."""
 
@@ -82,10 +81,7 @@ class ShimHandle:
     def set(self, owner: Any, attribute: str, value: Any) -> None:
         """Set an attribute that must already exist, and remember the old value."""
         if not hasattr(owner, attribute):
-            raise RuntimeError(
-                f"megatron-core {_installed_version()} has no {owner.__name__}.{attribute}, which megatron-rb adapts; "
-                "install megatron-core 0.16.1"
-            )
+            raise _lacks(f"{owner.__name__}.{attribute}")
         old = getattr(owner, attribute)
         setattr(owner, attribute, value)
         self._undo.append(lambda: setattr(owner, attribute, old))
@@ -103,9 +99,13 @@ def install_mcore_shims(platform: Platform) -> ShimHandle:
     """Import megatron.core and adapt it to `platform`; a second call returns the first handle.
 
     Call it before anything imports megatron.core: what is compiled at import cannot be changed later.
-    Raises RuntimeError for another version than 0.16, and when shims of another device are installed.
+    Raises:
+        ValueError: there is no megatron-core, or one of a release that is not supported.
+        RuntimeError: shims of another device are installed, or megatron-core lacks something that they adapt.
     """
-    _check_version()
+    fault = version_fault()
+    if fault:
+        raise ValueError(fault)
     core = _import_core(plain=platform.device_type != "cuda")
     installed = getattr(core, HANDLE_ATTRIBUTE, None)
     if installed is not None:
@@ -130,21 +130,11 @@ def install_mcore_shims(platform: Platform) -> ShimHandle:
     return handle
 
 
-def _installed_version() -> str:
-    try:
-        return importlib.metadata.version("megatron-core")
-    except importlib.metadata.PackageNotFoundError:
-        package_info = importlib.import_module("megatron.core.package_info")
-        return package_info.__version__
-
-
-def _check_version() -> None:
-    try:
-        version = _installed_version()
-    except ImportError as error:
-        raise RuntimeError("megatron-core is not installed; run `pip install 'megatron-core>=0.16.1,<0.17'`") from error
-    if not version.startswith(SUPPORTED_VERSION):
-        raise RuntimeError(f"megatron-core {version} is not supported, only {SUPPORTED_VERSION}x; install 0.16.1")
+def _lacks(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"megatron-core {found_version()} has no {name}, which megatron-rb adapts; "
+        f"run `pip install 'megatron-core=={ON_THE_INDEX}'`"
+    )
 
 
 def _import_core(plain: bool) -> types.ModuleType:
@@ -221,10 +211,7 @@ def _install_device(handle: ShimHandle, platform: Platform) -> None:
         try:
             module = importlib.import_module(f"megatron.core.{name}")
         except ModuleNotFoundError as error:
-            raise RuntimeError(
-                f"megatron-core {_installed_version()} has no megatron.core.{name}, which megatron-rb adapts; "
-                "install megatron-core 0.16.1"
-            ) from error
+            raise _lacks(f"megatron.core.{name}") from error
         for function in _functions_of(module):
             _rewrite_function(handle, function, platform.device_type)
         for function in _autocast_wrappers_of(module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform as host
 import statistics
 import time
@@ -27,6 +26,7 @@ from megatron_rb.metrics.timeline import StageTimeline, bubble_ratios
 from megatron_rb.models.work import Work, training_flops
 from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
+from megatron_rb.platform.health import version_of
 from megatron_rb.shapes.shape import model_fingerprint
 from megatron_rb.tasks.build import build_loader
 from megatron_rb.train.peak import peak_of
@@ -81,12 +81,7 @@ def _result(bench: Bench) -> Result | None:
 def versions() -> dict[str, str]:
     """Python and the packages that a step runs on."""
     found = {"python": host.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return found | {name: version for name in PACKAGES if (version := version_of(name))}
 
 
 def _gather_steps(bench: Bench, timed: list[TimedStep]) -> tuple[tuple[StepFigures, ...], list[np.ndarray]]:
