@@ -15,8 +15,8 @@ import torch
 class GroupStepAdamW(torch.optim.Optimizer):
     """AdamW with decoupled weight decay; per-parameter state is `exp_avg` and `exp_avg_sq` only.
 
-    `adam_w_mode` and, from 0.17 on, `capturable` exist for the signature that megatron-core calls; neither plain Adam nor
-    a step in a CUDA graph is offered.
+    `adam_w_mode` and, from 0.17 on, `capturable` exist for the signature that megatron-core calls; plain Adam and a step
+    in a CUDA graph are not offered.
     """
 
     def __init__(
