@@ -7,6 +7,7 @@ parallelism. Only the random states belong to one layout.
 from __future__ import annotations
 
 import inspect
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,9 +28,13 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
+from megatron_rb.checkpoint.storage.torch_dist import COMMON, COMMON_KEY
 from megatron_rb.platform.base import Platform
 
 RNG_KEY = "rng"
+NOT_ASKED_FOR = (RNG_KEY, COMMON_KEY)
+"""Keys that a checkpoint may have beyond what is restored: random states of another layout, and the content of
+`common.pt` once more."""
 LISTED_KEYS = 5
 """Keys named in an error before the rest is counted."""
 
@@ -87,6 +92,17 @@ def save_sharded(state: TrainingState, folder: Path, low_memory: bool, asynchron
     )
 
 
+def complete_common(folder: Path) -> None:
+    """Write `common.pt` where megatron-core has not: from 0.19 on it keeps the content elsewhere, older releases do not
+    look there, and all of them read the file. Called by one rank when everything else is written."""
+    if not (folder / COMMON).exists():
+        content = dist_checkpointing.load_common_state_dict(str(folder))
+        with open(folder / COMMON, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def load_sharded(state: TrainingState, folder: Path, with_rng: bool) -> None:
     """Restore everything in place; `with_rng` also the random states (the world must be the one that saved them).
 
@@ -96,7 +112,7 @@ def load_sharded(state: TrainingState, folder: Path, with_rng: bool) -> None:
     content = _content(state, is_loading=True, low_memory=True)
     if with_rng:
         content[RNG_KEY] = _rng_object({})
-    loaded = _load_strictly(content, folder, ignored=(RNG_KEY,))
+    loaded = _load_strictly(content, folder, ignored=NOT_ASKED_FOR)
     restore_model(state.chunks, loaded["model"])
     try:
         state.optimizer.load_state_dict(loaded["optimizer"])
@@ -118,7 +134,7 @@ def save_model_only(weights: ShardedStateDict, folder: Path) -> None:
 
 def load_model_only(chunks: Sequence[torch.nn.Module], folder: Path) -> None:
     """Restore the weights of a checkpoint and nothing else; raises ValueError when any is missing."""
-    loaded = _load_strictly({"model": model_state(chunks)}, folder, ignored=(RNG_KEY, "optimizer."))
+    loaded = _load_strictly({"model": model_state(chunks)}, folder, ignored=(*NOT_ASKED_FOR, "optimizer."))
     restore_model(chunks, loaded["model"])
 
 

@@ -15,7 +15,7 @@ import torch
 class GroupStepAdamW(torch.optim.Optimizer):
     """AdamW with decoupled weight decay; per-parameter state is `exp_avg` and `exp_avg_sq` only.
 
-    `adam_w_mode` and, from 0.17 on, `capturable` exist for the signature that megatron-core calls; plain Adam and a step
+    `adam_w_mode` and, from 0.17 on, `capturable` exist for the signature that megatron-core calls; plain Adam and steps
     in a CUDA graph are not offered.
     """
 
