@@ -66,9 +66,19 @@ NEEDLESS_WARNINGS = (
     (r"`torch\.distributed\.\w+` is deprecated", r"torch\.distributed"),
 )
 """Message and module, as regular expressions."""
+NEEDLESS_LOG_LINES = (
+    ("distributed.distributed_data_parallel", "DistributedDataParallel: full_param_layout not provided"),
+    ("dist_checkpointing.strategies.common", "load_common is deprecated"),
+    ("dist_checkpointing.strategies.torch", "MCore's async save is deprecated"),
+)
+"""Module of megatron.core and how a line of its log begins, in releases from 0.17 on; no user can change anything."""
 NEEDLESS_WITHOUT_CUDA = (
     (r"When using (sequence parallelism|tensor parallelism|async grad allreduce) it is recommended", r"megatron\.core"),
 )
+
+GROUP_IDENTITY = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
+"""What tells the parameter groups of a checkpoint apart. From 0.19 on megatron-core asks for equal learning rates too,
+which checkpoints of other releases lack and a resumed run may change."""
 
 
 class ShimHandle:
@@ -121,6 +131,8 @@ def install_mcore_shims(platform: Platform) -> ShimHandle:
     try:
         _install_group_step_adamw(handle)
         _install_multi_tensor(handle)
+        _install_group_identity(handle)
+        _install_log_filters(handle, NEEDLESS_LOG_LINES)
         _install_warning_filters(handle, NEEDLESS_WARNINGS)
         if platform.device_type != "cuda":
             _install_device(handle, platform)
@@ -205,6 +217,24 @@ def _install_multi_tensor(handle: ShimHandle) -> None:
             handle.set(clipping, name, better)
 
 
+def _install_group_identity(handle: ShimHandle) -> None:
+    for name in ("optimizer", "distrib_optimizer"):
+        module = importlib.import_module(f"megatron.core.optimizer.{name}")
+        handle.set(module, "param_group_identifier_keys", GROUP_IDENTITY)
+
+
+def _install_log_filters(handle: ShimHandle, needless: tuple[tuple[str, str], ...]) -> None:
+    for module, beginning in needless:
+        logger = logging.getLogger(f"megatron.core.{module}")
+        log_filter = partial(_says_more_than, beginning)
+        logger.addFilter(log_filter)
+        handle.add_undo(partial(logger.removeFilter, log_filter))
+
+
+def _says_more_than(beginning: str, record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(beginning)
+
+
 def _install_device(handle: ShimHandle, platform: Platform) -> None:
     facade = _TorchFacade(platform)
     for name in DEVICE_MODULES:
@@ -237,13 +267,7 @@ def _install_rng(handle: ShimHandle, platform: Platform) -> None:
     handle.set(random, "_set_cuda_rng_state", set_rng_state)
     if platform.device_type == "cpu":
         # Host and device share one generator here, so the tracker's warning about it would come with every fork.
-        logger = logging.getLogger(random.__name__)
-        logger.addFilter(_drop_cpu_rng_warning)
-        handle.add_undo(lambda: logger.removeFilter(_drop_cpu_rng_warning))
-
-
-def _drop_cpu_rng_warning(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("CPU RNG state changed")
+        _install_log_filters(handle, (("tensor_parallel.random", "CPU RNG state changed"),))
 
 
 def _install_type_tuples(handle: ShimHandle) -> None:
