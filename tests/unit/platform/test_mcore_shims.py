@@ -78,7 +78,7 @@ def test_another_version_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("module", ["optimizer", "distrib_optimizer"])
 def test_groups_are_told_apart_without_their_learning_rates(handle, monkeypatch, module):
-    """From 0.19 on megatron-core asks for equal ones; other checkpoints have none, and a resumed run may change them."""
+    """From 0.19 on megatron-core asks for equal ones; other checkpoints have none, a resumed run may change them."""
     handle.undo()
     optimizer = importlib.import_module(f"megatron.core.optimizer.{module}")
     as_in_0_19 = ("optimizer", "max_lr", "min_lr", "start_wd", "end_wd", "wd_mult", "lr_mult", "is_decoupled_lr")
