@@ -25,7 +25,8 @@ PARTS = {
     "import and export": ["tests/distributed/test_migrate.py", "tests/distributed/test_first_weights.py"],
     "foreign checkpoints": ["tests/distributed/test_torch_dist.py"],
     "rehearsals": [
-        "tests/rehearsal/test_layouts.py::test_every_layout_runs_and_every_message_has_its_other_side[qwen3_vl]"
+        "tests/rehearsal/test_layouts.py::test_every_layout_runs_and_every_message_has_its_other_side[qwen2_5_vl]",
+        "tests/rehearsal/test_groups_at_scale.py",
     ],
 }
 RECIPE = ["experiment=robobrain20_7b_stage1", "--micro-batches", "2", "--ranks", "0,2", "--no-compile"]
