@@ -1,6 +1,7 @@
 # make demo   set up, then train, save, resume, export and check a small model on this machine
 # make test   set up, then the tests; ARGS="-k name" passes on to pytest
 # make test-fast  set up, then the tests of one process and one world: a family's layouts against transformers
+# make test-slow  set up, then the tests that take minutes each and that `make test` leaves out
 # make bench  set up, then the benchmarks
 # make lint   set up, then ruff and mypy
 # make docs   set up, then the pages of docs/ as a site, links and anchors checked (needs mkdocs-material)
@@ -19,7 +20,7 @@ BIN := .venv/bin
 # Ranks share the cores; `rb launch` gives each its own share.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fast bench lint settings docs clean
+.PHONY: demo test test-fast test-slow bench lint settings docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.ready
@@ -35,6 +36,9 @@ test: .venv/.ready
 
 test-fast: .venv/.ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE) $(ONE_WORLD) $(ARGS)
+
+test-slow: .venv/.ready
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: .venv/.ready
 	$(BIN)/rb bench

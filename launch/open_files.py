@@ -1,11 +1,14 @@
-"""Open files and sockets: how many a rank needs in a world of a given size.
+"""Open files and sockets: how many a process needs in a world of a given size.
 
-Counted with 2 to 16 processes on gloo (torch 2.13), exact to the file: a gloo group holds 4 files, connected or not,
-and a socket to every other member; where it connects lazily, to its neighbours in the ring (2, or 1 of a pair). Rank 0
-keeps the store, which has 10 files and a socket to every rank.
+Counted with 2 to 64 processes on gloo (torch 2.13), exact to the file: a gloo group holds 4 files, connected or not,
+and a socket to every other member. Where it connects lazily, it has a socket to every member that it has exchanged
+something with: its neighbours in the ring of a sum, and those in the trees of broadcasts and barriers, at most
+2 log2(size) - 1 in all. The store of the world has a socket to every rank, in a process of its own.
 """
 
 from __future__ import annotations
+
+import math
 
 FILES_OF_A_GROUP, FILES_OF_THE_STORE = 4, 10
 OTHER_FILES = 256
@@ -40,18 +43,25 @@ def files_of_groups(sizes: list[int], lazy: bool) -> int:
     Args:
         lazy: whether gloo connects two ranks only when they exchange something.
     """
-    peers = (min(2, size - 1) if lazy else size - 1 for size in sizes)
+    peers = (min(_peers_of_trees(size) if lazy else size - 1, size - 1) for size in sizes)
     return FILES_OF_A_GROUP * len(sizes) + sum(peers)
 
 
-def files_of_rank_zero(world: int, tp: int, pp: int, cp: int, lazy: bool, devices: bool = False) -> int:
-    """Most files that a rank has open in training: rank 0, which keeps the store and gathers from its data parallel
-    ranks when a checkpoint is written.
+def _peers_of_trees(size: int) -> int:
+    return max(2, 2 * math.ceil(math.log2(size)) - 1)
+
+
+def files_of_rank(world: int, tp: int, pp: int, cp: int, lazy: bool, devices: bool = False) -> int:
+    """Most files that a rank has open in training.
 
     Args:
         devices: whether ranks compute on devices with a backend of their own.
     """
     on_host = [*group_sizes(world, tp, pp, cp), tp * pp * cp]  # the last one: ranks that have the same samples
     sizes = gloo_sizes_on_devices(world, tp, pp, cp) if devices else on_host
-    gathers = world // (tp * pp) - 1 if lazy else 0
-    return OTHER_FILES + FILES_OF_THE_STORE + world + files_of_groups(sizes, lazy) + gathers
+    return OTHER_FILES + 1 + files_of_groups(sizes, lazy)
+
+
+def files_of_store(world: int) -> int:
+    """Files of the process that keeps the store of a world."""
+    return FILES_OF_THE_STORE + world

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.schema import Config
 from megatron_rb.launch.doctor import examine, file_findings, files_line, findings, table
-from megatron_rb.launch.open_files import files_of_rank_zero
+from megatron_rb.launch.open_files import files_of_rank, files_of_store
 from megatron_rb.launch.prepare import job_for_machines
 
 
@@ -28,10 +28,11 @@ def main(argv: list[str]) -> int:
     parallel = config.parallel
     world = config.world_size or max(job.world_size, parallel.tp_size * parallel.pp_size * parallel.cp_size)
     degrees = parallel.tp_size, parallel.pp_size, parallel.cp_size
-    files = files_of_rank_zero(world, *degrees, reports[0]["lazy_gloo"], devices=reports[0]["platform"] != "cpu")
+    rank = files_of_rank(world, *degrees, reports[0]["lazy_gloo"], devices=reports[0]["platform"] != "cpu")
+    files = max(rank, files_of_store(world))
     bad = [*findings(reports), *file_findings(reports, files)]
     text = f"{table(reports)}\n{files_line(reports, world, files)}"
-    print(json.dumps({"machines": reports, "bad": bad, "files_of_rank_zero": files}) if options.json else text)
+    print(json.dumps({"machines": reports, "bad": bad, "files_of_rank": rank, "files_of_store": files_of_store(world)}) if options.json else text)
     for line in [] if options.json else bad or ["nothing stands out"]:
         print(line)
     return 1 if bad else 0

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_rb.config.open_files import raise_open_files
+from megatron_rb.parallel.store import agent_keeps_store, join_store
 from megatron_rb.platform.base import Platform
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -52,7 +53,10 @@ def start_process_group(platform: Platform, timeout_minutes: float) -> None:
         os.environ.setdefault(name, value)
     timeout = timedelta(minutes=timeout_minutes)
     if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(platform.collective_backend, rank=rank, world_size=world_size, timeout=timeout)
+        ours = None if agent_keeps_store() else join_store(rank, timeout)
+        dist.init_process_group(
+            platform.collective_backend, store=ours, rank=rank, world_size=world_size, timeout=timeout
+        )
         _check_own_device(platform, local_rank)
         return
     if world_size > 1:

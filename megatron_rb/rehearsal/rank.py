@@ -61,6 +61,7 @@ class Instruments:
 def rehearse_rank(config: Config, job: RehearsalJob, rank: int, tools: Instruments) -> RehearsedRank:
     """The start and some steps of one rank of a run, then an evaluation if it is asked for."""
     environment = {"RANK": rank, "LOCAL_RANK": rank % DEVICES, "WORLD_SIZE": job.world_size, "MASTER_ADDR": "rehearsal"}
+    environment["TORCHELASTIC_USE_AGENT_STORE"] = True  # the store is not this process's to make
     os.environ.update({name: str(value) for name, value in environment.items()})
     stages = []
     with tools.watch:

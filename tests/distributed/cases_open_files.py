@@ -32,6 +32,8 @@ def open_files(layouts: list[tuple[int, int, int]], lazy: bool, soft_limit: int)
         mine = list(dist.distributed_c10d._world.pg_map)
         for group in mine:
             dist.all_reduce(torch.ones(1), group=group)
+            dist.broadcast(torch.ones(1), group=group, group_src=0)
+            dist.barrier(group=group)
         found.append((sorted(group.size() for group in mine), _count() - before))
         destroy_groups()
     return {"limit": limit, "found": found}
