@@ -83,8 +83,8 @@ def findings(reports: Sequence[Mapping[str, Any]]) -> list[str]:
 def file_findings(reports: Sequence[Mapping[str, Any]], needed: int) -> list[str]:
     """Machines on which a rank may not open as many files as it needs."""
     return [
-        f"{report['host']}: at most {report['open_files']} open files (hard limit), rank 0 or its store needs up to {needed}; raise "
-        f"`nofile` in limits.conf, or LimitNOFILE of slurmd or sshd"
+        f"{report['host']}: at most {report['open_files']} open files (hard limit), rank 0 or its store needs up to "
+        f"{needed}; raise `nofile` in limits.conf, or LimitNOFILE of slurmd or sshd"
         for report in reports
         if report["open_files"] < needed
     ]
@@ -94,7 +94,9 @@ def files_line(reports: Sequence[Mapping[str, Any]], world: int, needed: int) ->
     """One sentence with the figures of `file_findings`."""
     least = min(report["open_files"] for report in reports)
     way = "lazily" if reports[0]["lazy_gloo"] else "at once"
-    return f"open files: a process of {world} ranks needs up to {needed} (gloo connects {way}), a process may have {least}"
+    return (
+        f"open files: a process of {world} ranks needs up to {needed} (gloo connects {way}), a process may have {least}"
+    )
 
 
 def table(reports: Sequence[Mapping[str, Any]]) -> str:

@@ -32,7 +32,11 @@ def main(argv: list[str]) -> int:
     files = max(rank, files_of_store(world))
     bad = [*findings(reports), *file_findings(reports, files)]
     text = f"{table(reports)}\n{files_line(reports, world, files)}"
-    print(json.dumps({"machines": reports, "bad": bad, "files_of_rank": rank, "files_of_store": files_of_store(world)}) if options.json else text)
+    print(
+        json.dumps({"machines": reports, "bad": bad, "files_of_rank": rank, "files_of_store": files_of_store(world)})
+        if options.json
+        else text
+    )
     for line in [] if options.json else bad or ["nothing stands out"]:
         print(line)
     return 1 if bad else 0

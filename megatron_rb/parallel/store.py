@@ -36,7 +36,7 @@ def join_store(rank: int, timeout: timedelta) -> dist.Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if rank == 0:
         _start_keeper(port, timeout)
-    return dist.TCPStore(address, port, timeout=timeout)
+    return dist.PrefixStore("default_pg", dist.TCPStore(address, port, timeout=timeout))  # as torch's env:// names it
 
 
 def _start_keeper(port: int, timeout: timedelta) -> None:

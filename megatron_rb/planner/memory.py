@@ -313,9 +313,12 @@ def stage_memory(
 
 def waiting_features(counts: np.ndarray) -> np.ndarray:
     """`[slices]`: DeepStack features that come with the message to a slice, for a decoder layer in it or behind it."""
-    before = np.concatenate([np.zeros((1, len(PARTS)), dtype=counts.dtype), counts.cumsum(axis=0)[:-1]])
-    made, used = before[:, PARTS.index(Part.DEEPSTACK)], before[:, PARTS.index(Part.DECODER)]
-    return np.maximum(made - used, 0)
+    return waiting_before(np.concatenate([np.zeros((1, len(PARTS)), dtype=counts.dtype), counts.cumsum(axis=0)[:-1]]))
+
+
+def waiting_before(before: np.ndarray) -> np.ndarray:
+    """DeepStack features on their way where so many parts `[..., parts]` lie before."""
+    return np.maximum(before[..., PARTS.index(Part.DEEPSTACK)] - before[..., PARTS.index(Part.DECODER)], 0)
 
 
 def kept_by_slice(memory: MemoryModel, counts: np.ndarray, recompute: SliceRecompute) -> float:

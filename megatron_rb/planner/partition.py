@@ -13,7 +13,14 @@ from itertools import combinations
 
 import numpy as np
 
-from megatron_rb.planner.memory import FRAGMENTATION, MemoryModel, SliceRecompute, layers_in, shared_parameters
+from megatron_rb.planner.memory import (
+    FRAGMENTATION,
+    MemoryModel,
+    SliceRecompute,
+    layers_in,
+    shared_parameters,
+    waiting_before,
+)
 from megatron_rb.planner.schedule import Timing, most_in_flight, simulate
 from megatron_rb.planner.work import PARTS, VISION_LAYERS, Part
 
@@ -112,7 +119,9 @@ def choose_recompute(pipeline: Pipeline, starts: np.ndarray, counts: np.ndarray,
     """
     memory, held = pipeline.memory, int(pipeline.in_flight(rank).max())
     static = sum(memory.static(counts, shared_parameters(memory, counts)))
-    base = static + held * (counts @ memory.kept) - room(pipeline)
+    # What came with the message, beside what the slice keeps; its gradient too when the pass goes back.
+    features = waiting_before(pipeline.prefix[starts]) * memory.feature
+    base = static + held * (counts @ memory.kept + features) + features - room(pipeline)
     plain = (memory.working * (counts > 0)).max(axis=-1)
     vision = np.zeros(counts.shape[:-1], dtype=np.int64)
     language = vision.copy()
@@ -133,8 +142,8 @@ def _recompute(
     again = memory.working + memory.kept
     vision_layers, decoders = layers_in(counts)
     vision = np.arange(vision_layers.max(initial=0) + 1)[None, :]
-    over = base[:, None] - vision * saved[WINDOW]
-    working = np.maximum(plain[:, None], (vision > 0) * again[WINDOW])
+    over = base[:, None] - vision * mean_vision_layer(counts, saved)[:, None]
+    working = np.maximum(plain[:, None], (vision > 0) * mean_vision_layer(counts, again)[:, None])
     language = np.zeros_like(over)
     needed = np.maximum(working, again[DECODER])
     short = over + working > 0
@@ -151,6 +160,17 @@ def _recompute(
     best = cost.argmin(axis=1)
     rows = np.arange(len(best))
     return np.isfinite(cost[rows, best]), best, choices.language[rows, best]
+
+
+def mean_vision_layer(counts: np.ndarray, of_part: np.ndarray) -> np.ndarray:
+    """Bytes of the mean vision layer of slices, `[...]`: those with windows and those without keep different ones.
+
+    Args:
+        counts: parts in each slice, `[..., parts]`.
+        of_part: bytes by part, `[parts]`.
+    """
+    layers = counts[..., [WINDOW, FULL]]
+    return layers @ of_part[[WINDOW, FULL]] / np.maximum(layers.sum(axis=-1), 1)
 
 
 def slice_nanoseconds(pipeline: Pipeline, rank: int) -> np.ndarray:
@@ -355,9 +375,12 @@ def _choices_of_rank(
                 break
             v = np.minimum(vision, vision_layers[open_rows])
             t = np.minimum(language, decoders[open_rows])
-            kept = mine[open_rows] @ memory.kept - v * saved[WINDOW] - t * saved[DECODER]
-            working = np.maximum(plain, max((vision > 0) * again[WINDOW], (language > 0) * again[DECODER]))
-            used = static[open_rows] + (kept @ in_flight.T).max(axis=1) + working[open_rows]
+            rows = mine[open_rows]
+            features = waiting_before(pipeline.prefix[starts[open_rows]]) * memory.feature
+            kept = rows @ memory.kept + features - v * mean_vision_layer(rows, saved) - t * saved[DECODER]
+            computed = np.maximum((v > 0) * mean_vision_layer(rows, again), (language > 0) * again[DECODER])
+            working = np.maximum(plain[open_rows], (computed + features).max(axis=1))
+            used = static[open_rows] + (kept @ in_flight.T).max(axis=1) + working
             choice = Choices(used, v, t)
             cost = choice.again_seconds(pipeline, starts[open_rows], forward).sum(axis=1)
             better = (used <= room(pipeline)) & (cost < cheapest[open_rows])

@@ -38,7 +38,7 @@ def _page(summary: RehearsalSummary) -> Iterator[str]:
     yield f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body><h1>{title}</h1>'
     yield f"<p>{escape(_about(summary))}</p>"
     yield _verdict(summary)
-    yield "<h2>MemoryPeak memory</h2>"
+    yield "<h2>Peak memory</h2>"
     yield from _bars(summary.stages)
     for stage in summary.stages:
         yield from _stage(stage)

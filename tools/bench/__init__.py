@@ -14,6 +14,12 @@ def main(argv: list[str]) -> int:
     return run_subcommand(parser, COMMANDS, argv)
 
 
+def _device(argv: list[str]) -> int:
+    from megatron_rb.tools.bench.device import main as run
+
+    return run(argv)
+
+
 def _step(argv: list[str]) -> int:
     from megatron_rb.tools.bench.step import main as run
 
@@ -81,6 +87,9 @@ def _numerics(argv: list[str]) -> int:
 
 
 COMMANDS = {
+    "device": Command(
+        "The first ten minutes on a GPU: steps, peak memory, parity, kernels, speed, a resume, in one folder.", _device
+    ),
     "step": Command("Time a training step beside transformers' own on the same small models.", _step),
     "train": Command(
         "Measure training steps on a declared mix of samples, or on your data, and write a report.", _train

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform as host
 import statistics
 import time
 from dataclasses import asdict, astuple, replace
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from megatron_rb.bench.step import OURS, REFERENCES, beside_transformers
 from megatron_rb.bench.timing import median_ratio
 from megatron_rb.bench.train.process import Bench, TimedStep
-from megatron_rb.bench.train.result import Baseline, RankFigures, Result, StepFigures, save_result
+from megatron_rb.bench.train.result import Baseline, RankFigures, Result, StepFigures, save_result, versions
 from megatron_rb.bench.train.spec import read_spec
 from megatron_rb.checkpoint.hf.training import padded_batches
 from megatron_rb.config.schema import Config
@@ -26,12 +25,9 @@ from megatron_rb.metrics.timeline import StageTimeline, bubble_ratios
 from megatron_rb.models.work import Work, training_flops
 from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
-from megatron_rb.platform.health import version_of
 from megatron_rb.shapes.shape import model_fingerprint
 from megatron_rb.tasks.build import build_loader
 from megatron_rb.train.peak import peak_of
-
-PACKAGES = ("megatron-rb", "torch", "megatron-core", "transformers", "numpy", "triton", "flash-attn")
 
 
 def measure(session: Session, config: Config, folder: Path) -> None:
@@ -76,12 +72,6 @@ def _result(bench: Bench) -> Result | None:
         peak=peak,
         baseline=baseline,
     )
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that a step runs on."""
-    found = {"python": host.python_version()}
-    return found | {name: version for name in PACKAGES if (version := version_of(name))}
 
 
 def _gather_steps(bench: Bench, timed: list[TimedStep]) -> tuple[tuple[StepFigures, ...], list[np.ndarray]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform as host
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from megatron_rb.planner.device import Peak
 
 FORMAT = 1
 RESULT_FILE, REPORT_FILE, PICTURE_FILE = "result.json", "report.md", "report.png"
+PACKAGES = ("megatron-rb", "torch", "megatron-core", "transformers", "numpy", "triton", "flash-attn")
 
 SECTIONS = ("data", "vision forward", "language forward", "other forward", "backward", "waiting", "optimizer", "other")
 """Parts of a traced step of one rank. `waiting` = within the passes but not computing: for other stages, for messages,
@@ -178,3 +180,11 @@ def _from_tree(tree: Mapping[str, Any]) -> Result:
             "baseline": Baseline(**tree["baseline"]) if tree["baseline"] else None,
         }
     )
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that a step runs on."""
+    from megatron_rb.platform.health import version_of  # imports torch
+
+    found = {"python": host.python_version()}
+    return found | {name: version for name in PACKAGES if (version := version_of(name))}

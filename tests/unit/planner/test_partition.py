@@ -1,5 +1,6 @@
 """The cut is exact: equal to brute force for the programme's objective and for the simulated one."""
 
+import dataclasses
 from itertools import combinations
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_rb.layout import PipelineLayout
 from megatron_rb.planner.device import load_device, with_memory
+from megatron_rb.planner.memory import stage_memory
 from megatron_rb.planner.partition import NEVER, best_cut, extrapolated, first_cut, play, refine
 from megatron_rb.planner.predict import best_for, build_pipeline
 from megatron_rb.planner.schedule import simulate
@@ -82,6 +85,8 @@ def test_recompute_of_a_slice_is_the_cheapest_that_fits():
     counts = free.prefix[-1]
     saved = free.memory.kept - free.memory.inputs
     again = free.memory.working + free.memory.kept
+    # Two layers with windows and one without.
+    saved_vision, again_vision = ((2 * values[1] + values[2]) / 3 for values in (saved, again))
     forward = free.forward.mean(axis=(1, 2))
     static = sum(free.memory.static(counts))
     for short in (0.1, 1.5, 2.5, 4.5, 6.0):
@@ -90,8 +95,8 @@ def test_recompute_of_a_slice_is_the_cheapest_that_fits():
         options = []
         for vision in range(4):
             for language in range(5):
-                working = max(free.memory.working.max(), (vision > 0) * again[1], (language > 0) * again[6])
-                used = static + counts @ free.memory.kept + working - vision * saved[1] - language * saved[6]
+                working = max(free.memory.working.max(), (vision > 0) * again_vision, (language > 0) * again[6])
+                used = static + counts @ free.memory.kept + working - vision * saved_vision - language * saved[6]
                 extra = free.vision_prefix[vision] @ forward + language * forward[6]
                 options.append((extra if used * 1.04 + free.memory.reserved <= limit else np.inf, vision, language))
         cheapest = min(options)[0]
@@ -116,3 +121,22 @@ def test_vit_can_be_kept_on_the_first_slice():
     together = best_for(work, Degrees(1, 2, 1, 1, 1, False), least_first=8)
     assert spread.layout.slice_lengths[0] < 8 <= together.layout.slice_lengths[0]
     assert spread.step_seconds < together.step_seconds
+
+
+@pytest.mark.parametrize("family", ["RoboBrain2.0-7B", "RoboBrain2.5-4B"])
+@pytest.mark.parametrize(("pp", "vpp"), [(2, 1), (3, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_every_cut_that_fits_does_so_by_the_forecast_of_the_run_too(family, pp, vpp, share):
+    """The forecast knows which vision layers keep less and what DeepStack features wait for their layers."""
+    work = task(tiny(6, 6, family), gpus=pp, global_batch_size=24)
+    free = build_pipeline(work, Degrees(1, pp, vpp, 1, 1, False, 1))
+    limit = free.memory.reserved + share * 1.04 * 11 * free.memory.kept.max() * pp
+    memory = dataclasses.replace(free.memory, feature=float(free.memory.kept.max()))  # many pictures
+    pipeline = type(free)(**{**vars(free), "limit": limit, "memory": memory})
+    played = play(pipeline, np.array(list(cuts_of(pipeline.num_blocks, pp * vpp))[::7]))
+    fitting = np.flatnonzero(played.choices.fits.all(axis=1))
+    assert len(fitting), limit
+    for number in fitting:
+        layout = PipelineLayout(6, 6, played.lengths(number), pp)
+        stages = stage_memory(pipeline.memory, layout, played.recompute(number), pipeline.num_micro_batches)
+        assert max(stage.total for stage in stages) <= limit * (1 + 1e-9), played.lengths(number)
