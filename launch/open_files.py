@@ -16,7 +16,7 @@ OTHER_FILES = 256
 
 
 def group_sizes(world: int, tp: int, pp: int, cp: int) -> list[int]:
-    """Sizes of the process groups that rank 0 is in: the world and those of megatron-core 0.16 (`parallel_state`)."""
+    """Sizes of the process groups that rank 0 is in: the world and those of megatron-core (`parallel_state`)."""
     replicas = world // (tp * pp)
     dp = replicas // cp
     ends = min(pp, 2)

@@ -132,8 +132,8 @@ def _overlaps_param_gather(parallel: ParallelConfig) -> bool:
 def _group_overrides(settings: OptimizerConfig) -> dict[ParamKey, ParamGroupOverride]:
     """Weight decay for matrices only, and one learning rate per model part.
 
-    `lr_mult` carries the ratio as well: megatron-core tells groups apart by it when it loads a checkpoint, not by
-    `max_lr`.
+    `lr_mult` carries the ratio as well: groups are told apart by it when a checkpoint is loaded, not by `max_lr`
+    (`GROUP_IDENTITY` of the shims).
     """
     overrides: dict[ParamKey, ParamGroupOverride] = {
         _named("no_decay", lambda parameter, name: parameter.dim() < 2 or name.endswith(".bias")): {"wd_mult": 0.0}

@@ -20,6 +20,7 @@ def report(host: str, **more: Any) -> dict[str, Any]:
         "pairs": {"0": 1.0},
         "port": "not asked",
         "libraries": {"torch": "2"},
+        "faults": [],
         "clock": 100.0,
         "driver": "",
         "open_files": 1 << 20,
@@ -47,6 +48,10 @@ def test_other_libraries_a_wrong_clock_and_a_port_in_use_are_named():
     assert "node2: libraries" in findings(machines(libraries={"torch": "1"}))[0]
     assert findings(machines(clock=160.0)) == ["node2: its clock is +60 s off"]
     assert findings(machines(port="7: Address already in use")) == ["node2: port 7: Address already in use"]
+
+
+def test_a_library_that_cannot_be_used_is_named_with_its_machine():
+    assert findings(machines(faults=["megatron-core is not installed"])) == ["node2: megatron-core is not installed"]
 
 
 def test_a_machine_that_allows_too_few_open_files_is_named_with_both_figures():
