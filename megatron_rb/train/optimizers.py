@@ -116,7 +116,10 @@ def build_optimizer(config: Config, chunks: Sequence[DistributedDataParallel]) -
         overlap_param_gather=_overlaps_param_gather(parallel),
         **implementation.settings(settings),
     )
-    optimizer = get_megatron_optimizer(mcore_config, list(chunks), config_overrides=_group_overrides(settings))
+    overrides = _group_overrides(settings)
+    optimizer = get_megatron_optimizer(
+        mcore_config, list(chunks), config_overrides=overrides, use_gloo_process_groups=False
+    )
     if not optimizer.param_groups:
         raise ValueError("every part of the model is frozen, there is nothing to train; unfreeze one in model.freeze")
     if implementation.build is not None:

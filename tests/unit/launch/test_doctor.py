@@ -77,4 +77,4 @@ def test_gloo_that_connects_at_once_needs_thousands_of_files():
 
 def test_devices_with_a_backend_of_their_own_leave_few_files_to_gloo():
     on_devices, on_host = (files_of_rank(8192, 4, 4, 1, lazy=False, devices=devices) for devices in (True, False))
-    assert on_devices == 256 + 1 + (4 * 3 + 8191 + 511 + 15) < on_host
+    assert on_devices == 256 + 1 + (4 * 2 + 8191 + 15) < on_host
