@@ -27,7 +27,7 @@ setup(
     },
     install_requires=[
         "torch>=2.6",
-        "megatron-core>=0.16.1,<0.17",
+        "megatron-core>=0.16.1,<0.20",
         "transformers>=5.0",
         "tokenizers",
         "xxhash>=3.0",

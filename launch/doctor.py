@@ -69,6 +69,7 @@ def findings(reports: Sequence[Mapping[str, Any]]) -> list[str]:
             for report, value in zip(reports, values, strict=True)
             if value != usual
         ]
+    found += [f"{report['host']}: {fault}" for report in reports for fault in report["faults"]]
     middle = median(report["clock"] for report in reports)
     found += [
         f"{report['host']}: its clock is {report['clock'] - middle:+.0f} s off"

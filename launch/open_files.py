@@ -16,25 +16,22 @@ OTHER_FILES = 256
 
 
 def group_sizes(world: int, tp: int, pp: int, cp: int) -> list[int]:
-    """Sizes of the process groups that rank 0 is in: the world and those of megatron-core 0.16 (`parallel_state`)."""
+    """Sizes of the process groups that rank 0 is in: the world and those of megatron-core (`parallel_state`)."""
     replicas = world // (tp * pp)
     dp = replicas // cp
     ends = min(pp, 2)
-    data = [replicas, replicas, dp, dp]  # each for the device and for gloo
+    data = [replicas, dp]
     model = [cp, tp * pp, tp, pp, ends, 1, world // pp, dp * tp, tp * cp]
-    experts = [1, tp, tp, tp * pp, replicas, replicas]
+    experts = [1, tp, tp, tp * pp, replicas]
     return [world, *data, *model, *experts, world]
 
 
 def gloo_sizes_on_devices(world: int, tp: int, pp: int, cp: int) -> list[int]:
     """Sizes of the groups with a gloo part that a rank is in where devices have a backend of their own.
 
-    Those are the world, the ranks that hold the same weights (once more without context parallelism), and those that
-    have the same samples; the groups of the model are the device's alone.
+    Those are the world and the ranks that have the same samples; the groups of the model are the device's alone.
     """
-    replicas = world // (tp * pp)
-    data = {replicas, replicas // cp}
-    return [world, *data, tp * pp * cp]
+    return [world, tp * pp * cp]
 
 
 def files_of_groups(sizes: list[int], lazy: bool) -> int:

@@ -39,6 +39,7 @@ from megatron_rb.checkpoint.manifest import (
 )
 from megatron_rb.checkpoint.sharded import (
     TrainingState,
+    complete_common,
     load_model_only,
     load_sharded,
     save_model_only,
@@ -222,6 +223,7 @@ class CheckpointManager:
     def _complete(self, writing: Path, manifest: dict[str, Any]) -> None:
         def rename_and_retain() -> None:
             self._check_fence()
+            complete_common(writing)
             _write_durably(writing / MANIFEST, json.dumps(manifest, indent=2))
             _sync_folder(writing)
             final = writing.with_name(writing.name.partition(".")[0])
@@ -261,7 +263,12 @@ def save_weights(weights: ShardedStateDict, model: dict[str, Any], platform: Pla
     """Write a checkpoint of step 0 that holds weights only, into the existing, empty `folder`."""
     save_model_only(weights, folder)
     manifest = {"format": FORMAT, "step": 0, "model": model, "layout": {}, "platform": platform.info()}
-    _on_rank_zero(lambda: _write_durably(folder / MANIFEST, json.dumps(manifest, indent=2)))
+
+    def complete() -> None:
+        complete_common(folder)
+        _write_durably(folder / MANIFEST, json.dumps(manifest, indent=2))
+
+    _on_rank_zero(complete)
 
 
 def load_weights(chunks: list[torch.nn.Module], model: dict[str, Any], folder: str | Path) -> None:

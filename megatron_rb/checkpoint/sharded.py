@@ -6,7 +6,9 @@ parallelism. Only the random states belong to one layout.
 
 from __future__ import annotations
 
+import inspect
 import logging
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +31,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron_rb.checkpoint.fitting import listed, open_fitting, read_together
 from megatron_rb.checkpoint.optimizer_state import PREFIX, optimizer_state, restore_optimizer
 from megatron_rb.checkpoint.runs import TensorRun, is_written, pieces_of, runs_of_rank, shared_runs
+from megatron_rb.checkpoint.storage.torch_dist import COMMON, COMMON_KEY
 from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.sharding import Sharded
 from megatron_rb.platform.base import Platform
@@ -36,6 +39,9 @@ from megatron_rb.platform.base import Platform
 logger = logging.getLogger(__name__)
 
 RNG_KEY = "rng"
+NOT_ASKED_FOR = (RNG_KEY, COMMON_KEY)
+"""Keys that a checkpoint may have beyond what is restored: random states of another layout, and the content of
+`common.pt` once more."""
 
 
 class Chunk(Protocol):
@@ -101,7 +107,19 @@ def save_sharded(state: TrainingState, folder: Path, asynchronous: bool) -> Asyn
         # which rank 0 makes of the same descriptions, proves that pieces cover every tensor once.
         validate_access_integrity=False,
         async_sharded_save=asynchronous,
+        **_own_writers(),
     )
+
+
+def complete_common(folder: Path) -> None:
+    """Write `common.pt` where megatron-core has not: from 0.19 on it keeps the content elsewhere, older releases do not
+    look there, and all of them read the file. Called by one rank when everything else is written."""
+    if not (folder / COMMON).exists():
+        content = dist_checkpointing.load_common_state_dict(str(folder))
+        with open(folder / COMMON, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def load_sharded(state: TrainingState, folder: Path, with_rng: bool) -> None:
@@ -117,7 +135,7 @@ def load_sharded(state: TrainingState, folder: Path, with_rng: bool) -> None:
     wanted = {tensor.key: tensor for tensor in model.values()} | dict(optimizer.shapes)
     rng = _rng_object({}).unique_key if with_rng else None
     mesh = mesh_of(state.chunks)
-    stored = open_fitting(folder, wanted, {rng} if rng else set(), (RNG_KEY,), mesh)
+    stored = open_fitting(folder, wanted, {rng} if rng else set(), NOT_ASKED_FOR, mesh)
     _check_parts(state.parts, stored.common["parts"], folder)
     states = read_together(stored, [*model.values(), *optimizer.replicated], optimizer.held, rng, mesh)
     try:
@@ -135,7 +153,7 @@ def load_sharded(state: TrainingState, folder: Path, with_rng: bool) -> None:
 
 def save_model_only(weights: ShardedStateDict, folder: Path) -> None:
     """Write weights under their global names, and nothing else, into the existing, empty `folder`."""
-    dist_checkpointing.save({"model": weights}, str(folder), sharded_strategy=_strategy())
+    dist_checkpointing.save({"model": weights}, str(folder), sharded_strategy=_strategy(), **_own_writers())
 
 
 def load_model_only(chunks: Sequence[torch.nn.Module], folder: Path) -> None:
@@ -146,7 +164,7 @@ def load_model_only(chunks: Sequence[torch.nn.Module], folder: Path) -> None:
     """
     model, mesh = model_state(chunks), mesh_of(chunks)
     wanted = {tensor.key: tensor for tensor in model.values()}
-    stored = open_fitting(folder, wanted, set(), (RNG_KEY, PREFIX), mesh)
+    stored = open_fitting(folder, wanted, set(), (*NOT_ASKED_FOR, PREFIX), mesh)
     read_together(stored, list(model.values()), (), None, mesh)
 
 
@@ -180,6 +198,15 @@ def _pieces(runs: Iterable[TensorRun]) -> dict[str, Any]:
     """What runs write, in the form that megatron-core saves; it keeps the names of empty containers."""
     pieces = dict(enumerate(piece for run in runs for piece in pieces_of(run)))
     return {"pieces": pieces} if pieces else {}
+
+
+def _own_writers() -> dict[str, str]:
+    """Options of `dist_checkpointing.save` for megatron-core's own writers, which the manager's queue can start.
+
+    Where it can choose, it would take those of nvidia-resiliency-ext.
+    """
+    can_choose = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
+    return {"async_strategy": "mcore"} if can_choose else {}
 
 
 @contextmanager

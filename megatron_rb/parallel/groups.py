@@ -30,6 +30,7 @@ def build_mesh(
             virtual_pipeline_model_parallel_size=vpp_size if vpp_size > 1 else None,
             context_parallel_size=grid.cp_size,
             distributed_timeout_minutes=max(1, round(timeout_minutes)),
+            create_gloo_process_groups=False,  # no CPU tensor travels between copies of the model
         )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     groups = {
@@ -45,7 +46,7 @@ def build_mesh(
 def _lean_groups(device_backend: str | None) -> Iterator[None]:
     """Let megatron-core make groups over the device's backend alone, and groups of the same ranks once.
 
-    It names no backend but for its gloo groups, and torch then gives every group those of the world: one with 256
+    It names no backend, and torch then gives every group those of the world: one with 256
     members would hold 255 sockets for CPU tensors that nobody sends. Those of experts repeat the ranks of others.
     """
     if device_backend is None:

@@ -15,7 +15,8 @@ import torch
 class GroupStepAdamW(torch.optim.Optimizer):
     """AdamW with decoupled weight decay; per-parameter state is `exp_avg` and `exp_avg_sq` only.
 
-    `adam_w_mode` exists for the signature that megatron-core calls; plain Adam is not offered.
+    `adam_w_mode` and, from 0.17 on, `capturable` exist for the signature that megatron-core calls; plain Adam and steps
+    in a CUDA graph are not offered.
     """
 
     def __init__(
@@ -26,9 +27,12 @@ class GroupStepAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         adam_w_mode: bool = True,
+        capturable: bool = False,
     ) -> None:
         if not adam_w_mode:
             raise ValueError("GroupStepAdamW decouples weight decay from the gradient; plain Adam needs a fused Adam")
+        if capturable:
+            raise ValueError("GroupStepAdamW counts its steps on the host; a step in a CUDA graph needs a fused Adam")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

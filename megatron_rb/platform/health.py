@@ -16,6 +16,7 @@ import torch
 
 from megatron_rb.config.open_files import raise_open_files
 from megatron_rb.platform.base import Platform
+from megatron_rb.platform.mcore_version import found_version, version_fault
 
 FLASH_ATTN = ("flash-attn", "flash-attn-3", "flash-attn-4")
 LIBRARIES = ("torch", "megatron-core", "transformers", "transformer-engine", *FLASH_ATTN, "triton", "torch_musa")
@@ -53,7 +54,8 @@ def machine_report(platform: Platform, folder: str, port: int) -> dict[str, Any]
         "disk_free_gib": round(disk.free / 2**30, 1),
         "clock": time.time(),
         "port": _port(port),
-        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
+        "libraries": {name: version for name in LIBRARIES if (version := version_of(name))},
+        "faults": [fault for fault in (version_fault(),) if fault],
         "matmul_tflops": matmul_tflops(platform),
     }
 
@@ -85,7 +87,10 @@ def _driver(name: str) -> str:
         return f"{command[0]} gave no answer within 20 s"
 
 
-def _version(name: str) -> str:
+def version_of(name: str) -> str:
+    """The version of an installed package, and of megatron-core what an import finds; empty = it is not installed."""
+    if name == "megatron-core":
+        return found_version()
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

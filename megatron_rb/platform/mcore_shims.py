@@ -1,4 +1,4 @@
-"""Lets unmodified megatron-core 0.16 run where there is no CUDA: one rule, applied to a fixed list of its modules.
+"""Lets unmodified megatron-core run where there is no CUDA: one rule, applied to a fixed list of its modules.
 
 The rule: inside those modules the word "cuda" means the platform's device. `torch.cuda.synchronize()` becomes
 `torch.<device>.synchronize()`, `tensor.cuda()` becomes `tensor.<device>()`, the literals "cuda" and
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 import logging
 import sys
 import types
@@ -25,8 +24,8 @@ import torch
 from megatron_rb.platform import multi_tensor
 from megatron_rb.platform.base import Platform
 from megatron_rb.platform.group_step_adamw import GroupStepAdamW
+from megatron_rb.platform.mcore_version import ON_THE_INDEX, found_version, version_fault
 
-SUPPORTED_VERSION = "0.16."
 HANDLE_ATTRIBUTE = "_megatron_rb_shims"
 """The handle of the installed shims is kept on `megatron.core` itself: they belong to that module's state."""
 
@@ -67,9 +66,19 @@ NEEDLESS_WARNINGS = (
     (r"`torch\.distributed\.\w+` is deprecated", r"torch\.distributed"),
 )
 """Message and module, as regular expressions."""
+NEEDLESS_LOG_LINES = (
+    ("distributed.distributed_data_parallel", "DistributedDataParallel: full_param_layout not provided"),
+    ("dist_checkpointing.strategies.common", "load_common is deprecated"),
+    ("dist_checkpointing.strategies.torch", "MCore's async save is deprecated"),
+)
+"""Module of megatron.core and how a line of its log begins, in releases from 0.17 on; no user can change anything."""
 NEEDLESS_WITHOUT_CUDA = (
     (r"When using (sequence parallelism|tensor parallelism|async grad allreduce) it is recommended", r"megatron\.core"),
 )
+
+GROUP_IDENTITY = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
+"""What tells the parameter groups of a checkpoint apart. From 0.19 on megatron-core asks for equal learning rates too,
+which checkpoints of other releases lack and a resumed run may change."""
 
 
 class ShimHandle:
@@ -82,10 +91,7 @@ class ShimHandle:
     def set(self, owner: Any, attribute: str, value: Any) -> None:
         """Set an attribute that must already exist, and remember the old value."""
         if not hasattr(owner, attribute):
-            raise RuntimeError(
-                f"megatron-core {_installed_version()} has no {owner.__name__}.{attribute}, which megatron-rb adapts; "
-                "install megatron-core 0.16.1"
-            )
+            raise _lacks(f"{owner.__name__}.{attribute}")
         old = getattr(owner, attribute)
         setattr(owner, attribute, value)
         self._undo.append(lambda: setattr(owner, attribute, old))
@@ -103,9 +109,13 @@ def install_mcore_shims(platform: Platform) -> ShimHandle:
     """Import megatron.core and adapt it to `platform`; a second call returns the first handle.
 
     Call it before anything imports megatron.core: what is compiled at import cannot be changed later.
-    Raises RuntimeError for another version than 0.16, and when shims of another device are installed.
+    Raises:
+        ValueError: there is no megatron-core, or one of a release that is not supported.
+        RuntimeError: shims of another device are installed, or megatron-core lacks something that they adapt.
     """
-    _check_version()
+    fault = version_fault()
+    if fault:
+        raise ValueError(fault)
     core = _import_core(plain=platform.device_type != "cuda")
     installed = getattr(core, HANDLE_ATTRIBUTE, None)
     if installed is not None:
@@ -121,6 +131,8 @@ def install_mcore_shims(platform: Platform) -> ShimHandle:
     try:
         _install_group_step_adamw(handle)
         _install_multi_tensor(handle)
+        _install_group_identity(handle)
+        _install_log_filters(handle, NEEDLESS_LOG_LINES)
         _install_warning_filters(handle, NEEDLESS_WARNINGS)
         if platform.device_type != "cuda":
             _install_device(handle, platform)
@@ -130,21 +142,11 @@ def install_mcore_shims(platform: Platform) -> ShimHandle:
     return handle
 
 
-def _installed_version() -> str:
-    try:
-        return importlib.metadata.version("megatron-core")
-    except importlib.metadata.PackageNotFoundError:
-        package_info = importlib.import_module("megatron.core.package_info")
-        return package_info.__version__
-
-
-def _check_version() -> None:
-    try:
-        version = _installed_version()
-    except ImportError as error:
-        raise RuntimeError("megatron-core is not installed; run `pip install 'megatron-core>=0.16.1,<0.17'`") from error
-    if not version.startswith(SUPPORTED_VERSION):
-        raise RuntimeError(f"megatron-core {version} is not supported, only {SUPPORTED_VERSION}x; install 0.16.1")
+def _lacks(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"megatron-core {found_version()} has no {name}, which megatron-rb adapts; "
+        f"run `pip install 'megatron-core=={ON_THE_INDEX}'`"
+    )
 
 
 def _import_core(plain: bool) -> types.ModuleType:
@@ -215,16 +217,31 @@ def _install_multi_tensor(handle: ShimHandle) -> None:
             handle.set(clipping, name, better)
 
 
+def _install_group_identity(handle: ShimHandle) -> None:
+    for name in ("optimizer", "distrib_optimizer"):
+        module = importlib.import_module(f"megatron.core.optimizer.{name}")
+        handle.set(module, "param_group_identifier_keys", GROUP_IDENTITY)
+
+
+def _install_log_filters(handle: ShimHandle, needless: tuple[tuple[str, str], ...]) -> None:
+    for module, beginning in needless:
+        logger = logging.getLogger(f"megatron.core.{module}")
+        log_filter = partial(_says_more_than, beginning)
+        logger.addFilter(log_filter)
+        handle.add_undo(partial(logger.removeFilter, log_filter))
+
+
+def _says_more_than(beginning: str, record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(beginning)
+
+
 def _install_device(handle: ShimHandle, platform: Platform) -> None:
     facade = _TorchFacade(platform)
     for name in DEVICE_MODULES:
         try:
             module = importlib.import_module(f"megatron.core.{name}")
         except ModuleNotFoundError as error:
-            raise RuntimeError(
-                f"megatron-core {_installed_version()} has no megatron.core.{name}, which megatron-rb adapts; "
-                "install megatron-core 0.16.1"
-            ) from error
+            raise _lacks(f"megatron.core.{name}") from error
         for function in _functions_of(module):
             _rewrite_function(handle, function, platform.device_type)
         for function in _autocast_wrappers_of(module):
@@ -250,13 +267,7 @@ def _install_rng(handle: ShimHandle, platform: Platform) -> None:
     handle.set(random, "_set_cuda_rng_state", set_rng_state)
     if platform.device_type == "cpu":
         # Host and device share one generator here, so the tracker's warning about it would come with every fork.
-        logger = logging.getLogger(random.__name__)
-        logger.addFilter(_drop_cpu_rng_warning)
-        handle.add_undo(lambda: logger.removeFilter(_drop_cpu_rng_warning))
-
-
-def _drop_cpu_rng_warning(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("CPU RNG state changed")
+        _install_log_filters(handle, (("tensor_parallel.random", "CPU RNG state changed"),))
 
 
 def _install_type_tuples(handle: ShimHandle) -> None:

@@ -116,7 +116,10 @@ def build_optimizer(config: Config, chunks: Sequence[DistributedDataParallel]) -
         overlap_param_gather=_overlaps_param_gather(parallel),
         **implementation.settings(settings),
     )
-    optimizer = get_megatron_optimizer(mcore_config, list(chunks), config_overrides=_group_overrides(settings))
+    overrides = _group_overrides(settings)
+    optimizer = get_megatron_optimizer(
+        mcore_config, list(chunks), config_overrides=overrides, use_gloo_process_groups=False
+    )
     if not optimizer.param_groups:
         raise ValueError("every part of the model is frozen, there is nothing to train; unfreeze one in model.freeze")
     if implementation.build is not None:
@@ -132,8 +135,8 @@ def _overlaps_param_gather(parallel: ParallelConfig) -> bool:
 def _group_overrides(settings: OptimizerConfig) -> dict[ParamKey, ParamGroupOverride]:
     """Weight decay for matrices only, and one learning rate per model part.
 
-    `lr_mult` carries the ratio as well: megatron-core tells groups apart by it when it loads a checkpoint, not by
-    `max_lr`.
+    `lr_mult` carries the ratio as well: groups are told apart by it when a checkpoint is loaded, not by `max_lr`
+    (`GROUP_IDENTITY` of the shims).
     """
     overrides: dict[ParamKey, ParamGroupOverride] = {
         _named("no_decay", lambda parameter, name: parameter.dim() < 2 or name.endswith(".bias")): {"wd_mult": 0.0}

@@ -177,6 +177,8 @@ def gathered_by_megatron(state: TrainingState, is_loading: bool) -> dict[str, An
         "distrib_optim_fully_reshardable_mem_efficient": True,
         "chained_optim_avoid_prefix": True,
     }
+    for each in getattr(state.optimizer, "chained_optimizers", [state.optimizer]):
+        each.data_parallel_group_gloo = each.data_parallel_group  # on a CPU the group has gloo already
     optimizer = state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata)
     return {"model": model, "optimizer": optimizer}
 

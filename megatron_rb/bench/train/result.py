@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import platform as host
@@ -185,10 +184,7 @@ def _from_tree(tree: Mapping[str, Any]) -> Result:
 
 def versions() -> dict[str, str]:
     """Python and the packages that a step runs on."""
+    from megatron_rb.platform.health import version_of  # imports torch
+
     found = {"python": host.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return found | {name: version for name in PACKAGES if (version := version_of(name))}

@@ -22,7 +22,7 @@ from megatron_rb.checkpoint.hf.side_files import copy_side_files
 from megatron_rb.checkpoint.manifest import RESEED, SIDE_FOLDER, find_checkpoint, find_side_files, read_manifest
 from megatron_rb.checkpoint.storage.restricted import Opaque
 from megatron_rb.checkpoint.storage.tensors import FilePool, StoredTensor, as_bytes, open_files, row_blocks
-from megatron_rb.checkpoint.storage.torch_dist import Blob, DistFolder, read_dist_folder
+from megatron_rb.checkpoint.storage.torch_dist import COMMON, Blob, DistFolder, read_dist_folder
 from megatron_rb.platform import available_platforms
 
 PROVENANCE = "provenance"
@@ -94,7 +94,7 @@ def portable_common(common: Any, to: str, origin: Path) -> dict[str, Any]:
     """The scalars of a checkpoint with the parameter groups as the optimizer of a platform reads them."""
     strange = _strange(common)
     if strange:
-        raise ValueError(f"{origin}/common.pt holds {strange}, which this stack does not write; it cannot be migrated")
+        raise ValueError(f"{origin}/{COMMON} holds {strange}, which this stack does not write; it cannot be migrated")
     common = dict(common)
     optimizer = dict(common.get("optimizer") or {})
     kind = optimizer.get("param_state_sharding_type", "fully_reshardable")

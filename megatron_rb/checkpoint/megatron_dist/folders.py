@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rb.checkpoint.legacy.tree import TRACKER
-from megatron_rb.checkpoint.storage.restricted import Opaque, UnsafePickle, read_torch_file
+from megatron_rb.checkpoint.storage.restricted import Opaque, UnsafePickle
 from megatron_rb.checkpoint.storage.torch_dist import BACKEND, COMMON, DistFolder, read_dist_folder
 from megatron_rb.shapes.foreign import is_dist_iteration
 
@@ -77,7 +77,7 @@ def read_megatron_dist(folder: Path) -> MegatronDist:
 
     stored = read_dist_folder(folder, is_wanted)
     warnings: list[str] = []
-    common = _common(folder, warnings)
+    common = _common(stored, warnings)
     args = common.get("args")
     state = args.state if isinstance(args, Opaque) else args
     return MegatronDist(
@@ -90,11 +90,11 @@ def read_megatron_dist(folder: Path) -> MegatronDist:
     )
 
 
-def _common(folder: Path, warnings: list[str]) -> Mapping[str, Any]:
-    if not (folder / COMMON).is_file():
+def _common(stored: DistFolder, warnings: list[str]) -> Mapping[str, Any]:
+    if not stored.has_common:
         return {}
     try:
-        tree = read_torch_file(folder / COMMON).tree
+        tree = stored.read_common()
     except UnsafePickle as error:
         warnings.append(f"{COMMON} was not read, so that sizes are checked against config.json alone: {error}")
         return {}

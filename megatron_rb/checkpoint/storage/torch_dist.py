@@ -22,6 +22,9 @@ from megatron_rb.checkpoint.storage.tensors import DamagedFile, StoredChunk, Sto
 
 CHECKPOINT = "torch.distributed.checkpoint"
 METADATA, COMMON, BACKEND = ".metadata", "common.pt", "metadata.json"
+COMMON_KEY = "common_state"
+"""Key of the object in which megatron-core keeps the content of `common.pt` from 0.19 on."""
+COMMON_OBJECT = f"{COMMON_KEY}/shard_0_1"
 BACKEND_CONTENT = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -46,9 +49,11 @@ class DistFolder:
     folder: Path
     tensors: dict[str, StoredTensor]
     objects: dict[str, Blob]
-    """Pickled objects by name, e.g. `rng/shard_0_2`."""
+    """Pickled objects by name, e.g. `rng/shard_0_2`; without that of `read_common`."""
     blobs: tuple[TorchFile, ...]
     """The tensors' blobs; each knows the checksums that were written with it."""
+    common: Blob | None = None
+    """Where what all ranks share is, if it is no file of its own."""
 
     def blobs_of(self, names: Iterable[str]) -> list[TorchFile]:
         """The blobs of some of the tensors."""
@@ -56,8 +61,22 @@ class DistFolder:
         return [b for b in self.blobs if any((b.path, record.position) in wanted for record in b.records)]
 
     def read_common(self) -> Any:
-        """What all ranks share: the scalars of `common.pt`."""
-        return read_torch_file(self.folder / COMMON).tree
+        """What all ranks share: the scalars of `common.pt`, or of the object that newer releases keep in its place.
+
+        Raises:
+            DamagedFile: there is neither.
+            UnsafePickle: it names something that is neither harmless nor known.
+        """
+        if (self.folder / COMMON).is_file():
+            return read_torch_file(self.folder / COMMON).tree
+        if self.common is None:
+            raise DamagedFile(f"{self.folder} is damaged: it has neither {COMMON} nor {COMMON_KEY} in {METADATA}")
+        blob = read_torch_file(self.folder / self.common.file, self.common.position, self.common.length)
+        return blob.tree[0]
+
+    @property
+    def has_common(self) -> bool:
+        return self.common is not None or (self.folder / COMMON).is_file()
 
 
 def read_dist_folder(folder: Path, is_wanted: Callable[[str], bool] = lambda name: True) -> DistFolder:
@@ -86,7 +105,8 @@ def read_dist_folder(folder: Path, is_wanted: Callable[[str], bool] = lambda nam
             objects[name] = Blob(info.relative_path, info.offset, info.length)
         elif is_wanted(name):
             tensors[name] = _tensor(folder, name, entry, blobs, files)
-    return DistFolder(folder, tensors, objects, tuple(files))
+    common = objects.pop(COMMON_OBJECT, None)
+    return DistFolder(folder, tensors, objects, tuple(files), common)
 
 
 def _tuple(value: Any) -> tuple[int, ...] | None:

@@ -20,6 +20,7 @@ def report(host: str, **more: Any) -> dict[str, Any]:
         "pairs": {"0": 1.0},
         "port": "not asked",
         "libraries": {"torch": "2"},
+        "faults": [],
         "clock": 100.0,
         "driver": "",
         "open_files": 1 << 20,
@@ -49,6 +50,10 @@ def test_other_libraries_a_wrong_clock_and_a_port_in_use_are_named():
     assert findings(machines(port="7: Address already in use")) == ["node2: port 7: Address already in use"]
 
 
+def test_a_library_that_cannot_be_used_is_named_with_its_machine():
+    assert findings(machines(faults=["megatron-core is not installed"])) == ["node2: megatron-core is not installed"]
+
+
 def test_a_machine_that_allows_too_few_open_files_is_named_with_both_figures():
     needed = files_of_store(1024)
     (line,) = file_findings(machines(open_files=1024), needed)
@@ -72,4 +77,4 @@ def test_gloo_that_connects_at_once_needs_thousands_of_files():
 
 def test_devices_with_a_backend_of_their_own_leave_few_files_to_gloo():
     on_devices, on_host = (files_of_rank(8192, 4, 4, 1, lazy=False, devices=devices) for devices in (True, False))
-    assert on_devices == 256 + 1 + (4 * 3 + 8191 + 511 + 15) < on_host
+    assert on_devices == 256 + 1 + (4 * 2 + 8191 + 15) < on_host

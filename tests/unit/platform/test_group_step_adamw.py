@@ -56,6 +56,18 @@ def test_state_dict_resumes_bit_exactly():
     assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
 
 
+@pytest.mark.parametrize("words", [{}, {"capturable": False}], ids=["0.16", "from 0.17 on"])
+def test_it_is_made_as_every_release_of_megatron_core_makes_its_adam(words):
+    options = {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "adam_w_mode": True}
+    made = GroupStepAdamW(_groups(_parameters()), **options, **words)
+    assert [group["lr"] for group in made.param_groups] == [1e-2, 3e-3]
+
+
+def test_a_step_inside_of_a_cuda_graph_is_refused():
+    with pytest.raises(ValueError, match="a step in a CUDA graph needs a fused Adam"):
+        GroupStepAdamW(_parameters(), capturable=True)
+
+
 def test_plain_adam_is_refused():
     with pytest.raises(ValueError, match="plain Adam"):
         GroupStepAdamW(_parameters(), adam_w_mode=False)

@@ -1,14 +1,14 @@
 """The adaptation of megatron-core: scoped, reversible, version-gated."""
 
 import importlib
-import importlib.metadata
+import logging
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from megatron_rb.platform import mcore_shims
+from megatron_rb.platform import mcore_shims, mcore_version
 from megatron_rb.platform.cpu import CpuPlatform
 from megatron_rb.platform.group_step_adamw import GroupStepAdamW
 from megatron_rb.platform.mcore_shims import install_mcore_shims
@@ -71,9 +71,32 @@ def test_another_device_is_refused_while_installed(handle):
 
 
 def test_another_version_is_refused(monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.17.0")
-    with pytest.raises(RuntimeError, match="megatron-core 0.17.0 is not supported"):
+    monkeypatch.setattr(mcore_version, "found_version", lambda: "0.20.0")
+    with pytest.raises(ValueError, match="megatron-core 0.20.0 of .* is not supported"):
         install_mcore_shims(CpuPlatform())
+
+
+@pytest.mark.parametrize("module", ["optimizer", "distrib_optimizer"])
+def test_groups_are_told_apart_without_their_learning_rates(handle, monkeypatch, module):
+    """From 0.19 on megatron-core asks for equal ones; other checkpoints have none, a resumed run may change them."""
+    handle.undo()
+    optimizer = importlib.import_module(f"megatron.core.optimizer.{module}")
+    as_in_0_19 = ("optimizer", "max_lr", "min_lr", "start_wd", "end_wd", "wd_mult", "lr_mult", "is_decoupled_lr")
+    monkeypatch.setattr(optimizer, "param_group_identifier_keys", as_in_0_19)
+    again = install_mcore_shims(CpuPlatform())
+    assert optimizer.param_group_identifier_keys == ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
+    again.undo()
+    assert optimizer.param_group_identifier_keys == as_in_0_19
+
+
+def test_what_nobody_can_change_is_not_logged(handle, caplog):
+    logger = logging.getLogger("megatron.core.dist_checkpointing.strategies.common")
+    logger.warning("load_common is deprecated and will be removed in a future release.")
+    logger.warning("another line")
+    assert caplog.messages == ["another line"]
+    handle.undo()
+    logger.warning("load_common is deprecated")
+    assert caplog.messages == ["another line", "load_common is deprecated"]
 
 
 def test_a_missing_symbol_is_named(handle):

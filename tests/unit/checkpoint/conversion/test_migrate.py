@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from megatron_rb.checkpoint.conversion.import_hf import import_folder
 from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint, portable_group
 from megatron_rb.checkpoint.conversion.verify import verify
+from megatron_rb.checkpoint.storage.tensors import DamagedFile
 from megatron_rb.checkpoint.storage.torch_dist import read_dist_folder
 from tests.parity.tiny_models import write_model
 
@@ -68,6 +69,29 @@ def with_object(checkpoint, folder, name, value):
     metadata.storage_data[MetadataIndex(name)] = _StorageInfo("__1_0.distcp", 0, len(buffer.getvalue()))
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     return folder
+
+
+def with_common_inside(checkpoint, folder):
+    """A copy of a checkpoint that keeps the content of `common.pt` as megatron-core does from 0.19 on."""
+    common = torch.load(checkpoint / "common.pt")
+    with_object(checkpoint, folder, "common_state/shard_0_1", [common])
+    (folder / "common.pt").unlink()
+    return common
+
+
+def test_what_all_ranks_share_is_read_from_inside_of_the_checkpoint_too(imported, tmp_path):
+    common = with_common_inside(imported, tmp_path / "source")
+    migrate_checkpoint(tmp_path / "source", tmp_path / "out", "cpu")
+    assert read_dist_folder(tmp_path / "source").read_common() == common
+    assert torch.load(tmp_path / "out" / "common.pt") == common
+    assert read_dist_folder(tmp_path / "out").objects == {}
+
+
+def test_a_checkpoint_without_what_all_ranks_share_is_damaged(imported, tmp_path):
+    shutil.copytree(imported, tmp_path / "source")
+    (tmp_path / "source" / "common.pt").unlink()
+    with pytest.raises(DamagedFile, match="has neither common.pt nor common_state in .metadata"):
+        migrate_checkpoint(tmp_path / "source", tmp_path / "out", "cpu")
 
 
 def test_state_of_layers_is_left_out_and_said(imported, tmp_path):
