@@ -25,6 +25,7 @@ from megatron_rb.platform import multi_tensor
 from megatron_rb.platform.base import Platform
 from megatron_rb.platform.group_step_adamw import GroupStepAdamW
 from megatron_rb.platform.mcore_version import ON_THE_INDEX, found_version, version_fault
+from megatron_rb.platform.planning_trees import PlanningTrees
 
 HANDLE_ATTRIBUTE = "_megatron_rb_shims"
 """The handle of the installed shims is kept on `megatron.core` itself: they belong to that module's state."""
@@ -132,6 +133,7 @@ def install_mcore_shims(platform: Platform) -> ShimHandle:
         _install_group_step_adamw(handle)
         _install_multi_tensor(handle)
         _install_group_identity(handle)
+        _install_planning_trees(handle)
         _install_log_filters(handle, NEEDLESS_LOG_LINES)
         _install_warning_filters(handle, NEEDLESS_WARNINGS)
         if platform.device_type != "cuda":
@@ -221,6 +223,12 @@ def _install_group_identity(handle: ShimHandle) -> None:
     for name in ("optimizer", "distrib_optimizer"):
         module = importlib.import_module(f"megatron.core.optimizer.{name}")
         handle.set(module, "param_group_identifier_keys", GROUP_IDENTITY)
+
+
+def _install_planning_trees(handle: ShimHandle) -> None:
+    """Rank 0 would hold a connection to every rank after the first checkpoint."""
+    saver = importlib.import_module("megatron.core.dist_checkpointing.strategies.state_dict_saver")
+    handle.set(saver, "_DistWrapper", PlanningTrees)
 
 
 def _install_log_filters(handle: ShimHandle, needless: tuple[tuple[str, str], ...]) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
 from torch.distributed.checkpoint.metadata import (
@@ -27,6 +28,7 @@ from megatron_rb.checkpoint.storage.tensors import StoredTensor
 from megatron_rb.checkpoint.stored import Stored
 from megatron_rb.parallel.boxes import TensorBox
 from megatron_rb.parallel.sharding import Sharded, global_shape
+from megatron_rb.platform import planning_trees
 from megatron_rb.rehearsal.records import CheckpointBytes
 from megatron_rb.rehearsal.stand_ins import StandIns
 from megatron_rb.rehearsal.watch import Watch
@@ -61,6 +63,14 @@ def rehearse_save(state: TrainingState, moved: MovedBytes, watch: Watch) -> None
 
 def _stand_in_for_other_ranks(stand_ins: StandIns) -> None:
     """Rank 0 does not look at what all ranks would write: it has been told its own for each of them."""
+    own: list[Any] = []
+
+    def gather(plan: Any, group: Any = None) -> list[Any]:
+        own.append(plan)
+        return [plan] * dist.get_world_size(group)
+
+    stand_ins.set(planning_trees, "gather_to_first", gather)
+    stand_ins.set(planning_trees, "scatter_from_first", lambda plans, group=None: own[-1])
     stand_ins.set(MCoreSavePlanner, "create_global_plan", lambda planner, plans: (plans, SimpleNamespace()))
     # The queue of writers is a process of its own.
     stand_ins.set(filesystem_async, "_get_write_results_queue", lambda *_: None)
