@@ -14,9 +14,9 @@ PUBLISHED = "robobrain"
 """What the names of recipes of published models begin with."""
 GIB = 2**30
 HEADER = (
-    "| recipe | processes | stage | peak GiB | of | headroom | weights | gradients | optimizer | activations | waits "
-    "| device operations | sent inside a node, GiB | between nodes |",
-    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    "| recipe | device | processes | stage | peak GiB | of | headroom | weights | gradients | optimizer | activations "
+    "| waits | device operations | sent inside a node, GiB | between nodes |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -33,32 +33,38 @@ def rehearse_recipes(
     published: bool = True,
     micro_batches: int = 0,
 ) -> list[RehearsalSummary]:
-    """One rank of every stage of every recipe: of one copy of the model, then of the world it was published for.
+    """One rank of every stage of every recipe: of one copy of the model on each of its kinds of device, then of the
+    world it was published for on the first of them.
 
     Args:
         published: False = one copy alone.
         micro_batches: of a step and copy; 0 = so many that every stage holds as many as it ever does.
     """
     runs = [
-        _prepared(name, world, micro_batches, folder)
+        _prepared(name, world, device, micro_batches, folder)
         for name in names
-        for world in _worlds(name)[: None if published else 1]
+        for world, device in _worlds(name, published)
     ]
     return [summarise(run, found) for run, found in zip(runs, rehearse(runs, folder, progress=progress), strict=True)]
 
 
-def _worlds(name: str) -> list[int]:
+def _worlds(name: str, published: bool) -> list[tuple[int, str]]:
+    """Processes and device of every rehearsal of a recipe."""
     config = load_config([f"experiment={name}"])
-    parallel = config.parallel
-    return sorted({parallel.tp_size * parallel.pp_size * parallel.cp_size, config.recipe.world_size})
+    parallel, recipe = config.parallel, config.recipe
+    copy = parallel.tp_size * parallel.pp_size * parallel.cp_size
+    more = [recipe.world_size] if published and recipe.world_size > copy else []
+    return [(copy, device) for device in recipe.devices] + [(world, recipe.devices[0]) for world in more]
 
 
-def _prepared(name: str, world_size: int, micro_batches: int, folder: Path) -> Rehearsal:
+def _prepared(name: str, world_size: int, device: str, micro_batches: int, folder: Path) -> Rehearsal:
     parallel = load_config([f"experiment={name}"]).parallel
     ranks = ",".join(str(stage * world_size // parallel.pp_size) for stage in range(parallel.pp_size))
     words = (f"experiment={name}", f"world_size={world_size}")
-    request = RehearsalRequest(words, ranks, micro_batches=micro_batches or parallel.pp_size + 1, compiled=False)
-    return prepare(request, folder / f"prepared_{name}_{world_size}")
+    request = RehearsalRequest(
+        words, ranks, micro_batches=micro_batches or parallel.pp_size + 1, compiled=False, device=device
+    )
+    return prepare(request, folder / f"prepared_{name}_{world_size}_{device}")
 
 
 def table(summaries: Sequence[RehearsalSummary]) -> Iterator[str]:
@@ -71,8 +77,8 @@ def table(summaries: Sequence[RehearsalSummary]) -> Iterator[str]:
             )
             inside, between = (stage.bytes_by_link.get(link, 0) / GIB for link in ("inside a node", "between nodes"))
             yield (
-                f"| {summary.name} | {summary.world_size:,} | {stage.blocks} | {stage.peak_bytes / GIB:.1f} | "
-                f"{stage.memory_bytes / GIB:.1f} | {stage.headroom:.0%} | {kinds} | "
+                f"| {summary.name} | {summary.device} | {summary.world_size:,} | {stage.blocks} | "
+                f"{stage.peak_bytes / GIB:.1f} | {stage.memory_bytes / GIB:.1f} | {stage.headroom:.0%} | {kinds} | "
                 f"{sum(count for _, _, count in stage.waits)} | {stage.operations:,} | {inside:.1f} | {between:.1f} |"
             )
 

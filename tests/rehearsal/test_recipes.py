@@ -1,17 +1,19 @@
-"""Every recipe of conf/experiment on its smallest device: it fits, every message meets its other side, and the
+"""Every recipe of conf/experiment on each of its devices: it fits, every message meets its other side, and the
 planner's forecast is what the rehearsal counts."""
 
 import pytest
 
-from megatron_rb.app.fitting import device_of_run
 from megatron_rb.app.forecast import stage_forecast
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import derive
+from megatron_rb.planner.device import load_device
 from megatron_rb.rehearsal.recipes import page, recipes, rehearse_recipes
 from megatron_rb.shapes.published import shape_of
 
 HEADROOM = 0.1
 MICRO_BATCHES = 2
+ON_CUDA = ("h100", "h200")
+"""On others megatron-core's embedding over several tensor-parallel ranks waits for the device."""
 
 
 def different() -> list[str]:
@@ -31,12 +33,17 @@ def different() -> list[str]:
     return names
 
 
+def cases() -> list[tuple[str, str]]:
+    """Recipe and device."""
+    return [(name, device) for name in different() for device in load_config([f"experiment={name}"]).recipe.devices]
+
+
 @pytest.fixture(scope="module")
 def summaries(tmp_path_factory):
-    """One rank per stage of one copy of the model, both budgets full."""
+    """One rank per stage of one copy of the model on each of its kinds of device, both budgets full."""
     folder = tmp_path_factory.mktemp("recipes")
     found = rehearse_recipes(different(), folder, published=False, micro_batches=MICRO_BATCHES)
-    return dict(zip(different(), found, strict=True))
+    return dict(zip(cases(), found, strict=True))
 
 
 def test_recipes_that_are_rehearsed_once_for_another_differ_in_nothing_that_counts():
@@ -45,23 +52,24 @@ def test_recipes_that_are_rehearsed_once_for_another_differ_in_nothing_that_coun
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", different())
-def test_a_recipe_fits_and_its_messages_meet(name, summaries):
-    summary, config = summaries[name], load_config([f"experiment={name}"])
+@pytest.mark.parametrize(("name", "device"), cases())
+def test_a_recipe_fits_and_its_messages_meet(name, device, summaries):
+    summary, config = summaries[name, device], load_config([f"experiment={name}"])
     assert summary.defects == []
     assert summary.largest_batch == (config.data.seq_length, config.data.max_patches)
     for stage in summary.stages:
         assert stage.headroom >= HEADROOM, stage
-        assert sum(count for _, _, count in stage.waits) <= 2, stage.waits
+        if device in ON_CUDA:
+            assert sum(count for _, _, count in stage.waits) <= 2, stage.waits
 
 
-@pytest.mark.parametrize("name", different())
-def test_the_forecast_is_what_the_rehearsal_counts(name, summaries):
+@pytest.mark.parametrize(("name", "device"), cases())
+def test_the_forecast_is_what_the_rehearsal_counts(name, device, summaries):
     config = load_config([f"experiment={name}"])
     shape = shape_of(config.model.hf_path, config.model.published)
-    device = device_of_run(config)
-    stages = stage_forecast(config, derive(config, shape), shape, device.platform, 0.0, MICRO_BATCHES)
-    for stage, found in zip(stages, summaries[name].stages, strict=True):
+    platform = load_device(device).platform
+    stages = stage_forecast(config, derive(config, shape), shape, platform, 0.0, MICRO_BATCHES)
+    for stage, found in zip(stages, summaries[name, device].stages, strict=True):
         assert stage.total - stage.reserve == pytest.approx(found.peak_bytes, rel=0.05), found.pp_rank
 
 
@@ -69,4 +77,4 @@ def test_the_table_has_a_line_for_every_stage_and_names_no_defect(summaries):
     text = page(list(summaries.values()))
     rows = [line for line in text.splitlines() if line.startswith("| robobrain")]
     assert len(rows) == sum(len(summary.stages) for summary in summaries.values())
-    assert "No defect was found." in text and "NVIDIA H100 SXM" in text
+    assert "No defect was found." in text and "NVIDIA H100 SXM" in text and "MTT S5000" in text
