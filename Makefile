@@ -14,6 +14,8 @@ PYTHON ?=
 TORCH_INDEX ?=
 ARGS ?=
 ALONE := tests/unit tests/architecture tests/interpreter
+SLURM := tests/slurm
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
 ONE_WORLD := 'tests/parity/test_layouts.py::test_every_layout_equals_transformers[qwen2_5_vl]'
 BIN := .venv/bin
 
@@ -26,16 +28,17 @@ export OMP_NUM_THREADS ?= 1
 demo: .venv/.ready
 	$(BIN)/rb demo
 
-# Tests of one process share the cores; those that start worlds of their own run one after the other. Exit code 5: ARGS
-# has picked none of these.
+# Files of tests share the cores; a world's ranks wait for each other half of the time. Those of Slurm, whose clusters
+# take the machine, come one after the other. Exit code 5: ARGS has picked none of these.
 test: .venv/.ready
 	@status=0; \
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE) $(ARGS) || [ $$? = 5 ] || status=1; \
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(ALONE)) $(ARGS) || [ $$? = 5 ] || status=1; \
+	$(BIN)/python -m pytest $(SHARED) $(ALONE) $(ARGS) || [ $$? = 5 ] || status=1; \
+	$(BIN)/python -m pytest $(SHARED) tests $(addprefix --ignore=,$(ALONE) $(SLURM)) $(ARGS) || [ $$? = 5 ] || status=1; \
+	$(BIN)/python -m pytest $(SLURM) $(ARGS) || [ $$? = 5 ] || status=1; \
 	exit $$status
 
 test-fast: .venv/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ALONE) $(ONE_WORLD) $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) $(ALONE) $(ONE_WORLD) $(ARGS)
 
 test-slow: .venv/.ready
 	$(BIN)/python -m pytest -m slow $(ARGS)

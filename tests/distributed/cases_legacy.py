@@ -93,7 +93,9 @@ def _write_rank(
         clip_grad=0.0,
         use_distributed_optimizer=distributed,
     )
-    optimizer = get_megatron_optimizer(settings, chunks)
+    optimizer = get_megatron_optimizer(settings, chunks, use_gloo_process_groups=False)
+    for each in optimizer.chained_optimizers if distributed else ():
+        each.data_parallel_group_gloo = each.data_parallel_group  # on a CPU the group has gloo already
     for step in range(2):
         _step(chunks, optimizer, step, rank, tree.tied)
     _collect(chunks, optimizer.chained_optimizers[0], rank, distributed, expected)

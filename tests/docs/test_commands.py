@@ -110,6 +110,9 @@ NOT_RUN = {
         "--data stats.json --device h200 --evaluation",
         "rb launch experiment=robobrain20_7b_stage2 action=dryrun rehearse=true",
         "rb rehearse --recipes my_recipes",
+        "rb rehearse experiment=robobrain20_7b_stage2 --with flash_attn=2.8.3,transformer_engine=2.9",
+        "rb rehearse experiment=robobrain25_8b_stage1 --device mtt_s5000",
+        "rb rehearse experiment=robobrain20_7b_stage2 world_size=64 --checkpoint",
     ),
     "measures for minutes": (
         "rb bench",

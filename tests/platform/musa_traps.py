@@ -179,7 +179,7 @@ def test_optimizers_take_tensors_whose_type_is_spelt_musa(platform, config, dtyp
         params_dtype=dtype,
         use_distributed_optimizer=distributed,
     )
-    optimizer = get_megatron_optimizer(options, [ddp], config_overrides={})
+    optimizer = get_megatron_optimizer(options, [ddp], config_overrides={}, use_gloo_process_groups=False)
     ddp.zero_grad_buffer()
     ddp(torch.ones(2, HIDDEN, dtype=dtype, device=platform.current_device()))[0].float().sum().backward()
     ddp.finish_grad_sync()
