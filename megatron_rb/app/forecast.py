@@ -8,14 +8,8 @@ from megatron_rb.config.derive import Derived
 from megatron_rb.config.optimizers import OPTIMIZERS
 from megatron_rb.config.schema import Config, RecomputeConfig
 from megatron_rb.planner.cost import Frozen
-from megatron_rb.planner.memory import (
-    SliceRecompute,
-    StageMemory,
-    memory_model,
-    operators_of,
-    stage_memory,
-    state_bytes,
-)
+from megatron_rb.planner.kept import operators_of
+from megatron_rb.planner.memory import SliceRecompute, StageMemory, memory_model, stage_memory, state_bytes
 from megatron_rb.planner.work import Shards
 from megatron_rb.planner.workload import MicroBatchLimits
 from megatron_rb.shapes.balance import default_layout

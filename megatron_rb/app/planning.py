@@ -26,7 +26,7 @@ from megatron_rb.planner.calibration import load_calibration
 from megatron_rb.planner.cost import Frozen, Pricing
 from megatron_rb.planner.device import Device, beyond, device_names, load_device, with_memory
 from megatron_rb.planner.histogram import Histogram, load_histogram
-from megatron_rb.planner.memory import operators_of
+from megatron_rb.planner.kept import operators_of
 from megatron_rb.planner.predict import Prediction
 from megatron_rb.planner.report import details, memory_lines, mode_line
 from megatron_rb.planner.report import settings as settings_of
