@@ -88,7 +88,9 @@ def _numerics(argv: list[str]) -> int:
 
 COMMANDS = {
     "device": Command(
-        "The first ten minutes on a GPU: steps, peak memory, parity, kernels, speed, a resume, in one folder.", _device
+        "The first ten minutes on a device: steps and their memory, logits, kernels, speed, a resume; one folder to "
+        "keep.",
+        _device,
     ),
     "step": Command("Time a training step beside transformers' own on the same small models.", _step),
     "train": Command(

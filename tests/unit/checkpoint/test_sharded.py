@@ -4,16 +4,28 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from megatron_rb.checkpoint import sharded
+from megatron_rb.checkpoint import fitting, sharded
+from megatron_rb.checkpoint.stored import Stored
+from megatron_rb.layout.mesh import RankGrid
+from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.platform.cpu import CpuPlatform
+
+CHUNKS = (SimpleNamespace(mesh=Mesh(RankGrid()), sharded_state_dict=dict),)
+"""Of a model without weights."""
 
 
 def as_in_0_16(received):
     """`dist_checkpointing.save` of that release, which knows no other writers than its own."""
 
     def save(
-        content, folder, sharded_strategy, async_sharded_save=False, preprocess_common_before_consistancy_check=None
+        content,
+        folder,
+        sharded_strategy,
+        validate_access_integrity=True,
+        async_sharded_save=False,
+        preprocess_common_before_consistancy_check=None,
     ):
         received.update(asynchronous=async_sharded_save)
 
@@ -27,6 +39,7 @@ def as_in_0_19(received):
         content,
         folder,
         sharded_strategy,
+        validate_access_integrity=True,
         async_sharded_save=False,
         preprocess_common_before_consistancy_check=None,
         async_strategy="nvrx",
@@ -39,7 +52,7 @@ def as_in_0_19(received):
 @pytest.fixture
 def state(lone_mesh):
     optimizer = SimpleNamespace(sharded_state_dict=lambda *arguments, **options: {})
-    return sharded.TrainingState((), optimizer, {}, {}, {}, CpuPlatform(), reseed=lambda step: None)
+    return sharded.TrainingState(CHUNKS, optimizer, {}, {}, {}, CpuPlatform(), reseed=lambda step: None)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +62,7 @@ def state(lone_mesh):
 def test_asynchronous_saves_use_the_writers_that_the_queue_can_start(state, monkeypatch, tmp_path, release, expected):
     received: dict = {}
     monkeypatch.setattr(sharded.dist_checkpointing, "save", release(received))
-    sharded.save_sharded(state, tmp_path, low_memory=True, asynchronous=True)
+    sharded.save_sharded(state, tmp_path, asynchronous=True)
     assert received == expected
 
 
@@ -76,15 +89,21 @@ def test_a_common_file_that_megatron_core_has_written_stays_as_it_is(tmp_path):
     assert (tmp_path / "common.pt").read_bytes() == b"its own"
 
 
+def holding(*keys: str):
+    """Stands in for the reader of a folder: a checkpoint with these keys, whatever they hold."""
+    entries = {key: BytesStorageMetadata() for key in keys}
+    return lambda folder: Stored(folder, Metadata(entries), {})
+
+
+@pytest.mark.usefixtures("lone_mesh")
 def test_a_common_state_inside_of_a_checkpoint_is_nothing_that_a_run_lacks(monkeypatch, tmp_path):
     """Releases before 0.19 know it as any other key that was not asked for."""
-    monkeypatch.setattr(
-        sharded.dist_checkpointing, "load", lambda *asked, **how: ({"model": {}}, {"common_state"}, set())
-    )
-    sharded.load_model_only((), tmp_path)
+    monkeypatch.setattr(fitting, "open_stored", holding("common_state"))
+    sharded.load_model_only(CHUNKS, tmp_path)
 
 
+@pytest.mark.usefixtures("lone_mesh")
 def test_another_key_that_was_not_asked_for_is(monkeypatch, tmp_path):
-    monkeypatch.setattr(sharded.dist_checkpointing, "load", lambda *asked, **how: ({"model": {}}, {"more"}, set()))
+    monkeypatch.setattr(fitting, "open_stored", holding("more"))
     with pytest.raises(ValueError, match="has beyond it more"):
-        sharded.load_model_only((), tmp_path)
+        sharded.load_model_only(CHUNKS, tmp_path)

@@ -7,7 +7,7 @@ from megatron_rb.rehearsal.records import CheckpointBytes, PeakMemory, Phase, Re
 
 def record(rank: int, moved: CheckpointBytes | None, waits: int = 0) -> RehearsedRank:
     peak = PeakMemory(0, {}, [])
-    phases = [Phase(name, peak, [("copy", "line", waits)], [], 0, 0, {}, 0.0) for name in ("start", "save", "load")]
+    phases = [Phase(name, peak, [("copy", "line", waits)], [], 0, 0, 0, {}, 0.0) for name in ("start", "save", "load")]
     return RehearsedRank(rank, f"rank {rank}", 0, [], phases, [], checkpoint=moved)
 
 

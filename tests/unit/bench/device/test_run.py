@@ -30,7 +30,7 @@ def sleeps(place: Workplace) -> dict:
 
 
 def fails(place: Workplace) -> dict:
-    place.run(sys.executable, "-c", "print('one'); raise SystemExit('no such device')")
+    place.run(sys.executable, "-c", "print('one', flush=True); raise SystemExit('no such device')")
     return {}
 
 
