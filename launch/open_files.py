@@ -1,9 +1,10 @@
 """Open files and sockets: how many a process needs in a world of a given size.
 
-Counted with 2 to 64 processes on gloo (torch 2.13), exact to the file: a gloo group holds 4 files, connected or not,
-and a socket to every other member. Where it connects lazily, it has a socket to every member that it has exchanged
-something with: its neighbours in the ring of a sum, and those in the trees of broadcasts and barriers, at most
-2 log2(size) - 1 in all. The store of the world has a socket to every rank, in a process of its own.
+Counted on gloo (torch 2.13): exact to the file with 4 processes, no more than this in a run of 64 (tests/distributed).
+A gloo group holds 4 files, connected or not, and a socket to every other member. Where it connects lazily, it has a
+socket to every member that it has exchanged something with: its neighbours in the ring of a sum, and those in the trees
+of broadcasts and barriers, at most 2 log2(size) - 1 in all. The store of the world has a socket to every rank, in a
+process of its own.
 """
 
 from __future__ import annotations

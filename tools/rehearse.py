@@ -39,11 +39,13 @@ def main(argv: list[str]) -> int:
         not options.no_compile,
         options.packages,
     )
+    if options.recipes and (request != RehearsalRequest((), compiled=request.compiled) or options.json or options.html):
+        raise ValueError("--recipes rehearses every recipe as it is; leave out settings and other options")
     if options.recipes:
-        return _recipes(Path(options.recipes))
+        return _recipes(Path(options.recipes), options.processes, _interpreter(options))
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
         rehearsal = prepare(request, Path(folder) / "prepared")
-        python = cpu_interpreter(lambda text: options.make_environment or _agrees(text))
+        python = _interpreter(options)
         summary = summarise(rehearsal, _rehearsed(rehearsal, Path(folder), options.processes, python))
     print("\n".join(lines(summary)))
     if options.json:
@@ -53,13 +55,15 @@ def main(argv: list[str]) -> int:
     return 0 if summary.sound else 1
 
 
-def _recipes(out: Path) -> int:
+def _interpreter(options: argparse.Namespace) -> str:
+    return cpu_interpreter(lambda text: options.make_environment or _agrees(text))
+
+
+def _recipes(out: Path, processes: int, python: str) -> int:
     """Rehearse every recipe of a published model and write the table."""
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder, _bar() as bar:
         task = bar.add_task("ranks", total=None)
-        found = rehearse_recipes(
-            recipes(), Path(folder), lambda done, wanted: bar.update(task, completed=done, total=wanted)
-        )
+        found = rehearse_recipes(recipes(), Path(folder), partial(_show, bar, task), processes=processes, python=python)
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipes.md").write_text(page(found), encoding="utf-8")
     (out / "recipes.json").write_text(json.dumps([each.as_json() for each in found], indent=1), encoding="utf-8")
@@ -85,7 +89,7 @@ def _rehearsed(rehearsal: Rehearsal, folder: Path, processes: int, python: str) 
 
 
 def _show(bar: Progress, task: TaskID, done: int, wanted: int) -> None:
-    bar.update(task, completed=done)
+    bar.update(task, completed=done, total=wanted)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -46,8 +46,8 @@ def build_mesh(
 def _lean_groups(device_backend: str | None) -> Iterator[None]:
     """Let megatron-core make groups over the device's backend alone, and groups of the same ranks once.
 
-    It names no backend, and torch then gives every group those of the world: one with 256
-    members would hold 255 sockets for CPU tensors that nobody sends. Those of experts repeat the ranks of others.
+    It names no backend, and torch then gives every group those of the world: one with 256 members would hold 255
+    sockets for CPU tensors that nobody sends. Those of experts repeat the ranks of others.
     """
     if device_backend is None:
         yield

@@ -31,7 +31,7 @@ def join_store(rank: int, timeout: timedelta) -> dist.Store:
     """The store at MASTER_ADDR and MASTER_PORT; rank 0 starts the process that keeps it.
 
     Raises:
-        ValueError: the port cannot be used.
+        RuntimeError: the port cannot be used; on other machines, or a little later, it may be free.
     """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if rank == 0:
@@ -51,7 +51,7 @@ def _start_keeper(port: int, timeout: timedelta) -> None:
         theirs.close()
         problem = ours.recv(LONGEST_ERROR).decode()
     if problem != "kept":
-        raise ValueError(
+        raise RuntimeError(
             f"the store of the world cannot be kept at port {port} (MASTER_PORT): {problem or 'its process has ended'}"
         )
 

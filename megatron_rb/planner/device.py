@@ -196,10 +196,16 @@ class Peak:
 
 def published_peak(device: str, dtype: str) -> Peak | None:
     """The peak of a device by the name its runtime gives it; None when no shipped description is of it."""
+    name = shipped_device(device)
+    known = load_device(name) if name else None
+    if known is None or dtype not in known.peak_flops:
+        return None
+    return Peak(known.peak(dtype), f"{known.name}, {dtype}, from conf/device/{name}.yaml")
+
+
+def shipped_device(device: str) -> str:
+    """Name of the shipped description of a device, by the name its runtime gives it; empty = there is none."""
     words = set(re.split(r"[\W_]+", device.upper()))
-    for name in device_names():
-        known = load_device(name)
-        number = name.split("_")[-1].upper()
-        if number in words and number != "CPU" and not words & SLOWER_FORMS and dtype in known.peak_flops:
-            return Peak(known.peak(dtype), f"{known.name}, {dtype}, from conf/device/{name}.yaml")
-    return None
+    numbers = {name: name.split("_")[-1].upper() for name in device_names()}
+    found = (name for name, number in numbers.items() if number in words and number != "CPU")
+    return "" if words & SLOWER_FORMS else next(found, "")

@@ -46,7 +46,7 @@ class MovedBytes:
         return CheckpointBytes(self.copied, self.written, self.read)
 
 
-def rehearse_save(state: TrainingState, moved: MovedBytes, watch: Watch) -> None:
+def rehearse_save(state: TrainingState, moved: MovedBytes) -> None:
     """Save up to the copies on the host; what a process in the background would write is counted."""
     with StandIns() as stand_ins, tempfile.TemporaryDirectory() as folder:
         _stand_in_for_other_ranks(stand_ins)

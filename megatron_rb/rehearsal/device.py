@@ -229,7 +229,7 @@ def _memory_answers(sheet: DataSheet) -> dict[str, Any]:
 def _stream_answers(waits: Waits, device_type: str) -> dict[str, Any]:
     stream = RehearsedStream(waits, device_type)
     return {
-        "synchronize": lambda device=None: waits.note("cuda.synchronize"),
+        "synchronize": lambda device=None: waits.note(f"{device_type}.synchronize"),
         "Stream": lambda *_, **__: RehearsedStream(waits, device_type),
         "Event": lambda *_, **__: RehearsedEvent(waits),
         "current_stream": lambda device=None: stream,

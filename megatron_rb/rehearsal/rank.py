@@ -82,10 +82,11 @@ def rehearse_rank(config: Config, job: RehearsalJob, rank: int, tools: Instrumen
             failure = _failure_of(run.evaluate)
             stages.append(evaluation.end())
         moved = MovedBytes()
-        for name, action in (("save", rehearse_save), ("load", rehearse_load)) if job.checkpoint else ():
+        save, load = partial(rehearse_save, run.state, moved), partial(rehearse_load, run.state, moved, tools.watch)
+        for name, action in (("save", save), ("load", load)) if job.checkpoint else ():
             if not failure:
                 stage = _Stage(name, tools)
-                failure = _failure_of(partial(action, run.state, moved, tools.watch))
+                failure = _failure_of(action)
                 stages.append(stage.end())
         held = held_tensors(run)
         record = RehearsedRank(

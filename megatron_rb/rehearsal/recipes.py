@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def rehearse_recipes(
     *,
     published: bool = True,
     micro_batches: int = 0,
+    processes: int = 0,
+    python: str = sys.executable,
 ) -> list[RehearsalSummary]:
     """One rank of every stage of every recipe: of one copy of the model on each of its kinds of device, then of the
     world it was published for on the first of them.
@@ -39,13 +42,15 @@ def rehearse_recipes(
     Args:
         published: False = one copy alone.
         micro_batches: of a step and copy; 0 = so many that every stage holds as many as it ever does.
+        processes, python: as `run.rehearse` takes them.
     """
     runs = [
         _prepared(name, world, device, micro_batches, folder)
         for name in names
         for world, device in _worlds(name, published)
     ]
-    return [summarise(run, found) for run, found in zip(runs, rehearse(runs, folder, progress=progress), strict=True)]
+    found = rehearse(runs, folder, processes, progress, python=python)
+    return [summarise(run, each) for run, each in zip(runs, found, strict=True)]
 
 
 def _worlds(name: str, published: bool) -> list[tuple[int, str]]:

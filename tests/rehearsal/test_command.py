@@ -67,3 +67,10 @@ def test_wrong_words_are_one_sentence_before_anything_starts(words, more, senten
     _device(tmp_path / "no_memory.yaml", "2e9")
     assert cli.main(["rehearse", *words, *more]) == 2
     assert sentence in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("more", [["experiment=robobrain20_7b_stage1"], ["--steps", "2"], ["--json", "all.json"]])
+def test_the_table_of_all_recipes_takes_no_other_choice(more, tmp_path, capsys):
+    assert cli.main(["rehearse", *more, "--recipes", str(tmp_path / "table")]) == 2
+    assert "--recipes rehearses every recipe as it is; leave out settings and other options" in capsys.readouterr().err
+    assert not (tmp_path / "table").exists()

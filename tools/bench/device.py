@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MINUTES = 10.0
 NAMES = ("smoke", "smoke-te", "rehearsal", "parity", "tests", "kernels", "train", "resume")
+USUAL_DEVICE = "h200"
 SLOWER = 5
 """A part of the dry form may take so many times as long: nothing waits for a device that is paid for."""
 
@@ -23,12 +24,14 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     if options.minutes <= 0:
         raise ValueError(f"--minutes is {options.minutes:g}; give more than 0")
+    if options.rehearse and (options.dry or options.parts or options.out):
+        raise ValueError("--rehearse runs no part and writes its FILE alone; leave out --dry, --parts and --out")
     # These import torch.
     from megatron_rb.bench.device.parts import KEPT, PARTS, rehearse_smoke
     from megatron_rb.bench.device.run import FirstLook, look, new_folder
     from megatron_rb.bench.device.workplace import Workplace, checkout
     from megatron_rb.bench.train.result import versions
-    from megatron_rb.planner.device import load_device
+    from megatron_rb.planner.device import load_device, shipped_device
     from megatron_rb.platform import get_platform
 
     platform = get_platform("cpu" if options.dry else "auto")
@@ -37,10 +40,11 @@ def main(argv: list[str]) -> int:
             f"there is no NVIDIA GPU here ({platform.name}); --dry runs the same parts with small models on the CPU"
         )
     on_device = not options.dry
-    memory = (platform.memory().total or 0) if platform.name == "cuda" else int(load_device(options.device).memory)
-    folder = Path(options.out or f"{KEPT}/{options.device}-{time.strftime('%Y-%m-%d')}")
+    device = options.device or shipped_device(str(platform.info()["device"])) or USUAL_DEVICE
+    memory = (platform.memory().total or 0) if platform.name == "cuda" else int(load_device(device).memory)
+    folder = Path(options.out or f"{KEPT}/{'dry' if options.dry else device}-{time.strftime('%Y-%m-%d')}")
     with tempfile.TemporaryDirectory(prefix="first-look-") as scratch:
-        place = Workplace(folder, Path(scratch), on_device, options.device, memory, checkout())
+        place = Workplace(folder, Path(scratch), on_device, device, memory, checkout())
         if options.rehearse:
             place.folder, place.deadline = Path(scratch), time.monotonic() + options.minutes * 60
             peak = rehearse_smoke(place, Path(options.rehearse))
@@ -68,7 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parts", nargs="+", default=[], metavar="PART", help=f"these alone of {', '.join(NAMES)}", choices=NAMES
     )
-    parser.add_argument("--device", default="h200", metavar="NAME", help="of conf/device: h200 (default), h100, ...")
+    parser.add_argument(
+        "--device",
+        default="",
+        metavar="NAME",
+        help="of conf/device, for what is rehearsed; default this one, else h200",
+    )
     parser.add_argument("--out", default="", metavar="DIR", help="default: benchmarks/device/<device>-<date>")
     parser.add_argument(
         "--rehearse",

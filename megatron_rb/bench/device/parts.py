@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_rb.app.forecast import stage_forecast
-from megatron_rb.bench.device.workplace import Skipped, Workplace
-from megatron_rb.bench.train.result import RESULT_FILE
+from megatron_rb.bench.device.workplace import PartFailed, Skipped, Workplace
+from megatron_rb.bench.train.result import load_result
 from megatron_rb.checkpoint.hf.training import write_benchmark_model
 from megatron_rb.config.compose import load_config
 from megatron_rb.config.derive import derive
@@ -55,7 +55,7 @@ class LookPart:
 
 
 def smoke(place: Workplace) -> Figures:
-    """Steps of one process: they end, with a finite loss, in the memory that was forecast."""
+    """Steps of one process, their speed and their peak memory beside the forecast."""
     settings = smoke_settings(place)
     forecast = {"forecast GiB": _forecast(place, settings)} if place.on_device else {}
     return {"settings": " ".join(settings)} | _train(place, place.folder / "smoke", *settings, steps=5) | forecast
@@ -63,10 +63,8 @@ def smoke(place: Workplace) -> Figures:
 
 def smoke_with_transformer_engine(place: Workplace) -> Figures:
     """The same steps through Transformer Engine's layers."""
-    if not module_exists("transformer_engine"):
-        raise Skipped("transformer_engine is not installed")
-    if not place.on_device:
-        raise Skipped("Transformer Engine needs a device")
+    if not place.on_device or not module_exists("transformer_engine"):
+        raise Skipped("transformer_engine is not installed" if place.on_device else "it needs a device")
     settings = (*smoke_settings(place), "model.layers=transformer_engine")
     return _train(place, place.folder / "smoke-transformer-engine", *settings, steps=5)
 
@@ -104,14 +102,11 @@ def _kept_rehearsal(place: Workplace) -> int | None:
 
 def parity(place: Workplace) -> Figures:
     """Logits and gradients beside transformers, of a small model of every family."""
-    found = {}
     for family in FAMILIES:
-        folder, out = place.scratch / f"parity-{family}", place.folder / f"parity-{family}.json"
+        folder = place.scratch / f"parity-{family}"
         write_benchmark_model(folder, family)
-        place.rb("parity", "--hf", folder, "--grads", "--json", out)
-        rows = json.loads(out.read_text())
-        found[family] = "within its tolerances" if all(row["passed"] is not False for row in rows) else "differs"
-    return found
+        place.rb("parity", "--hf", folder, "--grads", "--json", place.folder / f"parity-{family}.json")
+    return {"within the tolerances": ", ".join(FAMILIES)}
 
 
 def device_tests(place: Workplace) -> Figures:
@@ -134,8 +129,8 @@ def throughput(place: Workplace) -> Figures:
     """Steps beside transformers' own on the same batch."""
     out = place.folder / "train"
     found = _train(place, out, *smoke_settings(place), steps=10, options=("--baseline", "hf"))
-    baseline = json.loads((out / RESULT_FILE).read_text())["baseline"]
-    return found | {"times as fast as transformers": round(baseline["speedup"], 2)}
+    baseline = load_result(out).baseline
+    return found | ({"times as fast as transformers": round(baseline.speedup, 2)} if baseline else {})
 
 
 def resume(place: Workplace) -> Figures:
@@ -154,7 +149,7 @@ def resume(place: Workplace) -> Figures:
     place.rb("train", *words, f"run_dir={continued}")
     losses = [_losses(folder)[-STEPS_AFTER:] for folder in (whole, continued)]
     if losses[0] != losses[1]:
-        return {"differs": f"{losses[0]} in one piece, {losses[1]} continued"}
+        raise PartFailed(f"the losses differ: {losses[0]} in one piece, {losses[1]} continued")
     return {"losses after the resume": ", ".join(f"{loss:.6f}" for loss in losses[1])}
 
 
@@ -199,17 +194,13 @@ def _train(place: Workplace, out: Path, *settings: str, steps: int, options: tup
     model, mix = (MODEL, MIX) if place.on_device else (SMALL_MODEL, SMALL_MIX)
     counts = ("--steps", steps, "--warmup", 2)
     place.rb("bench", "train", *settings, "--model", model, "--mix", mix, *counts, *options, "--out", out)
-    result = json.loads((out / RESULT_FILE).read_text())
+    found = load_result(out).summary()
     shutil.rmtree(out / "run", ignore_errors=True)
-    timed = sorted(step["seconds"] for step in result["steps"])
-    peak = result["ranks"][0]["peak_memory_bytes"]
-    median = timed[len(timed) // 2]
-    step = next(each for each in result["steps"] if each["seconds"] == median)
     return {
-        "seconds a step": round(median, 4),
-        "tokens/s": round(step["tokens"] / median),
-        "TFLOP/s": round(step["flops"] / median / 1e12, 2),
-        "peak GiB": round(peak / 2**30, 2) if peak else None,
+        "seconds a step": round(found["step_seconds"], 4),
+        "tokens/s": round(found["tokens_per_second"]),
+        "TFLOP/s": round(found["tflops"], 2),
+        "peak GiB": round(found["peak_memory_bytes"] / 2**30, 2),
     }
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from megatron_rb.bench.device import parts
 from megatron_rb.bench.device.parts import EVERY_LAYER, FROZEN_VISION, MERGER_ALONE, PARTS, rehearsal, smoke_settings
-from megatron_rb.bench.device.workplace import Skipped, Workplace
-from megatron_rb.tools.bench.device import NAMES
+from megatron_rb.bench.device.workplace import PartFailed, Skipped, Workplace
+from megatron_rb.tools.bench.device import NAMES, main
 
 
 def place_with(folder, memory: float, on_device: bool = True) -> Workplace:
@@ -45,3 +45,20 @@ def test_the_peak_that_a_checkout_keeps_is_taken_where_the_settings_are_the_same
 def test_transformer_engine_is_not_looked_for_where_it_is_not(tmp_path):
     with pytest.raises(Skipped, match="transformer_engine is not installed"):
         parts.smoke_with_transformer_engine(place_with(tmp_path, 141e9))
+
+
+def test_losses_that_differ_after_a_resume_are_a_failure(tmp_path, monkeypatch):
+    place = place_with(tmp_path, 141e9)
+    (tmp_path / "whole/checkpoints/step_00000003").mkdir(parents=True)
+    monkeypatch.setattr(Workplace, "rb", lambda place, *words: "")
+    monkeypatch.setattr(parts, "_losses", lambda run: [1.0, 2.0, 3.0] if run.name == "whole" else [1.0, 2.0, 4.0])
+    with pytest.raises(
+        PartFailed, match=r"the losses differ: \[1.0, 2.0, 3.0\] in one piece, \[1.0, 2.0, 4.0\] continued"
+    ):
+        parts.resume(place)
+
+
+@pytest.mark.parametrize("more", [["--dry"], ["--parts", "smoke"], ["--out", "folder"]])
+def test_a_rehearsal_alone_takes_no_other_choice(more):
+    with pytest.raises(ValueError, match="--rehearse runs no part and writes its FILE alone"):
+        main(["--rehearse", "file.json", *more])

@@ -91,9 +91,9 @@ def _names(folder: Path) -> list[str]:
     return [each["name"] for each in json.loads((folder / "results.json").read_text())["outcomes"]]
 
 
-def test_two_sides_that_differ_are_a_failure(place):
-    found = look([part("parity", lambda _: {"qwen3_vl": "differs"})], place, 60, NOTHING)
-    assert (found.outcomes[0].state, found.sound) == ("failed", False)
+def test_an_error_that_nobody_foresaw_is_told_and_keeps_no_other_part_from_running(place):
+    found = look([part("odd", lambda _: next(iter(()))), part("good", works)], place, 60, NOTHING)
+    assert [(each.state, each.why) for each in found.outcomes] == [("failed", "StopIteration()"), ("done", "")]
 
 
 def test_the_measured_peak_stands_beside_the_rehearsed_one(place):
