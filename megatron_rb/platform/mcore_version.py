@@ -13,12 +13,6 @@ ON_THE_INDEX = "0.16.1"
 """What pip can install: the newest release of the package index."""
 
 
-def requirement() -> str:
-    """The supported releases in pip's words."""
-    major, minor, _ = _numbers(SUPPORTED[-1])
-    return f"megatron-core>={SUPPORTED[0]},<{major}.{minor + 1}"
-
-
 def found_folder() -> Path | None:
     """The folder of the `megatron.core` that an import takes, which need not be the one pip has installed."""
     try:

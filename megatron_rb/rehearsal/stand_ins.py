@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
@@ -35,11 +34,3 @@ class StandIns:
     def later(self, undo: Callable[[], object]) -> None:
         """Call this when the block is left."""
         self._undo.append(undo)
-
-    def set_everywhere(self, owner: Any, name: str, value: Any, packages: tuple[str, ...]) -> None:
-        """Exchange a function also where modules of these packages have imported it by name."""
-        old = getattr(owner, name)
-        self.set(owner, name, value)
-        for module in [module for key, module in sys.modules.items() if key.startswith(packages)]:
-            for alias in [alias for alias, entry in vars(module).items() if entry is old]:
-                self.set(module, alias, value)

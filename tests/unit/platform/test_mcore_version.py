@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rb.platform import mcore_version
-from megatron_rb.platform.mcore_version import SUPPORTED, found_version, is_supported, requirement, version_fault
+from megatron_rb.platform.mcore_version import SUPPORTED, found_version, is_supported, version_fault
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -64,7 +64,10 @@ def test_the_folder_that_an_import_takes_counts_and_not_what_pip_has_installed(t
 
 def test_the_list_the_package_and_the_documentation_name_the_same_releases():
     setup, platforms = (REPOSITORY / name for name in ("setup.py", "docs/platforms.md"))
-    assert re.findall(r'"(megatron-core[^"]*)"', setup.read_text()) == [requirement()]
+    major, minor = SUPPORTED[-1].split(".")[:2]
+    assert re.findall(r'"(megatron-core[^"]*)"', setup.read_text()) == [
+        f"megatron-core>={SUPPORTED[0]},<{major}.{int(minor) + 1}"
+    ]
     rows = re.findall(r"^\| megatron-core (0\.\d+[.\d]*) \|", platforms.read_text(), re.MULTILINE)
     assert tuple(rows) == SUPPORTED
 
