@@ -17,7 +17,6 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,8 +69,6 @@ class Restored:
 
 class CheckpointManager:
     """Saves, keeps and restores the checkpoints of one run. All methods are called by every rank together.
-
-    megatron-core starts a helper process by spawning, so the script that saves needs `if __name__ == "__main__"`.
 
     Args:
         folder: where the checkpoints of the run lie; made at the first save.
@@ -299,10 +296,9 @@ def _failures_as_errors(folder: Path) -> Iterator[None]:
 def _children_ignore_stop_signals() -> Iterator[None]:
     """Processes started in here never see the signals that stop a run; this one gets them when the block ends.
 
-    A launcher or Slurm signals a whole process group. The queue server and the writers of a checkpoint belong to it and
-    must live until the checkpoint is complete; they inherit the mask of the thread that starts them.
+    A launcher or Slurm signals a whole process group. The writers of a checkpoint belong to it and must live until the
+    checkpoint is complete; they inherit the mask of the thread that starts them.
     """
-    resource_tracker.ensure_running()  # its start, which each spawn asks for, would unblock these signals again
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT})
     try:
         yield

@@ -26,6 +26,7 @@ from megatron_rb.platform.base import Platform
 from megatron_rb.platform.group_step_adamw import GroupStepAdamW
 from megatron_rb.platform.mcore_version import ON_THE_INDEX, found_version, version_fault
 from megatron_rb.platform.planning_trees import PlanningTrees
+from megatron_rb.platform.write_results import write_results
 
 HANDLE_ATTRIBUTE = "_megatron_rb_shims"
 """The handle of the installed shims is kept on `megatron.core` itself: they belong to that module's state."""
@@ -134,6 +135,7 @@ def install_mcore_shims(platform: Platform) -> ShimHandle:
         _install_multi_tensor(handle)
         _install_group_identity(handle)
         _install_planning_trees(handle)
+        _install_write_results(handle)
         _install_log_filters(handle, NEEDLESS_LOG_LINES)
         _install_warning_filters(handle, NEEDLESS_WARNINGS)
         if platform.device_type != "cuda":
@@ -229,6 +231,13 @@ def _install_planning_trees(handle: ShimHandle) -> None:
     """Rank 0 would hold a connection to every rank after the first checkpoint."""
     saver = importlib.import_module("megatron.core.dist_checkpointing.strategies.state_dict_saver")
     handle.set(saver, "_DistWrapper", PlanningTrees)
+
+
+def _install_write_results(handle: ShimHandle) -> None:
+    """Every rank would start an interpreter at its first save, for one small message per checkpoint."""
+    writers = importlib.import_module("megatron.core.dist_checkpointing.strategies.filesystem_async")
+    names = ("_get_write_results_queue", "get_write_results_queue")  # the second from 0.17 on
+    handle.set(writers, next((name for name in names if hasattr(writers, name)), names[0]), write_results)
 
 
 def _install_log_filters(handle: ShimHandle, needless: tuple[tuple[str, str], ...]) -> None:

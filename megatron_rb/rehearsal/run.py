@@ -7,11 +7,11 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from megatron_rb.platform.guard import guard_library
 from megatron_rb.rehearsal.job import JOB_FILE, RUN_FOLDER, RehearsalJob
@@ -120,13 +120,18 @@ def _workers(folders: Sequence[Path], target: str, python: str) -> Iterator[list
     try:
         for folder, device in zip(folders, devices, strict=True):
             with (folder / LOG_FILE).open("wb") as log:
-                command = [python, "-m", WORKER, target, str(folder)]
-                workers.append(subprocess.Popen(command, env=_environment(libraries[device]), stdout=log, stderr=log))
+                words = ["-m", WORKER, target, str(folder)]
+                workers.append(start_worker([python, *words], _environment(libraries[device]), log))
         yield workers
     finally:
         for worker in workers:
             worker.kill()
             worker.wait()
+
+
+def start_worker(command: Sequence[str], environment: Mapping[str, str], log: BinaryIO) -> subprocess.Popen[bytes]:
+    """A process that rehearses the jobs of the folder that its command ends with."""
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
 def _device_type(folder: Path) -> str:

@@ -239,6 +239,7 @@ def resume_is_exact(folder: str, dtype: str, asynchronous: bool, distributed_opt
     straight += run.train(2)
     draws = [random.random(), np.random.rand(), torch.rand(1).item()]
     manager.close()
+    children = [int(child) for file in Path("/proc/self/task").glob("*/children") for child in file.read_text().split()]
     final = run.moments()
     random.seed(99)
     np.random.seed(99)
@@ -253,6 +254,7 @@ def resume_is_exact(folder: str, dtype: str, asynchronous: bool, distributed_opt
         "draws_equal": again == draws,
         "same_layout": restored.same_layout,
         "steps": final["step"],
+        "processes_left": children,
         "learning_rates_equal": resumed.schedule.learning_rates() == run.schedule.learning_rates(),
     }
 

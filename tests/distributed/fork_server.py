@@ -1,7 +1,8 @@
 """A process that has imported torch, megatron-core and the package, and forks itself into what tests start.
 
-`python -m tests.distributed.fork_server` reads requests from the socket that is its standard input; forked.py sends
-them. Every request comes with a socket of its own: the new process's id goes there, and in the end its exit status.
+`python -m tests.distributed.fork_server module:function [word …]` calls the function with the words, for its imports,
+then reads requests from the socket that is its standard input; forked.py sends them. Every request comes with a socket
+of its own: the new process's id goes there, and in the end its exit status.
 """
 
 from __future__ import annotations
@@ -56,16 +57,22 @@ class Child:
     client: socket.socket
 
 
-def preload() -> None:
-    """Import what worlds and commands need, on the CPU; modules that are run as programs are left out.
-
-    Raises RuntimeError when an import has left a thread behind: a forked process would hang on its locks.
-    """
-    torch.set_num_threads(1)
+def preload_package() -> None:
+    """Import what worlds and commands need, on the CPU; modules that are run as programs are left out."""
     install_mcore_shims(get_platform("cpu"))
     for source in sources():
         if not NOT_PRELOADED.search(source.path.read_text(encoding="utf-8")):
             importlib.import_module(source.module)
+
+
+def preload(target: str, words: list[str]) -> None:
+    """Call what imports.
+
+    Raises RuntimeError when an import has left a thread behind: a forked process would hang on its locks.
+    """
+    torch.set_num_threads(1)
+    module, _, function = target.partition(":")
+    getattr(importlib.import_module(module), function)(*words)
     threads = os.listdir("/proc/self/task")
     if len(threads) != 1:
         raise RuntimeError(f"{len(threads)} threads run after the imports; a process with threads cannot be forked")
@@ -169,7 +176,7 @@ def run(request: Request) -> None:
 
 def main() -> None:
     control = socket.socket(fileno=os.dup(0))
-    preload()
+    preload(sys.argv[1], sys.argv[2:])
     control.sendall(b"ready\n")
     request = serve(control)
     if request is None:

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = ("tests.distributed.fork_server:preload_package",)
+"""What a server calls for its imports, when nothing else is asked for."""
 START_SECONDS = 180.0
 """The imports take 10 s on two quiet cores."""
 MESSAGE_BYTES = 1 << 18
@@ -52,6 +54,10 @@ class ForkedProcess:
             self.wait(0.0)
         return self.returncode
 
+    def kill(self) -> None:
+        """With all its children."""
+        _kill_group_of(self.pid)
+
     def wait(self, timeout: float | None = None) -> int:
         """The exit code, as subprocess has it. Raises subprocess.TimeoutExpired."""
         if self.returncode is None:
@@ -82,15 +88,19 @@ def _kill_group_of(pid: int) -> None:
 
 
 class ForkServer:
-    """A running server; its imports have seen `environment`."""
+    """A running server; its imports have seen `environment`.
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    Args:
+        preload: `module:function` that it calls for its imports, and words for it.
+    """
+
+    def __init__(self, environment: Mapping[str, str], preload: Sequence[str] = PACKAGE) -> None:
         self.environment = dict(environment)
         self._log = tempfile.TemporaryFile()
         self._control, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.distributed.fork_server"],
+                [sys.executable, "-m", "tests.distributed.fork_server", *preload],
                 cwd=REPOSITORY,
                 env=self.environment,
                 stdin=theirs,
@@ -133,18 +143,27 @@ class ForkServer:
             raise AssertionError(f"the fork server did not start:\n{self._log.read().decode(errors='replace')}")
 
 
-_servers: dict[int, ForkServer] = {}
-"""By hash seed: the ranks of a world order their sets and hashes differently, as processes that start apart do."""
+_servers: dict[tuple[str, int], ForkServer] = {}
+"""By what they were preloaded with and by hash seed: the ranks of a world order their sets and hashes differently, as
+processes that start apart do."""
 
 
-def server_for(environment: Mapping[str, str], hash_seed: int) -> ForkServer:
-    """The server whose imports have seen this environment; another one's place is taken."""
-    server = _servers.get(hash_seed)
+def server_for(
+    environment: Mapping[str, str], hash_seed: int = 0, preload: Sequence[str] = PACKAGE, name: str = ""
+) -> ForkServer:
+    """The server whose imports have seen this environment; another one's place is taken.
+
+    Args:
+        preload: of a server that is not there yet.
+        name: of servers with that preload.
+    """
+    key = name, hash_seed
+    server = _servers.get(key)
     if server is not None and (server.process.poll() is not None or not _same(server.environment, environment)):
-        _servers.pop(hash_seed).close()
-    if hash_seed not in _servers:
-        _servers[hash_seed] = ForkServer({**environment, "PYTHONHASHSEED": str(1 + hash_seed)})
-    return _servers[hash_seed]
+        _servers.pop(key).close()
+    if key not in _servers:
+        _servers[key] = ForkServer({**environment, "PYTHONHASHSEED": str(1 + hash_seed)}, preload)
+    return _servers[key]
 
 
 def _same(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
@@ -175,7 +194,7 @@ def start_forked(
     try:
         return server_for(environment, hash_seed).fork(request, streams)
     except ConnectionError:  # it was killed a moment ago
-        _servers.pop(hash_seed).close()
+        _servers.pop(("", hash_seed)).close()
         return server_for(environment, hash_seed).fork(request, streams)
 
 

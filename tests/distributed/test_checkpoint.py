@@ -26,6 +26,7 @@ def test_resume_continues_bit_for_bit(ranks, precision, optimizer):
         assert case["resumed"] == case["straight"]
         assert case["moments_equal"] and case["draws_equal"] and case["learning_rates_equal"]
         assert set(case["steps"]) == {6}
+        assert case["processes_left"] == []
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

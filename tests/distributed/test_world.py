@@ -102,7 +102,7 @@ words = ["-n", "1", "import time; time.sleep(60)"]
 with open(os.devnull, "r+b") as nothing:
     files = (nothing.fileno(),) * 3
     process = forked.start_forked("timeit", words, Path("/"), forked.environment_of_tests(), files)
-print(forked._servers[0].process.pid, process.pid, flush=True)
+print(forked._servers["", 0].process.pid, process.pid, flush=True)
 HOW
 """
 
@@ -159,7 +159,7 @@ def test_a_variable_that_imports_may_read_is_there_at_the_imports(monkeypatch):
     before = forked.server_for(forked.environment_of_tests(), 0)
     monkeypatch.setenv("A_VARIABLE_OF_THE_TEST", "on")
     (rank,) = run_world(f"{CASES}:about", 1, timeout=120)
-    server = forked._servers[0]
+    server = forked._servers["", 0]
     assert rank["variable"] == "on" == server.environment["A_VARIABLE_OF_THE_TEST"]
     assert rank["parent"] == server.process.pid != before.process.pid
     assert has_ended(before.process.pid)

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from megatron_rb.platform.guard import COMPILERS
+from megatron_rb.rehearsal import run as starting
 from megatron_rb.rehearsal.prepare import RehearsalRequest, prepare
 from megatron_rb.rehearsal.run import rehearse
 from megatron_rb.rehearsal.summary import RehearsalSummary, summarise
 from megatron_rb.rehearsal.worker import REHEARSE
+from tests.rehearsal.preloaded import fork_worker
 
 
 def pytest_collection_modifyitems(items):
@@ -19,6 +21,13 @@ def pytest_collection_modifyitems(items):
         here = [item for item in items if Path(__file__).parent in item.path.parents]
         for item in here:
             item.add_marker(pytest.mark.skip(reason="a rehearsal needs a C++ compiler"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers_are_forked():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(starting, "start_worker", fork_worker)
+        yield
 
 
 def rehearsed(requests: list[RehearsalRequest], folder: Path, worker: str = REHEARSE) -> list[RehearsalSummary]:

@@ -2,21 +2,12 @@
 
 import pytest
 
-from megatron_rb.app.forecast import stage_forecast
-from megatron_rb.config.compose import load_config
-from megatron_rb.config.derive import derive
-from megatron_rb.rehearsal.prepare import RehearsalRequest, prepare
-from megatron_rb.rehearsal.run import rehearse
-from megatron_rb.rehearsal.summary import summarise
 from megatron_rb.shapes.families import NEWEST
 from megatron_rb.shapes.shape import load_shape
 from tests.parity.tiny_models import write_model
 from tests.rehearsal.conftest import rehearsed, request_of
 
 DEGREES = {"one": {}, "pipeline": {"pp": 2}, "context": {"cp": 2}, "sequence_parallel": {"tp": 2, "sp": True}}
-DEVICE = "mtt_s5000"
-RECIPES = ("robobrain25_4b_stage1", "robobrain25_8b_stage1")
-"""Those of stage 2 have the same layouts, budgets and recompute."""
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", NEWEST])
@@ -52,22 +43,3 @@ def test_only_the_vocabulary_of_tensor_parallel_ranks_waits_beside_norm_and_sums
             assert len(stage.waits) - len(others) <= 2, stage.waits
             assert all("tensor_parallel/layers.py" in line for line in others)
             assert bool(others) == (name == "sequence_parallel")
-
-
-@pytest.mark.timeout(500)
-def test_recipes_fit_their_moore_threads_device_and_the_forecast_is_what_is_counted(tmp_path):
-    requests = []
-    for name in RECIPES:
-        parallel = load_config([f"experiment={name}"]).parallel
-        size = parallel.tp_size * parallel.pp_size
-        ranks = ",".join(str(stage * parallel.tp_size) for stage in range(parallel.pp_size))
-        words = (f"experiment={name}", f"world_size={size}")
-        requests.append(RehearsalRequest(words, ranks, micro_batches=2, compiled=False, device=DEVICE))
-    prepared = [prepare(request, tmp_path / f"prepared_{number}") for number, request in enumerate(requests)]
-    for run, found in zip(prepared, rehearse(prepared, tmp_path), strict=True):
-        summary = summarise(run, found)
-        assert summary.defects == []
-        stages = stage_forecast(run.config, derive(run.config, run.shape), run.shape, "musa", 0.0, 2)
-        for stage, counted in zip(stages, summary.stages, strict=True):
-            assert counted.headroom > 0, counted
-            assert stage.total - stage.reserve == pytest.approx(counted.peak_bytes, rel=0.05), counted.pp_rank
