@@ -227,11 +227,20 @@ def _memory_answers(sheet: DataSheet) -> dict[str, Any]:
 
 
 def _stream_answers(waits: Waits, device_type: str) -> dict[str, Any]:
-    stream = RehearsedStream(waits, device_type)
+    # Types, as torch's own are: libraries write them into annotations and ask for their instances.
+    class Stream(RehearsedStream):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__(waits, device_type)
+
+    class Event(RehearsedEvent):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__(waits)
+
+    stream = Stream()
     return {
         "synchronize": lambda device=None: waits.note(f"{device_type}.synchronize"),
-        "Stream": lambda *_, **__: RehearsedStream(waits, device_type),
-        "Event": lambda *_, **__: RehearsedEvent(waits),
+        "Stream": Stream,
+        "Event": Event,
         "current_stream": lambda device=None: stream,
         "default_stream": lambda device=None: stream,
         "set_stream": lambda stream: None,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from megatron_rb.rehearsal.job import JOB_FILE, RehearsalJob
-from megatron_rb.rehearsal.run import start_worker
 from megatron_rb.rehearsal.worker import rehearse_job
 from tests.distributed.forked import ForkedProcess, environment_of_tests, server_for
 
@@ -21,20 +19,15 @@ def preload(folder: str) -> None:
     rehearse_job(replace(job, ranks=[], compiled=False), Path(folder))
 
 
-def fork_worker(
-    command: Sequence[str], environment: Mapping[str, str], log: BinaryIO
-) -> ForkedProcess | subprocess.Popen[bytes]:
-    """In place of `run.start_worker`. What megatron-core finds installed it finds at its import: a process with
-    packages that are stood in for starts anew."""
+def fork_worker(command: Sequence[str], environment: Mapping[str, str], log: BinaryIO) -> ForkedProcess:
+    """In place of `run.start_worker`. What megatron-core finds installed it finds at its import: releases that are
+    stood in for have processes of their own to fork from."""
     _, _, module, *arguments = command
     folder = next(Path(arguments[-1]).glob(f"*/{JOB_FILE}")).parent
     job = RehearsalJob.read(folder)
-    if job.packages:
-        return start_worker(command, environment, log)
     environment = environment_of_tests() | dict(environment)
-    server = server_for(
-        environment, preload=("tests.rehearsal.preloaded:preload", str(folder)), name=f"rehearsals on {job.device_type}"
-    )
+    preloading = "tests.rehearsal.preloaded:preload", str(folder)
+    server = server_for(environment, preload=preloading, name=f"{job.device_type} {sorted(job.packages.items())}")
     request = {"module": module, "arguments": arguments, "folder": os.getcwd(), "environment": environment}
     with open(os.devnull, "rb") as nothing:
         return server.fork(request, (nothing.fileno(), log.fileno(), log.fileno()))
