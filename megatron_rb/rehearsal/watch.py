@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch._library.custom_ops import OPDEFS
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -16,6 +16,7 @@ from megatron_rb.rehearsal.device import Waits
 from megatron_rb.rehearsal.memory import DeviceMemory
 from megatron_rb.rehearsal.messages import Messages
 from megatron_rb.rehearsal.oracle import Oracle
+from megatron_rb.rehearsal.shapes import Shapes
 from megatron_rb.rehearsal.sites import site
 
 READS_SIZES = frozenset({"aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_dim", "aten::equal"})
@@ -42,7 +43,7 @@ class Watch(TorchDispatchMode):
         self.device_type = device_type
         self.memory, self.waits, self.messages, self.oracle = memory, waits, messages, oracle
         self._is_pinned = is_pinned
-        self._shapes = FakeTensorMode(allow_non_fake_inputs=True)
+        self._shapes = Shapes()
         self._lifts: list[bool] = []
         self.operations = 0
         """Of the device, views among them."""
@@ -87,13 +88,13 @@ class Watch(TorchDispatchMode):
             # Their own code runs, so that it allocates what it allocates and starts what it starts.
             with self:
                 return OPDEFS[name]._init_fn(*args, **keywords)
-        out = self._shapes.__torch_dispatch__(func, types, args, keywords)
+        out = self._shapes.answer(func, types, args, keywords)
         self._count(func, args, keywords, out)
         return out
 
     def _count(self, func: Any, args: tuple[Any, ...], keywords: dict[str, Any], out: Any) -> None:
         device = False
-        for tensor in tree_iter(out):
+        for tensor in (out,) if isinstance(out, torch.Tensor) else tree_iter(out):
             if isinstance(tensor, torch.Tensor) and tensor.device.type == self.device_type:
                 self.memory.note(tensor)
                 device = True
