@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
@@ -39,6 +39,9 @@ VIEWS = frozenset(
 """Their kernels look at sizes alone: the one that torch has for tensors of the meta device tells what any device has."""
 PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.layout, torch.memory_format})
 """Types of arguments whose values tell all."""
+FROM_HOST = frozenset({_aten._to_copy.default, _aten.copy_.default})
+"""Take tensors of the host, which have values, and look at their shapes alone."""
+NAMESPACES = frozenset({"aten", "torch_attn"})
 DEPENDS_ON_VALUES = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view})
 
 
@@ -57,7 +60,7 @@ class Same:
     """The result is the first argument, whose values have changed."""
 
 
-Result: TypeAlias = Fresh | Same | None
+Result: TypeAlias = Fresh | Same | tuple[Fresh, ...] | None
 """None = torch has to be asked every time."""
 
 
@@ -82,6 +85,8 @@ class Shapes(FakeTensorMode):
         result = self._seen[key]
         if isinstance(result, Fresh):
             return self._make(result)
+        if isinstance(result, tuple):
+            return tuple([self._make(each) for each in result])
         return args[0] if isinstance(result, Same) else self.__torch_dispatch__(func, types, args, keywords)
 
     def _view(self, func: OpOverload, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> FakeTensor | None:
@@ -99,9 +104,12 @@ class Shapes(FakeTensorMode):
     def _key(self, func: OpOverload, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Key | None:
         """All that a result depends on; None for what is out of the ordinary."""
         parts: list[object] = [func, torch.get_default_dtype(), torch.is_inference_mode_enabled(), *keywords]
-        return tuple(parts) if self._describe(args, parts) and self._describe(keywords.values(), parts) else None
+        host = func in FROM_HOST
+        known = self._describe(args, parts, host) and self._describe(keywords.values(), parts, host)
+        return tuple(parts) if known else None
 
-    def _describe(self, values: Iterable[object], parts: list[object]) -> bool:
+    def _describe(self, values: Iterable[object], parts: list[object], host: bool) -> bool:
+        """Add what tells one call from another; False for what is out of the ordinary."""
         for value in values:
             kind = type(value)
             if kind is FakeTensor:
@@ -112,27 +120,20 @@ class Shapes(FakeTensorMode):
                 parts += (kind, value)
             elif kind is list or kind is tuple or kind is torch.Size:
                 parts += (kind, len(value))
-                if not self._describe(value, parts):
+                if not self._describe(value, parts, host):
                     return False
-            elif kind is torch.device and value.index is not None:
+            elif kind is torch.device and (value.index is not None or value.type == "cpu"):
                 parts.append(value)
+            elif host and kind is torch.Tensor and _is_plain(value):
+                parts += (kind, value.dtype, value.shape, value.stride(), value.device)
             else:
                 return False
         return True
 
     def _is_ordinary(self, tensor: FakeTensor) -> bool:
-        return (
-            tensor.constant is None
-            and tensor.fake_mode is self
-            and tensor.layout is torch.strided
-            and not tensor.dtype.is_complex
-            and not tensor.is_neg()
-            and not tensor.is_inference()
-        )
+        return tensor.constant is None and tensor.fake_mode is self and _is_plain(tensor)
 
-    def _learn(
-        self, key: Key, func: OpOverload, types: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]
-    ) -> Any:
+    def _learn(self, key: Key, func: OpOverload, types: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
         """Ask torch, and keep what it says where that can be made again."""
         out = self.__torch_dispatch__(func, types, args, keywords)
         unchanged = self._key(func, args, keywords) == key
@@ -140,13 +141,25 @@ class Shapes(FakeTensorMode):
         return out
 
     def _result(self, out: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Result:
-        if type(out) is not FakeTensor or not self._is_ordinary(out):
-            return None
         if args and out is args[0]:
             return Same()
-        given = {_storage(each) for each in tree_iter((args, keywords)) if isinstance(each, torch.Tensor)}
+        taken = {_storage(each) for each in tree_iter((args, keywords)) if isinstance(each, torch.Tensor)}
+        if type(out) is not tuple:
+            return self._fresh(out, taken)
+        found = []
+        for each in out:
+            result = self._fresh(each, taken)
+            if result is None:
+                return None
+            found.append(result)
+            taken.add(_storage(each))
+        return tuple(found)
+
+    def _fresh(self, out: Any, taken: Set[int]) -> Fresh | None:
+        if type(out) is not FakeTensor or not self._is_ordinary(out) or _storage(out) in taken:
+            return None
         result = Fresh(tuple(out.shape), out.stride(), out.dtype, out.fake_device)
-        return result if _storage(out) not in given and _is_alike(self._make(result), out) else None
+        return result if _is_alike(self._make(result), out) else None
 
     def _make(self, result: Fresh) -> FakeTensor:
         with no_dispatch():
@@ -156,16 +169,26 @@ class Shapes(FakeTensorMode):
 
 @cache
 def may_be_kept(func: Any) -> bool:
-    """Whether what an operator makes of the same shapes is always the same: a new tensor, or its first argument."""
-    if not isinstance(func, OpOverload) or func.namespace != "aten" or DEPENDS_ON_VALUES.intersection(func.tags):
+    """Whether what an operator makes of the same shapes is always the same: new tensors, or its first argument."""
+    if (
+        not isinstance(func, OpOverload)
+        or func.namespace not in NAMESPACES
+        or DEPENDS_ON_VALUES.intersection(func.tags)
+    ):
         return False
     schema = func._schema
-    if len(schema.returns) != 1 or "lift" in schema.name:
+    results = [result.alias_info for result in schema.returns]
+    first, *others = [argument.alias_info for argument in schema.arguments] or [None]
+    if any(others) or not results or "lift" in schema.name:
         return False
-    first, *others = (argument.alias_info for argument in schema.arguments) if schema.arguments else (None,)
-    in_place = first is not None and first.is_write and schema.returns[0].alias_info is not None
-    without_alias = first is None and schema.returns[0].alias_info is None
-    return (in_place or without_alias) and not any(others)
+    if first is None:
+        return not any(results)
+    return first.is_write and len(results) == 1 and results[0] is not None
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    strided = tensor.layout is torch.strided and not tensor.dtype.is_complex
+    return strided and not tensor.is_neg() and not tensor.is_inference()
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from megatron_rb.app.session import adapt_megatron
 from megatron_rb.config.compose import CONFIG_FILE, config_from_file
+from megatron_rb.config.schema import Config
+from megatron_rb.platform import Platform
 from megatron_rb.platform.rehearsal import REHEARSED
 from megatron_rb.rehearsal.compilation import failures
 from megatron_rb.rehearsal.device import Waits, stand_in_for_cuda
@@ -42,24 +46,18 @@ def rehearse(folder: Path) -> None:
 def rehearse_job(job: RehearsalJob, folder: Path) -> None:
     """Rehearse some ranks of one run."""
     config = config_from_file(folder / RUN_FOLDER / CONFIG_FILE)
-    with StandIns() as stand_ins:
-        waits, messages, launches = Waits(), Messages(), Launches()
-        is_pinned = _stand_in_for_device(stand_ins, job, waits)
-        stand_in_for_packages(stand_ins, job.packages)
-        platform = adapt_megatron(config.platform.name)
-        stand_in_for_triton(stand_ins, launches, platform)
-        stand_in_for_groups(stand_ins, messages)
-        stand_in_for_pixels(stand_ins)
+    with stood_in(job, config) as process:
         # These import megatron-core.
         from megatron_rb.rehearsal.oracle import Oracle
         from megatron_rb.rehearsal.rank import Instruments, rehearse_rank
         from megatron_rb.rehearsal.watch import Watch
         from megatron_rb.rehearsal.weights import stand_in_for_weights
 
+        waits, messages, launches = process.waits, process.messages, process.launches
         started: set[Launch] = set()
         for rank in job.ranks:
             memory = DeviceMemory()
-            watch = Watch(memory, waits, messages, Oracle(), is_pinned, job.device_type)
+            watch = Watch(memory, waits, messages, Oracle(), process.is_pinned, job.device_type)
             with StandIns() as own:
                 stand_in_for_weights(own, watch)
                 own.set(FakeTensor, "tolist", lambda tensor, watch=watch: watch.read_all(tensor))
@@ -72,6 +70,31 @@ def rehearse_job(job: RehearsalJob, folder: Path) -> None:
             shared = folder / RUN_FOLDER / COMPILED_FOLDER
             shared.mkdir(exist_ok=True)
             _write(failures(started, 10 * major + minor, shared), folder / KERNELS_FILE)
+
+
+@dataclass(frozen=True)
+class StoodIn:
+    """A process that takes itself for one with the device."""
+
+    platform: Platform
+    waits: Waits
+    messages: Messages
+    launches: Launches
+    is_pinned: Callable[[torch.Tensor], bool]
+
+
+@contextmanager
+def stood_in(job: RehearsalJob, config: Config) -> Iterator[StoodIn]:
+    """Stand in for the device of a run, its libraries and its other processes. What is imported here finds them."""
+    with StandIns() as stand_ins:
+        waits, messages, launches = Waits(), Messages(), Launches()
+        is_pinned = _stand_in_for_device(stand_ins, job, waits)
+        stand_in_for_packages(stand_ins, job.packages)
+        platform = adapt_megatron(config.platform.name)
+        stand_in_for_triton(stand_ins, launches, platform)
+        stand_in_for_groups(stand_ins, messages)
+        stand_in_for_pixels(stand_ins)
+        yield StoodIn(platform, waits, messages, launches, is_pinned)
 
 
 def _stand_in_for_device(stand_ins: StandIns, job: RehearsalJob, waits: Waits) -> Callable[[torch.Tensor], bool]:

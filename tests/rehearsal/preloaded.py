@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from megatron_rb.rehearsal.job import JOB_FILE, RehearsalJob
-from megatron_rb.rehearsal.worker import rehearse_job
+import torch
+
+from megatron_rb.config.compose import CONFIG_FILE, config_from_file
+from megatron_rb.models.kernel_report import kernel_report
+from megatron_rb.rehearsal.job import JOB_FILE, RUN_FOLDER, RehearsalJob
+from megatron_rb.rehearsal.worker import stood_in
 from tests.distributed.forked import ForkedProcess, environment_of_tests, server_for
+
+RANK = "megatron_rb.rehearsal.rank"
+"""Imports megatron-core, which has to see the stand-ins."""
 
 
 def preload(folder: str) -> None:
-    """Import what the job in this folder needs, among its stand-ins; none of its ranks is rehearsed."""
+    """Import what the job in this folder needs, among its stand-ins; none of its ranks is rehearsed, for that would
+    start threads."""
     job = RehearsalJob.read(Path(folder))
-    rehearse_job(replace(job, ranks=[], compiled=False), Path(folder))
+    config = config_from_file(Path(folder) / RUN_FOLDER / CONFIG_FILE)
+    with stood_in(job, config) as process:
+        importlib.import_module(RANK)
+        kernel_report(process.platform, torch.bfloat16)  # imports the packages of kernels
 
 
 def fork_worker(command: Sequence[str], environment: Mapping[str, str], log: BinaryIO) -> ForkedProcess:
