@@ -36,12 +36,13 @@ VIEWS = frozenset(
         _aten.view.default,
     }
 )
-"""Their kernels look at sizes alone: the one that torch has for tensors of the meta device tells what any device has."""
+"""Their kernels look at sizes alone: what the one for tensors of the meta device makes, that of any device makes."""
 PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.layout, torch.memory_format})
 """Types of arguments whose values tell all."""
 FROM_HOST = frozenset({_aten._to_copy.default, _aten.copy_.default})
 """Take tensors of the host, which have values, and look at their shapes alone."""
 NAMESPACES = frozenset({"aten", "torch_attn"})
+"""Of torch itself."""
 DEPENDS_ON_VALUES = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view})
 
 
@@ -97,7 +98,7 @@ class Shapes(FakeTensorMode):
         try:
             with in_kernel_invocation_manager(self):
                 view = func(*args, **keywords)
-        except RuntimeError:
+        except (RuntimeError, IndexError):
             return None
         return FakeTensor(self, view, source.fake_device)
 
@@ -108,7 +109,7 @@ class Shapes(FakeTensorMode):
         known = self._describe(args, parts, host) and self._describe(keywords.values(), parts, host)
         return tuple(parts) if known else None
 
-    def _describe(self, values: Iterable[object], parts: list[object], host: bool) -> bool:
+    def _describe(self, values: Iterable[Any], parts: list[object], host: bool) -> bool:
         """Add what tells one call from another; False for what is out of the ordinary."""
         for value in values:
             kind = type(value)
@@ -137,14 +138,14 @@ class Shapes(FakeTensorMode):
         """Ask torch, and keep what it says where that can be made again."""
         out = self.__torch_dispatch__(func, types, args, keywords)
         unchanged = self._key(func, args, keywords) == key
-        self._seen[key] = self._result(out, args, keywords) if unchanged else None
+        self._seen[key] = self._result(func, out, args, keywords) if unchanged else None
         return out
 
-    def _result(self, out: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Result:
-        if args and out is args[0]:
-            return Same()
+    def _result(self, func: OpOverload, out: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Result:
+        if func._schema.is_mutable:
+            return Same() if out is args[0] else None
         taken = {_storage(each) for each in tree_iter((args, keywords)) if isinstance(each, torch.Tensor)}
-        if type(out) is not tuple:
+        if not isinstance(out, tuple):
             return self._fresh(out, taken)
         found = []
         for each in out:
