@@ -32,7 +32,7 @@ def test_every_figure_of_a_rehearsal_is_that_of_torchs_way(tmp_path):
     cut = f"P v*{vision} M E t*1 | t*{decoder - 1} L"
     recompute = ("model.recompute.vision=-1", "model.recompute.language=1")
     requests = [
-        request_of(hf, cut, "name=cut", *recompute, tp=2, pp=2, sp=True, evaluation=True, checkpoint=True, steps=2),
+        request_of(hf, cut, "name=cut", *recompute, tp=2, pp=2, sp=True, evaluation=True, checkpoint=True),
         request_of(hf, f"P v*{vision} M E t*{decoder} L", "name=whole", "model.dtype=fp32", dp=2),
     ]
     prepared = [prepare(request, tmp_path / f"prepared_{number}") for number, request in enumerate(requests)]
