@@ -47,11 +47,9 @@ def _lean_groups(device_backend: str | None) -> Iterator[None]:
     """Let megatron-core make groups over the device's backend alone, and groups of the same ranks once.
 
     It names no backend, and torch then gives every group those of the world: one with 256 members would hold 255
-    sockets for CPU tensors that nobody sends. Those of experts repeat the ranks of others.
+    sockets for CPU tensors that nobody sends. Those of experts repeat the ranks of others, and so do those of axes of
+    size 1; on the host each would have threads and sockets too.
     """
-    if device_backend is None:
-        yield
-        return
     make, made = dist.new_group, dict[tuple[tuple[int, ...], str | None], Any]()
 
     def new_group(ranks: Sequence[int], backend: str | None = None, **options: Any) -> Any:

@@ -24,6 +24,8 @@ def test_every_group_of_a_lone_rank_is_that_rank_and_can_be_built_again():
         mesh = build_mesh(RankGrid(), 1, timeout_minutes=0.2, seed=0)
         found = [mesh.tp_group, mesh.cp_group, mesh.pp_group, mesh.dp_cp_group]
         assert [dist.get_process_group_ranks(group) for group in found] == [[0]] * 4
+        assert len({id(group) for group in found}) == 1  # the same ranks
+        assert len(dist.distributed_c10d._world.pg_map) == 2  # that one, and the world
         destroy_groups()
         assert list(dist.distributed_c10d._world.pg_map) == [dist.group.WORLD]
 
