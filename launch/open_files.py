@@ -16,15 +16,22 @@ OTHER_FILES = 256
 """Kept for data, logs, libraries, devices and the accelerator's own connections, which are not counted here."""
 
 
+AXES_OF_GROUPS = (
+    *((), ("dp", "cp"), ("dp",), ("cp",), ("tp", "pp"), ("tp",), ("pp",)),
+    *(("tp", "cp", "dp"), ("tp", "dp"), ("tp", "cp"), ("tp", "cp", "dp", "pp")),
+)
+"""Along which the groups of megatron-core's `parallel_state` go, those of experts among them."""
+
+
 def group_sizes(world: int, tp: int, pp: int, cp: int) -> list[int]:
-    """Sizes of the process groups that rank 0 is in: the world and those of megatron-core (`parallel_state`)."""
-    replicas = world // (tp * pp)
-    dp = replicas // cp
-    ends = min(pp, 2)
-    data = [replicas, dp]
-    model = [cp, tp * pp, tp, pp, ends, 1, world // pp, dp * tp, tp * cp]
-    experts = [1, tp, tp, tp * pp, replicas]
-    return [world, *data, *model, *experts, world]
+    """Sizes of the process groups that rank 0 is in: the world and those of megatron-core.
+
+    Those of the same ranks, such as along axes of size 1, are one (`parallel.groups`).
+    """
+    size = {"tp": tp, "cp": cp, "dp": world // (tp * pp * cp), "pp": pp}
+    different = {frozenset(axis for axis in axes if size[axis] > 1) for axes in AXES_OF_GROUPS}
+    first_and_last_stage = [2] if pp > 2 else []
+    return [world, *(math.prod(size[axis] for axis in axes) for axes in different), *first_and_last_stage]
 
 
 def gloo_sizes_on_devices(world: int, tp: int, pp: int, cp: int) -> list[int]:
