@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from megatron_rb.config.schema import DataConfig
 from megatron_rb.data.build import build_dataset, build_encoder
 from megatron_rb.data.ledger import Ledger
 from megatron_rb.shapes.shape import load_shape
+from tests.distributed.launched import Launched
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 8
@@ -57,19 +56,11 @@ def command(inputs: Path, run_dir: Path, layout: list[str]) -> list[str]:
         "platform.name=cpu",
         "cluster.grace_seconds=20",
     ]
-    return [sys.executable, "-m", "megatron_rb.cli", "launch", *settings, *layout]
+    return ["launch", *settings, *layout]
 
 
-def start(inputs: Path, run_dir: Path, layout: list[str]) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen(
-        command(inputs, run_dir, layout),
-        cwd=REPOSITORY,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+def start(inputs: Path, run_dir: Path, layout: list[str]) -> Launched:
+    return Launched(command(inputs, run_dir, layout), REPOSITORY)
 
 
 def finish(inputs: Path, run_dir: Path, layout: list[str]) -> dict[int, float]:
@@ -85,7 +76,7 @@ def losses(run_dir: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in records if record["kind"] == "step"}
 
 
-def interrupt(inputs: Path, run_dir: Path, signum: int, after_step: int, to_rank: int | None) -> subprocess.Popen:
+def interrupt(inputs: Path, run_dir: Path, signum: int, after_step: int, to_rank: int | None) -> Launched:
     """Send a signal to one rank, or to the launcher, once a step has been logged."""
     process = start(inputs, run_dir, SPLIT_VISION)
     deadline = time.monotonic() + 240
@@ -99,7 +90,7 @@ def interrupt(inputs: Path, run_dir: Path, signum: int, after_step: int, to_rank
 
 def rank_pid(launcher: int, rank: int) -> int:
     for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+        if Path(f"/proc/{child}/comm").read_text() == f"rank {rank}\n":
             return int(child)
     raise AssertionError(f"the launcher has no rank {rank}")
 
