@@ -26,7 +26,8 @@ from megatron_rb.launch.outer_job import without_ranks
 from tests.distributed.fork_server import Request, run
 from tests.distributed.forked import ForkedProcess, environment_of_tests, start_forked
 
-THIS = "tests.distributed.launched"
+LAUNCHED = "tests.distributed.launched"
+"""This module, for `run_forked`."""
 
 
 class Launched:
@@ -36,7 +37,7 @@ class Launched:
         self._output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         with open(os.devnull, "rb") as nothing:
             streams = (nothing.fileno(), self._output.fileno(), self._output.fileno())
-            self._process: ForkedProcess = start_forked(THIS, words, folder, environment_of_tests(), streams)
+            self._process: ForkedProcess = start_forked(LAUNCHED, words, folder, environment_of_tests(), streams)
         self.pid = self._process.pid
 
     @property

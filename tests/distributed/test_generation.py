@@ -16,6 +16,7 @@ from megatron_rb.shapes.shape import load_shape
 from megatron_rb.tools import demo_model
 from tests.distributed.cases_generation import prompts_of
 from tests.distributed.forked import REPOSITORY, run_forked
+from tests.distributed.launched import LAUNCHED
 from tests.distributed.world import run_world
 from tests.parity.tiny_models import write_model
 
@@ -92,7 +93,7 @@ def test_every_layout_answers_as_transformers_generates(family, tmp_path):
 
 
 def command(*words: object, folder: Path) -> subprocess.CompletedProcess:
-    return run_forked("megatron_rb.cli", *words, folder=folder, timeout=120)
+    return run_forked(LAUNCHED, *words, folder=folder, timeout=120)
 
 
 @pytest.mark.timeout(200)

@@ -1,10 +1,7 @@
 """Planted defects are found at their block and operator; other layouts, kernels and types raise no alarm."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,10 @@ from megatron_rb.cli import main
 from megatron_rb.comparison.numerics.captures import open_captures
 from megatron_rb.comparison.numerics.comparison import NumericsComparison, compare_captures
 from megatron_rb.shapes.shape import load_shape
+from tests.distributed.forked import run_forked
+from tests.distributed.launched import LAUNCHED
 from tests.distributed.test_resume import inputs  # noqa: F401
-from tests.distributed.world import REPOSITORY, run_world
+from tests.distributed.world import run_world
 from tests.parity.tiny_models import write_model
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
@@ -225,14 +224,5 @@ def test_step_of_a_run_equals_the_captured_recipe_under_another_layout(inputs, t
 
 
 def rb(folder: Path, *words: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_rb.cli", *words],
-        cwd=folder,
-        env=environment,
-        text=True,
-        timeout=200,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    done = run_forked(LAUNCHED, *words, folder=folder, timeout=200, merged=True)
     assert done.returncode == 0, done.stdout
