@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -91,11 +92,13 @@ def fork_rank(command: RankCommand, output: int, log_start: int) -> RankProcess:
 
 
 def _leave_launcher(output: int) -> None:
-    """Streams of its own, no other file, and signals as a new process has them."""
+    """Streams of its own, no other file, signals as a new process has them, and no temporary folder to take away."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, file in enumerate((nothing, output, output)):
         os.dup2(file, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    for finalizer in list(weakref.finalize._registry):
+        finalizer.atexit = False
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)) and number != signal.SIGINT:

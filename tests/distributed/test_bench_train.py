@@ -10,6 +10,7 @@ from megatron_rb.bench.train.compare import compare
 from megatron_rb.bench.train.result import SECTIONS, load_result
 from megatron_rb.shapes.shape import load_shape
 from tests.distributed.forked import run_forked
+from tests.distributed.launched import LAUNCHED
 from tests.parity.tiny_models import write_model
 from tests.unit.bench.train.samples import MIX
 
@@ -23,7 +24,7 @@ def bench_train(model, out: Path, *words: str):
     mix = out.parent / "mix.json"
     mix.write_text(json.dumps(asdict(MIX)))
     command = ["bench", "train", "--model", model, "--mix", mix, "--out", out, "--steps", 4, "--warmup", 1, *words]
-    done = run_forked("megatron_rb.cli", *command, folder=out.parent, timeout=280, COLUMNS="150")
+    done = run_forked(LAUNCHED, *command, folder=out.parent, timeout=280, COLUMNS="150")
     assert done.returncode == 0, done.stdout + done.stderr
     return load_result(out), done.stdout
 

@@ -12,6 +12,7 @@ from megatron_rb.checkpoint.hf.oracle import run_transformers
 from megatron_rb.parity.samples import draw_samples
 from megatron_rb.shapes.shape import load_shape
 from tests.distributed.forked import REPOSITORY, run_forked
+from tests.distributed.launched import LAUNCHED
 from tests.parity.tiny_models import write_model
 
 SUMMARY = {
@@ -36,15 +37,17 @@ SUMMARY = {
 }
 
 
-def rb(*words: object, folder: Path, timeout: float = 300) -> subprocess.CompletedProcess:
-    return run_forked("megatron_rb.cli", *words, folder=folder, timeout=timeout, COLUMNS="150")
+def rb(*words: object, folder: Path, timeout: float = 300, module: str = LAUNCHED) -> subprocess.CompletedProcess:
+    return run_forked(module, *words, folder=folder, timeout=timeout, COLUMNS="150")
 
 
 @pytest.mark.timeout(800)
 def test_short_demo_goes_all_the_way(tmp_path):
+    """Every rank is a new interpreter, as with users."""
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     short = ["schedule.train_steps=3", "schedule.eval_every=0", "checkpoint.save_every=0"]
-    done = rb("demo", *short, "--questions", 20, "--episodes", 3, folder=tmp_path, timeout=780)
+    words = ["demo", *short, "--questions", 20, "--episodes", 3]
+    done = rb(*words, folder=tmp_path, timeout=780, module="megatron_rb.cli")
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "runs/demo/summary.json").read_text())
     for key, fields in SUMMARY.items():
