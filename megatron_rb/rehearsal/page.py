@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from megatron_rb.config.result_files import write_whole
 from megatron_rb.rehearsal.moved import CheckpointSummary
 from megatron_rb.rehearsal.records import KINDS
 from megatron_rb.rehearsal.summary import RehearsalSummary, StageSummary
@@ -30,7 +31,7 @@ tr { border-color: #33363d } .limit { background: #e4e6ea } .bad { color: #ff8a8
 
 def write_page(summary: RehearsalSummary, path: Path) -> None:
     """Write the page as one file that needs no other."""
-    path.write_text("\n".join(_page(summary)), encoding="utf-8")
+    write_whole(path, "\n".join(_page(summary)))
 
 
 def _page(summary: RehearsalSummary) -> Iterator[str]:

@@ -53,7 +53,12 @@ def _device(path, memory):
     [
         (["--device", "no_memory.yaml"], "of which its libraries take 3 (reserved_memory)"),
         (["--ranks", "7"], "--ranks names rank 7; the run has the ranks 0 to 1"),
+        (["--ranks", "1-0"], "--ranks '1-0' is not understood; write all, classes, or numbers as 0,8-15"),
         (["--steps", "0"], "--steps is 0"),
+        (["--processes", "-3"], "--processes is -3; give 1 or more, or leave it out"),
+        (["--json", "no_memory.yaml/out.json"], "no_memory.yaml is no folder; name another place"),
+        (["--html", "."], ". is a folder; name a file in it"),
+        (["--json", "same", "--html", "same"], "--json and --html both name same; give each a file of its own"),
         (["--data", "none.json", "--mix", ""], "there is no histogram none.json"),
         (["platform.name=musa", "--device", "h200"], "the run asks for platform musa; name another with --device"),
         (["platform.name=cuda", "--device", "mtt_s5000"], "S5000 is a device of platform musa, and the run asks for"),
@@ -67,6 +72,12 @@ def test_wrong_words_are_one_sentence_before_anything_starts(words, more, senten
     _device(tmp_path / "no_memory.yaml", "2e9")
     assert cli.main(["rehearse", *words, *more]) == 2
     assert sentence in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_the_table_of_all_recipes_is_refused_a_place_that_is_no_folder_before_it_is_made(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert cli.main(["rehearse", "--recipes", str(tmp_path / "file" / "table")]) == 2
+    assert "is no folder; name another place" in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.parametrize("more", [["experiment=robobrain20_7b_stage1"], ["--steps", "2"], ["--json", "all.json"]])
