@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
+from megatron_rb.config.child_processes import STOPPED, stopped_by_sigterm
 from megatron_rb.config.result_files import writable_file, writable_folder, write_whole
 from megatron_rb.platform.cpu_build import cpu_interpreter
 from megatron_rb.rehearsal.page import write_page
@@ -25,6 +26,15 @@ from megatron_rb.rehearsal.summary import summarise
 def main(argv: list[str]) -> int:
     """0 when everything fits and every message has its other side, 1 when not."""
     options = _parser().parse_intermixed_args(argv)
+    try:
+        with stopped_by_sigterm():
+            return _run(options)
+    except KeyboardInterrupt:
+        print("rb: stopped; nothing was written", file=sys.stderr)
+        return STOPPED
+
+
+def _run(options: argparse.Namespace) -> int:
     _check_numbers(options)
     files = [writable_file(path) for path in (options.json, options.html) if path]
     if len(files) == 2 and files[0].resolve() == files[1].resolve():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from megatron_rb.config.child_processes import follow_parent
 from megatron_rb.platform.guard import guard_library
 from megatron_rb.rehearsal.job import JOB_FILE, RUN_FOLDER, RehearsalJob
 from megatron_rb.rehearsal.prepare import Rehearsal
@@ -131,7 +132,7 @@ def _workers(folders: Sequence[Path], target: str, python: str) -> Iterator[list
 
 def start_worker(command: Sequence[str], environment: Mapping[str, str], log: BinaryIO) -> subprocess.Popen[bytes]:
     """A process that rehearses the jobs of the folder that its command ends with."""
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=follow_parent())
 
 
 def _device_type(folder: Path) -> str:

@@ -1,6 +1,12 @@
 """`rb rehearse` as its user meets it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +35,46 @@ def test_a_rehearsal_is_printed_and_written_as_json_and_as_a_page(words, tmp_pat
     assert written["sound"] and [stage["pp_rank"] for stage in written["stages"]] == [0, 1]
     page = files[1].read_text()
     assert page.count('class="bar"') == 2 and "Everything fits" in page and "<script" not in page
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_a_rehearsal_that_is_ended_half_way(how, words, tmp_path):
+    places = {"TMPDIR": str(tmp_path / "a b"), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "a b").mkdir()
+    command = [sys.executable, "-m", "megatron_rb.cli", "rehearse", *words, "--steps", "500", "--no-compile"]
+    report = tmp_path / "out.json"
+    command = [*command, "--json", str(report)]
+    started = subprocess.Popen(command, env=os.environ | places, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    workers = _children(started.pid)
+    while not workers:
+        time.sleep(0.1)
+        workers = _children(started.pid)
+    started.send_signal(how)
+    _, said = started.communicate()
+    while any(_runs(worker) for worker in workers):
+        time.sleep(0.1)
+    assert not report.exists()
+    if how != signal.SIGKILL:
+        assert (started.returncode, said.decode().strip()) == (130, "rb: stopped; nothing was written")
+        assert not list((tmp_path / "a b").glob("rehearsal-*"))
+
+
+def _children(pid: int) -> list[int]:
+    """Workers of a rehearsal that have started."""
+    children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [child for child in children if b"megatron_rb.app.worker" in _command_of(child)]
+
+
+def _command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()  # empty of a process that has ended
+    except FileNotFoundError:
+        return b""
+
+
+def _runs(pid: int) -> bool:
+    return bool(_command_of(pid))
 
 
 @pytest.mark.timeout(120)
