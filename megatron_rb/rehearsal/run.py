@@ -25,6 +25,8 @@ LOG_FILE = "worker.log"
 POLL_SECONDS = 0.2
 LAST_LINES = 6
 """Of the log of a process that failed."""
+TOLD = "rb: "
+"""Before the sentence of a process that ended with wrong input."""
 DROPPED = ("CUDA_VISIBLE_DEVICES", "MASTER_PORT")
 """Variables that speak of devices and worlds that are there."""
 
@@ -162,8 +164,8 @@ def _environment(library: Path) -> dict[str, str]:
 def _check(folders: Sequence[Path], workers: Sequence[subprocess.Popen[bytes]]) -> None:
     for folder, worker in zip(folders, workers, strict=True):
         if worker.poll():
-            lines = [line for line in (folder / LOG_FILE).read_text(errors="replace").splitlines() if _tells(line)]
-            raise ValueError(f"{_unfinished(folder)} cannot be rehearsed:\n" + "\n".join(lines[-LAST_LINES:]))
+            words = last_words((folder / LOG_FILE).read_text(errors="replace"))
+            raise ValueError(f"{_unfinished(folder)} cannot be rehearsed{words}")
 
 
 def _unfinished(folder: Path) -> str:
@@ -174,6 +176,14 @@ def _unfinished(folder: Path) -> str:
         if missing:
             return f"rank {missing[0]} of {job.name}"
     return "a kernel"
+
+
+def last_words(log: str) -> str:
+    """The sentence that the process ended with; else the end of what it said."""
+    lines = [line for line in log.splitlines() if _tells(line)]
+    if lines and lines[-1].startswith(TOLD):
+        return f": {lines[-1].removeprefix(TOLD)}"
+    return ":\n" + "\n".join(lines[-LAST_LINES:]) if lines else ", and its process says nothing"
 
 
 def _tells(line: str) -> bool:

@@ -52,10 +52,12 @@ def rehearse_job(job: RehearsalJob, folder: Path) -> None:
         stand_in_for_pixels(stand_ins)
         # These import megatron-core.
         from megatron_rb.rehearsal.oracle import Oracle
+        from megatron_rb.rehearsal.parameter_groups import stand_in_for_parameter_groups
         from megatron_rb.rehearsal.rank import Instruments, rehearse_rank
         from megatron_rb.rehearsal.watch import Watch
         from megatron_rb.rehearsal.weights import stand_in_for_weights
 
+        stand_in_for_parameter_groups(stand_ins, config.model.freeze)
         started: set[Launch] = set()
         for rank in job.ranks:
             memory = DeviceMemory()
