@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from megatron_rb.config.child_processes import follow_parent
-from megatron_rb.platform.guard import guard_library
+from megatron_rb.platform.guard import guard_library, preloading
 from megatron_rb.rehearsal.job import JOB_FILE, RUN_FOLDER, RehearsalJob
 from megatron_rb.rehearsal.prepare import Rehearsal
 from megatron_rb.rehearsal.records import RehearsedRank
@@ -156,9 +156,7 @@ def _library(python: str, device_type: str) -> Path:
 def _environment(library: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in DROPPED and not name.startswith("SLURM_")}
     # The library has to be there before torch looks for CUDA; nothing is compiled, for nothing runs.
-    others = os.environ.get("LD_PRELOAD", "")
-    preloaded = f"{library}:{others}" if others else str(library)
-    return kept | {"LD_PRELOAD": preloaded, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    return kept | preloading(library) | {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def _check(folders: Sequence[Path], workers: Sequence[subprocess.Popen[bytes]]) -> None:
