@@ -106,6 +106,10 @@ def _device(path, memory):
         (["--html", "."], ". is a folder; name a file in it"),
         (["--json", "same", "--html", "same"], "--json and --html both name same; give each a file of its own"),
         (["--data", "none.json", "--mix", ""], "there is no histogram none.json"),
+        (
+            ["--data", "large.json", "--mix", ""],
+            "samples of the data of large.json are over 1536 tokens or 6144 patches",
+        ),
         (["platform.name=musa", "--device", "h200"], "the run asks for platform musa; name another with --device"),
         (["platform.name=cuda", "--device", "mtt_s5000"], "S5000 is a device of platform musa, and the run asks for"),
         (["--device", "cpu"], "is a device of platform cpu, and it cannot be rehearsed"),
@@ -116,6 +120,7 @@ def _device(path, memory):
 def test_wrong_words_are_one_sentence_before_anything_starts(words, more, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _device(tmp_path / "no_memory.yaml", "2e9")
+    (tmp_path / "large.json").write_text('{"text_tokens": [90, 30000], "patches": [0, 0], "counts": [1, 1]}')
     assert cli.main(["rehearse", *words, *more]) == 2
     assert sentence in capsys.readouterr().err.replace("\n", " ")
 
