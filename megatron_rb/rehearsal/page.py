@@ -62,6 +62,8 @@ def _about(summary: RehearsalSummary) -> str:
 
 def _verdict(summary: RehearsalSummary) -> str:
     if summary.sound:
+        if summary.unseen_stages:
+            return f"<p>Everything that was rehearsed fits; {escape(summary.verdict)}.</p>"
         return '<p class="good">Everything fits, and every message has its other side.</p>'
     over = [f"pipeline rank {stage.pp_rank} does not fit" for stage in summary.stages if stage.headroom < 0]
     texts = [*over, *(f"{defect.kind}: {defect.text}" for defect in summary.defects)]

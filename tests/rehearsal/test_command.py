@@ -38,6 +38,15 @@ def test_a_rehearsal_is_printed_and_written_as_json_and_as_a_page(words, tmp_pat
 
 
 @pytest.mark.timeout(120)
+def test_stages_of_which_no_rank_was_asked_for_are_named(words, tmp_path, capsys):
+    page = tmp_path / "out.html"
+    assert cli.main(["rehearse", *words, "--no-compile", "--ranks", "0", "--html", str(page)]) == 0
+    text = capsys.readouterr().out
+    assert "pipeline rank 1 was not rehearsed" in text and "every message and every" not in text
+    assert "pipeline rank 1 was not rehearsed" in page.read_text()
+
+
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_a_rehearsal_that_is_ended_half_way(how, words, tmp_path):
     places = {"TMPDIR": str(tmp_path / "a b"), "OMP_NUM_THREADS": "1"}
