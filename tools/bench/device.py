@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_rb.config.child_processes import STOPPED, stopped_by_sigterm
-from megatron_rb.config.result_files import writable_file
+from megatron_rb.config.result_files import writable_file, writable_folder
 
 if TYPE_CHECKING:
     from megatron_rb.bench.device.run import PartOutcome
@@ -35,12 +35,14 @@ def main(argv: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if not options.minutes > 0:
-        raise ValueError(f"--minutes is {options.minutes:g}; give more than 0")
+    if not 0 < options.minutes < float("inf"):
+        raise ValueError(f"--minutes is {options.minutes:g}; give a number above 0")
     if options.rehearse and (options.dry or options.parts or options.out):
         raise ValueError("--rehearse runs no part and writes its FILE alone; leave out --dry, --parts and --out")
     if options.rehearse:
         writable_file(options.rehearse)
+    if options.out:
+        writable_folder(options.out)
     # These import torch.
     from megatron_rb.bench.device.parts import KEPT, PARTS, rehearse_smoke
     from megatron_rb.bench.device.run import FirstLook, look, new_folder
