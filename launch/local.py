@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import pty
@@ -14,16 +13,16 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from megatron_rb.config.child_processes import follow_parent
 from megatron_rb.config.open_files import raise_open_files
 from megatron_rb.launch.command import RankCommand
 from megatron_rb.launch.outer_job import without_ranks
 
-_PR_SET_PDEATHSIG = 1
 NODE = "localhost"
 """The name of this machine in records and tables."""
 
@@ -123,23 +122,9 @@ def _start(command: RankCommand, output: int, log_start: int) -> RankProcess:
         stdout=output,
         stderr=output,
         start_new_session=True,
-        preexec_fn=_follow_parent(),
+        preexec_fn=follow_parent(),
     )
     return RankProcess(command.rank, process, command.log, log_start)
-
-
-def _follow_parent() -> Callable[[], None] | None:
-    """Run in the new process: the kernel shall kill it when the launcher dies, even by SIGKILL (Linux only)."""
-    if sys.platform != "linux":
-        return None
-    prctl, launcher = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
-
-    def follow() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != launcher:  # died before the line above
-            os._exit(1)
-
-    return follow
 
 
 def _console_pair() -> tuple[int, int]:

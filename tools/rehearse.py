@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
+from megatron_rb.config.child_processes import STOPPED, stopped_by_sigterm
+from megatron_rb.config.result_files import writable_file, writable_folder, write_whole
 from megatron_rb.platform.cpu_build import cpu_interpreter
 from megatron_rb.rehearsal.page import write_page
 from megatron_rb.rehearsal.prepare import Rehearsal, RehearsalRequest, prepare
@@ -24,8 +26,19 @@ from megatron_rb.rehearsal.summary import summarise
 def main(argv: list[str]) -> int:
     """0 when everything fits and every message has its other side, 1 when not."""
     options = _parser().parse_intermixed_args(argv)
-    if options.steps < 1 or options.micro_batches < 0:
-        raise ValueError(f"--steps is {options.steps} and --micro-batches {options.micro_batches}; give 1 or more")
+    try:
+        with stopped_by_sigterm():
+            return _run(options)
+    except KeyboardInterrupt:
+        print("rb: stopped; nothing was written", file=sys.stderr)
+        return STOPPED
+
+
+def _run(options: argparse.Namespace) -> int:
+    _check_numbers(options)
+    files = [writable_file(path) for path in (options.json, options.html) if path]
+    if len(files) == 2 and files[0].resolve() == files[1].resolve():
+        raise ValueError(f"--json and --html both name {files[0]}; give each a file of its own")
     request = RehearsalRequest(
         tuple(options.settings),
         options.ranks,
@@ -42,17 +55,25 @@ def main(argv: list[str]) -> int:
     if options.recipes and (request != RehearsalRequest((), compiled=request.compiled) or options.json or options.html):
         raise ValueError("--recipes rehearses every recipe as it is; leave out settings and other options")
     if options.recipes:
-        return _recipes(Path(options.recipes), options.processes, _interpreter(options))
+        return _recipes(writable_folder(options.recipes), options.processes, _interpreter(options))
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
         rehearsal = prepare(request, Path(folder) / "prepared")
         python = _interpreter(options)
         summary = summarise(rehearsal, _rehearsed(rehearsal, Path(folder), options.processes, python))
     print("\n".join(lines(summary)))
     if options.json:
-        Path(options.json).write_text(json.dumps(summary.as_json(), indent=1), encoding="utf-8")
+        write_whole(Path(options.json), json.dumps(summary.as_json(), indent=1))
     if options.html:
         write_page(summary, Path(options.html))
     return 0 if summary.sound else 1
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    least = {"steps": 1, "micro-batches": 0, "processes": 0}
+    given = {name: getattr(options, name.replace("-", "_")) for name in least}
+    for name, number in given.items():
+        if number < least[name]:
+            raise ValueError(f"--{name} is {number}; give 1 or more{'' if least[name] else ', or leave it out'}")
 
 
 def _interpreter(options: argparse.Namespace) -> str:
@@ -64,9 +85,8 @@ def _recipes(out: Path, processes: int, python: str) -> int:
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder, _bar() as bar:
         task = bar.add_task("ranks", total=None)
         found = rehearse_recipes(recipes(), Path(folder), partial(_show, bar, task), processes=processes, python=python)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipes.md").write_text(page(found), encoding="utf-8")
-    (out / "recipes.json").write_text(json.dumps([each.as_json() for each in found], indent=1), encoding="utf-8")
+    write_whole(out / "recipes.md", page(found))
+    write_whole(out / "recipes.json", json.dumps([each.as_json() for each in found], indent=1))
     print("\n".join(table(found)))
     return 0 if all(each.sound for each in found) else 1
 
@@ -108,7 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--micro-batches", type=int, default=0, metavar="N", help="of a step and copy; default as the settings say"
     )
-    parser.add_argument("--device", default="", metavar="NAME", help="of conf/device, or a yaml file; default h200")
+    parser.add_argument(
+        "--device",
+        default="",
+        metavar="NAME",
+        help="of conf/device, or a yaml file; default the first that the recipe names, else h200",
+    )
     parser.add_argument(
         "--with",
         dest="packages",

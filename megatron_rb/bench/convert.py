@@ -22,6 +22,7 @@ from megatron_rb.checkpoint.conversion.verify import verify
 from megatron_rb.checkpoint.hf.names import exported_name, shard_name
 from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.checkpoint.storage.safetensors_files import safetensors_header
+from megatron_rb.config.child_processes import follow_parent
 from megatron_rb.config.failures import ProcessFailed
 from megatron_rb.shapes.shape import shape_from_dict
 
@@ -184,7 +185,7 @@ def _time_conversion(direction: str, source: Path, out: Path) -> CommandCost:
     given = "--hf" if direction == "import" else "--ckpt"
     command = [sys.executable, "-m", "megatron_rb.cli", "convert", direction, given, str(source), "--out", str(out)]
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=follow_parent())
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     code = os.waitstatus_to_exitcode(status)

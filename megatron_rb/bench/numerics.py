@@ -26,6 +26,7 @@ from megatron_rb.capture.points import Point, Rows, block_names, points_of
 from megatron_rb.capture.step_capture import StepCapture, kept_parts
 from megatron_rb.capture.weights import feature_ids
 from megatron_rb.checkpoint.hf.training import write_benchmark_model
+from megatron_rb.config.child_processes import follow_parent
 from megatron_rb.config.failures import ProcessFailed
 from megatron_rb.config.schema import CaptureConfig
 from megatron_rb.models.inputs import MicroBatch
@@ -109,7 +110,9 @@ def comparison_cost(folder: Path, name: str, config: dict[str, Any]) -> Comparis
     num_bytes = sum(path.stat().st_size for path in sides[0].iterdir())
     command = [sys.executable, "-m", "megatron_rb.cli", "compare", "numerics", *map(str, sides), "--out"]
     start = time.perf_counter()
-    process = subprocess.Popen([*command, str(folder / "report")], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, str(folder / "report")], stdout=subprocess.DEVNULL, preexec_fn=follow_parent()
+    )
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     code = os.waitstatus_to_exitcode(status)

@@ -67,13 +67,16 @@ class MockSamples:
         rows = np.arange(grid.patches) + int(draw.integers(POOL_PATCHES))
         return self._pool.take(rows, axis=0, mode="wrap")
 
+    def _source(self) -> str:
+        return f"mix '{self.mix.name}'"
+
     def _check(self) -> None:
         limits = np.array([self.mix.seq_length, self.mix.max_patches])
         over = np.flatnonzero((self.sizes > limits).any(axis=1))
         if over.size:
             tokens, patches = self.sizes[over].max(axis=0)
             raise ValueError(
-                f"{over.size} of the {len(self)} samples of mix '{self.mix.name}' are over {limits[0]} tokens or "
+                f"{over.size} of the {len(self)} samples of {self._source()} are over {limits[0]} tokens or "
                 f"{limits[1]} patches of a micro-batch (the largest: {tokens} tokens, {patches} patches); raise "
                 f"seq_length or max_patches, or draw smaller samples"
             )

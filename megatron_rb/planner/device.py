@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from dataclasses import dataclass, fields
 from importlib import resources
@@ -127,7 +128,7 @@ def device_from_text(text: str, origin: str) -> Device:
         peak_flops={str(dtype): _number(value, f"peak_flops.{dtype}", origin) for dtype, value in peaks.items()},
         memory=_number(tree["memory"], "memory", origin),
         memory_bandwidth=_number(tree["memory_bandwidth"], "memory_bandwidth", origin),
-        devices_per_node=int(_number(tree["devices_per_node"], "devices_per_node", origin)),
+        devices_per_node=_whole(tree["devices_per_node"], "devices_per_node", origin),
         inside_node=Link(**_numbers(tree["inside_node"], Link, f"{origin}, inside_node")),
         between_nodes=Link(**_numbers(tree["between_nodes"], Link, f"{origin}, between_nodes")),
         efficiency=Efficiency(**_numbers(tree["efficiency"], Efficiency, f"{origin}, efficiency")),
@@ -180,9 +181,18 @@ def _number(value: Any, name: str, origin: str, least: float | None = None) -> f
         number = float(value)  # YAML 1.1 reads 989e12 as a text
     except (TypeError, ValueError) as error:
         raise ValueError(f"{origin}: {name} must be a number, got {value!r}") from error
+    if not math.isfinite(number):
+        raise ValueError(f"{origin}: {name} is {number}; it must be a finite number")
     if number <= 0 if least is None else number < least:
         raise ValueError(f"{origin}: {name} is {number:g}; it must be {'above' if least is None else 'at least'} 0")
     return number
+
+
+def _whole(value: Any, name: str, origin: str) -> int:
+    number = _number(value, name, origin)
+    if number != int(number):
+        raise ValueError(f"{origin}: {name} is {number:g}; it must be a whole number")
+    return int(number)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from megatron_rb.config.result_files import write_whole
 from megatron_rb.rehearsal.moved import CheckpointSummary
 from megatron_rb.rehearsal.records import KINDS
 from megatron_rb.rehearsal.summary import RehearsalSummary, StageSummary
@@ -30,7 +31,7 @@ tr { border-color: #33363d } .limit { background: #e4e6ea } .bad { color: #ff8a8
 
 def write_page(summary: RehearsalSummary, path: Path) -> None:
     """Write the page as one file that needs no other."""
-    path.write_text("\n".join(_page(summary)), encoding="utf-8")
+    write_whole(path, "\n".join(_page(summary)))
 
 
 def _page(summary: RehearsalSummary) -> Iterator[str]:
@@ -61,6 +62,8 @@ def _about(summary: RehearsalSummary) -> str:
 
 def _verdict(summary: RehearsalSummary) -> str:
     if summary.sound:
+        if summary.unseen_stages:
+            return f"<p>Everything that was rehearsed fits; {escape(summary.verdict)}.</p>"
         return '<p class="good">Everything fits, and every message has its other side.</p>'
     over = [f"pipeline rank {stage.pp_rank} does not fit" for stage in summary.stages if stage.headroom < 0]
     texts = [*over, *(f"{defect.kind}: {defect.text}" for defect in summary.defects)]

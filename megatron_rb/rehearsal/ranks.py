@@ -18,13 +18,13 @@ def ranks_asked(text: str, grid: RankGrid) -> list[int]:
     if text == "classes":
         return classes(grid)
     try:
-        chosen = sorted({rank for part in text.split(",") for rank in _range(part)})
+        asked = [_range(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"--ranks '{text}' is not understood; write all, classes, or numbers as 0,8-15") from error
-    over = [rank for rank in chosen if not 0 <= rank < grid.world_size]
+    over = [part[-1] for part in asked if part[-1] >= grid.world_size]
     if over:
         raise ValueError(f"--ranks names rank {over[0]}; the run has the ranks 0 to {grid.world_size - 1}")
-    return chosen
+    return sorted({rank for part in asked for rank in part})
 
 
 def classes(grid: RankGrid) -> list[int]:
@@ -38,5 +38,13 @@ def classes(grid: RankGrid) -> list[int]:
 
 
 def _range(part: str) -> range:
-    start, dash, end = part.strip().partition("-")
-    return range(int(start), int(end) + 1) if dash else range(int(start), int(start) + 1)
+    """Of `8` or `8-15`; never empty.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    first, dash, last = part.strip().partition("-")
+    ranks = range(int(first), int(last if dash else first) + 1)
+    if not ranks:
+        raise ValueError(f"{part} goes down")
+    return ranks

@@ -86,7 +86,7 @@ def _end(summary: RehearsalSummary) -> Iterator[str]:
     if summary.launches:
         yield f"Triton kernels are started in {summary.launches} ways"
     if not summary.defects:
-        yield "every message and every collective has its other side; nobody waits for ever"
+        yield summary.verdict
     yield "what a rehearsal does not know:"
     for text in summary.approximations:
         yield f"  {text}"

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megatron_rb.platform.guard import guard_library
+from megatron_rb.config.child_processes import follow_parent
+from megatron_rb.platform.guard import guard_library, preloading
 from megatron_rb.rehearsal.job import JOB_FILE, RUN_FOLDER, RehearsalJob
 from megatron_rb.rehearsal.prepare import Rehearsal
 from megatron_rb.rehearsal.records import RehearsedRank
@@ -24,6 +25,8 @@ LOG_FILE = "worker.log"
 POLL_SECONDS = 0.2
 LAST_LINES = 6
 """Of the log of a process that failed."""
+TOLD = "rb: "
+"""Before the sentence of a process that ended with wrong input."""
 DROPPED = ("CUDA_VISIBLE_DEVICES", "MASTER_PORT")
 """Variables that speak of devices and worlds that are there."""
 
@@ -131,7 +134,7 @@ def _workers(folders: Sequence[Path], target: str, python: str) -> Iterator[list
 
 def start_worker(command: Sequence[str], environment: Mapping[str, str], log: BinaryIO) -> subprocess.Popen[bytes]:
     """A process that rehearses the jobs of the folder that its command ends with."""
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=follow_parent())
 
 
 def _device_type(folder: Path) -> str:
@@ -153,16 +156,14 @@ def _library(python: str, device_type: str) -> Path:
 def _environment(library: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in DROPPED and not name.startswith("SLURM_")}
     # The library has to be there before torch looks for CUDA; nothing is compiled, for nothing runs.
-    others = os.environ.get("LD_PRELOAD", "")
-    preloaded = f"{library}:{others}" if others else str(library)
-    return kept | {"LD_PRELOAD": preloaded, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    return kept | preloading(library) | {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def _check(folders: Sequence[Path], workers: Sequence[subprocess.Popen[bytes]]) -> None:
     for folder, worker in zip(folders, workers, strict=True):
         if worker.poll():
-            lines = [line for line in (folder / LOG_FILE).read_text(errors="replace").splitlines() if _tells(line)]
-            raise ValueError(f"{_unfinished(folder)} cannot be rehearsed:\n" + "\n".join(lines[-LAST_LINES:]))
+            words = last_words((folder / LOG_FILE).read_text(errors="replace"))
+            raise ValueError(f"{_unfinished(folder)} cannot be rehearsed{words}")
 
 
 def _unfinished(folder: Path) -> str:
@@ -173,6 +174,14 @@ def _unfinished(folder: Path) -> str:
         if missing:
             return f"rank {missing[0]} of {job.name}"
     return "a kernel"
+
+
+def last_words(log: str) -> str:
+    """The sentence that the process ended with; else the end of what it said."""
+    lines = [line for line in log.splitlines() if _tells(line)]
+    if lines and lines[-1].startswith(TOLD):
+        return f": {lines[-1].removeprefix(TOLD)}"
+    return ":\n" + "\n".join(lines[-LAST_LINES:]) if lines else ", and its process says nothing"
 
 
 def _tells(line: str) -> bool:

@@ -38,6 +38,9 @@ class UnpaintedSamples(MockSamples):
         text = [max(1, int(self.histogram.text_tokens[number])) for number in bins]
         return text, [_picture(int(self.histogram.patches[number]), side) for number in bins]
 
+    def _source(self) -> str:
+        return super()._source() if self.histogram is None else f"the data of {self.histogram.source}"
+
     def _pixels(self, draw: np.random.Generator, grid: VisionGrid) -> np.ndarray:
         return np.broadcast_to(self._one, (grid.patches, self._one.shape[1]))
 

@@ -100,6 +100,22 @@ class RehearsalSummary:
         return not self.defects and all(stage.headroom >= 0 for stage in self.stages)
 
     @property
+    def unseen_stages(self) -> list[int]:
+        """Pipeline ranks of which no rank was rehearsed."""
+        return sorted(set(range(self.degrees["pp"])) - {stage.pp_rank for stage in self.stages})
+
+    @property
+    def verdict(self) -> str:
+        """What is said where no defect was found."""
+        if self.unseen_stages:
+            numbers = ", ".join(map(str, self.unseen_stages))
+            return (
+                f"what the rehearsed ranks send and call has its other side among them; pipeline rank {numbers} was "
+                f"not rehearsed: its memory is not known, and its messages are taken to fit (--ranks classes takes all)"
+            )
+        return "every message and every collective has its other side; nobody waits for ever"
+
+    @property
     def approximations(self) -> list[str]:
         """What a rehearsal does not know, the packages that were stood in for among them."""
         words = [f"{name}: {text}" for name in self.packages for text in BY_NAME[name].approximations]
@@ -109,7 +125,7 @@ class RehearsalSummary:
         tree = asdict(self)
         for stage, written in zip(self.stages, tree["stages"], strict=True):
             written["headroom"] = stage.headroom
-        return tree | {"sound": self.sound, "approximations": self.approximations}
+        return tree | {"sound": self.sound, "unseen_stages": self.unseen_stages, "approximations": self.approximations}
 
 
 def summarise(rehearsal: Rehearsal, rehearsed: Rehearsed) -> RehearsalSummary:

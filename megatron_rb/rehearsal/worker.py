@@ -46,14 +46,16 @@ def rehearse(folder: Path) -> None:
 def rehearse_job(job: RehearsalJob, folder: Path) -> None:
     """Rehearse some ranks of one run."""
     config = config_from_file(folder / RUN_FOLDER / CONFIG_FILE)
-    with stood_in(job, config) as process:
+    with stood_in(job, config) as process, StandIns() as stand_ins:
         # These import megatron-core.
         from megatron_rb.rehearsal.oracle import Oracle
+        from megatron_rb.rehearsal.parameter_groups import stand_in_for_parameter_groups
         from megatron_rb.rehearsal.rank import Instruments, rehearse_rank
         from megatron_rb.rehearsal.watch import Watch
         from megatron_rb.rehearsal.weights import stand_in_for_weights
 
         waits, messages, launches = process.waits, process.messages, process.launches
+        stand_in_for_parameter_groups(stand_ins, config.model.freeze)
         started: set[Launch] = set()
         for rank in job.ranks:
             memory = DeviceMemory()

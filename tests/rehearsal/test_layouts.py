@@ -51,12 +51,15 @@ def test_settings_that_change_what_a_rank_does(tmp_path):
         "fp32": ["model.dtype=fp32"],
     }
     requests = [request_of(hf, cut, *words, f"name={name}", tp=2, pp=2, sp=True) for name, words in cases.items()]
+    whole = f"P v*{vision} M | E t*{decoder} L"
+    requests.append(request_of(hf, whole, *cases["frozen"], "name=frozen_stage", pp=2))
     requests.append(request_of(hf, cut, "name=text", pp=2, mix=str(text_mix(tmp_path)), evaluation=True))
     found = {summary.name: summary for summary in rehearsed(requests, tmp_path)}
     assert all(summary.defects == [] for summary in found.values()), found
     activations = {name: summary.stages[0].kinds["activations"] for name, summary in found.items()}
     assert activations["recompute"] < activations["plain"]
     assert found["frozen"].stages[0].kinds["gradients"] < found["plain"].stages[0].kinds["gradients"]
+    assert [stage.kinds["optimizer"] > 0 for stage in found["frozen_stage"].stages] == [False, True]
 
 
 def text_mix(folder):

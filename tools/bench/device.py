@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from megatron_rb.config.child_processes import STOPPED, stopped_by_sigterm
+from megatron_rb.config.result_files import writable_file, writable_folder
 
 if TYPE_CHECKING:
     from megatron_rb.bench.device.run import PartOutcome
@@ -22,10 +26,23 @@ SLOWER = 5
 def main(argv: list[str]) -> int:
     """0 when every part is done or has nothing to do here, 1 when one failed or was not reached."""
     options = _parser().parse_args(argv)
-    if options.minutes <= 0:
-        raise ValueError(f"--minutes is {options.minutes:g}; give more than 0")
+    try:
+        with stopped_by_sigterm():
+            return _run(options)
+    except KeyboardInterrupt:
+        print("rb: stopped; the parts that were done are kept", file=sys.stderr)
+        return STOPPED
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not 0 < options.minutes < float("inf"):
+        raise ValueError(f"--minutes is {options.minutes:g}; give a number above 0")
     if options.rehearse and (options.dry or options.parts or options.out):
         raise ValueError("--rehearse runs no part and writes its FILE alone; leave out --dry, --parts and --out")
+    if options.rehearse:
+        writable_file(options.rehearse)
+    if options.out:
+        writable_folder(options.out)
     # These import torch.
     from megatron_rb.bench.device.parts import KEPT, PARTS, rehearse_smoke
     from megatron_rb.bench.device.run import FirstLook, look, new_folder

@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_rb.config.child_processes import follow_parent
+
 LAST_LINES = 3
 """Of the log of a command that failed."""
 
@@ -74,7 +76,9 @@ class Workplace:
         with log.open("ab") as out:
             out.write(f"$ {shlex.join(command)}\n".encode())
             out.flush()
-            code = self._wait(subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True))
+            code = self._wait(
+                subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, preexec_fn=follow_parent())
+            )
         said = log.read_bytes()[before:].decode(errors="replace")
         if code:
             words_of = [line for line in said.splitlines()[1:] if line.strip()]

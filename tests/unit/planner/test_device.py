@@ -54,6 +54,9 @@ def test_device_without_a_peak_for_the_dtype_says_what_it_has():
     [
         ("memory: 141e9 ", "memory: -1 ", "memory is -1; it must be above 0"),
         ("memory: 141e9 ", "memory: much ", "memory must be a number, got 'much'"),
+        ("memory: 141e9 ", "memory: .inf ", "memory is inf; it must be a finite number"),
+        ("memory: 141e9 ", "memory: .nan ", "memory is nan; it must be a finite number"),
+        ("devices_per_node: 8 ", "devices_per_node: 7.5 ", "devices_per_node is 7.5; it must be a whole number"),
         ("reserved_memory", "reserved_memery", "misses reserved_memory"),
         ("  matmul: 0.75", "  matmul: 75", "at most 1"),
         ("  latency: 5e-6", "  delay: 5e-6", "misses latency"),

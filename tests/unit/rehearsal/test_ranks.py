@@ -27,7 +27,7 @@ def test_ranks_are_named_by_number_and_range(text, ranks):
     assert ranks_asked(text, GRID) == ranks
 
 
-@pytest.mark.parametrize("text", ["", "a", "1;2", "-1", "0,"])
+@pytest.mark.parametrize("text", ["", "a", "1;2", "-1", "0,", "5-3", "0,5-3"])
 def test_what_is_no_rank_is_one_sentence(text):
     with pytest.raises(ValueError, match="--ranks '.*' is not understood; write all, classes, or numbers"):
         ranks_asked(text, GRID)
@@ -36,3 +36,9 @@ def test_what_is_no_rank_is_one_sentence(text):
 def test_a_rank_beyond_the_run_is_named():
     with pytest.raises(ValueError, match="--ranks names rank 1024; the run has the ranks 0 to 1023"):
         ranks_asked("0,1024", GRID)
+
+
+@pytest.mark.timeout(10)
+def test_a_range_beyond_the_run_is_named_without_counting_through_it():
+    with pytest.raises(ValueError, match="--ranks names rank 99999999999; the run has the ranks 0 to 1023"):
+        ranks_asked("0-99999999999", GRID)
