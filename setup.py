@@ -11,7 +11,9 @@ KERNEL_TESTS = ["triton; sys_platform == 'linux'", "liger-kernel>=0.8.5; sys_pla
 PYTEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6"]
 # `make docs` makes a site of docs/; nothing else needs it.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5"]
-DEV = [*VIDEO, *KERNEL_TESTS, *PYTEST, "ruff>=0.6", "mypy>=1.11"]
+# What adapters are held against.
+PEFT = ["peft>=0.17", "accelerate>=1.0"]
+DEV = [*VIDEO, *KERNEL_TESTS, *PYTEST, *PEFT, "ruff>=0.6", "mypy>=1.11"]
 
 setup(
     name="megatron-rb",

@@ -20,12 +20,15 @@ from megatron_rb.checkpoint.conversion.console import (
     show_summary,
 )
 from megatron_rb.checkpoint.conversion.describe import describe
+from megatron_rb.checkpoint.conversion.export_adapters import export_adapter
 from megatron_rb.checkpoint.conversion.export_hf import export_checkpoint
 from megatron_rb.checkpoint.conversion.from_megatron import convert_megatron
 from megatron_rb.checkpoint.conversion.import_hf import import_folder
+from megatron_rb.checkpoint.conversion.merge import merge_adapters, merge_checkpoint
 from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
 from megatron_rb.checkpoint.conversion.outcome import Summary
 from megatron_rb.checkpoint.conversion.verify import FolderComparison, find_side, verify
+from megatron_rb.checkpoint.manifest import find_checkpoint, holds_adapters, read_manifest
 from megatron_rb.launch.workers import start_workers
 
 
@@ -59,10 +62,20 @@ def _run(o: Namespace, bars: ByteBars) -> Summary | FolderComparison:
     if o.way == "import":
         return import_folder(o.hf, o.out, o.dtype, o.allow_drop, bars)
     if o.way == "export":
-        return export_checkpoint(o.ckpt, o.out, o.hf, o.dtype, o.max_shard_size, bars)
+        return _export(o, bars)
+    if o.way == "merge":
+        return merge_adapters(o.base, o.adapter, o.out, o.dtype, o.max_shard_size, bars)
     if o.way == "from-megatron":
         return convert_megatron(o.ckpt, o.out, o.hf, o.dtype, not o.no_optimizer, o.allow_drop, bars)
     return migrate_checkpoint(o.ckpt, o.out, o.to, bars)
+
+
+def _export(o: Namespace, bars: ByteBars) -> Summary:
+    if o.adapters:
+        return export_adapter(o.ckpt, o.out, o.hf, o.dtype, o.adapter, bars)
+    if holds_adapters(read_manifest(find_checkpoint(o.ckpt))):
+        return merge_checkpoint(o.ckpt, o.out, o.hf, o.base, o.dtype, o.max_shard_size, bars)
+    return export_checkpoint(o.ckpt, o.out, o.hf, o.dtype, o.max_shard_size, bars)
 
 
 def _verdict(o: Namespace, comparison: FolderComparison, console: Console) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
-from megatron_rb.config.child_processes import STOPPED, stopped_by_sigterm
+from megatron_rb.config.child_processes import STOPPED, stopped_by_signals
 from megatron_rb.config.result_files import writable_file, writable_folder, write_whole
 from megatron_rb.platform.cpu_build import cpu_interpreter
 from megatron_rb.rehearsal.page import write_page
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     """0 when everything fits and every message has its other side, 1 when not."""
     options = _parser().parse_intermixed_args(argv)
     try:
-        with stopped_by_sigterm():
+        with stopped_by_signals():
             return _run(options)
     except KeyboardInterrupt:
         print("rb: stopped; nothing was written", file=sys.stderr)

@@ -69,10 +69,11 @@ def assemble(config: Config, heartbeat: Heartbeat, attempt: Attempt, samples_of:
         chunks=trainable.chunks,
         optimizer=trainable.optimizer,
         parts={"schedule": schedule, "data": task},
-        model=model_fingerprint(session.shape),
+        model=model_fingerprint(session.shape) | trainable.identity,
         layout=layout_state(session, config.parallel.sequence_parallel),
         platform=session.platform,
         reseed=lambda step: seed_everything(config.seed + step, session.platform),
+        notes=trainable.notes,
     )
     first_step = _resume(config, checkpoints, state, train_steps)
     _check_weights(trainable, derived.init if not first_step else str(derived.checkpoint_dir))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+from megatron_rb.app.trained import trained_of
 from megatron_rb.config.derive import Derived
 from megatron_rb.config.optimizers import OPTIMIZERS
 from megatron_rb.config.schema import Config, RecomputeConfig
-from megatron_rb.planner.cost import Frozen
 from megatron_rb.planner.kept import operators_of
 from megatron_rb.planner.memory import SliceRecompute, StageMemory, memory_model, stage_memory, state_bytes
 from megatron_rb.planner.work import Shards
@@ -35,7 +33,7 @@ def stage_forecast(
     optimizer = OPTIMIZERS[config.optimizer.name]
     state = state_bytes(config.model.dtype, config.parallel.distributed_optimizer, cp * derived.dp_size, optimizer)
     largest = MicroBatchLimits(-(-config.data.seq_length // cp), -(-config.data.max_patches // cp))
-    frozen = Frozen(**dataclasses.asdict(config.model.freeze))
+    frozen = trained_of(config.model, shape)
     layout = derived.layout or default_layout(shape, derived.pp_size)
     operators = operators_of(config.kernels, platform)
     return stage_memory(

@@ -13,6 +13,7 @@ import numpy as np
 
 from megatron_rb.app.fitting import device_of_run
 from megatron_rb.app.forecast import stage_forecast
+from megatron_rb.app.trained import trained_of
 from megatron_rb.config.compose import keys_of
 from megatron_rb.config.derive import Derived
 from megatron_rb.config.optimizers import OPTIMIZERS, check_optimizer
@@ -23,7 +24,7 @@ from megatron_rb.data.ledger import Ledger
 from megatron_rb.data.packing import Budget, plan_step
 from megatron_rb.data.stats import sample_histogram
 from megatron_rb.planner.calibration import load_calibration
-from megatron_rb.planner.cost import Frozen, Pricing
+from megatron_rb.planner.cost import Pricing
 from megatron_rb.planner.device import Device, beyond, device_names, load_device, with_memory
 from megatron_rb.planner.histogram import Histogram, load_histogram
 from megatron_rb.planner.kept import operators_of
@@ -191,7 +192,7 @@ def build_task(request: Request) -> PlanTask:
     """
     config = request.config
     check_optimizer(config)
-    parallel, freeze = config.parallel, config.model.freeze
+    parallel = config.parallel
     calibration = load_calibration(request.calibration) if request.calibration else None
     if calibration is not None:
         calibration.check(request.device.name, config.model.dtype)
@@ -205,7 +206,7 @@ def build_task(request: Request) -> PlanTask:
         sampler=sampler,
         seq_length=config.data.seq_length,
         max_patches=config.data.max_patches,
-        frozen=Frozen(**dataclasses.asdict(freeze)),
+        frozen=trained_of(config.model, request.shape),
         optimizer=OPTIMIZERS[config.optimizer.name],
         operators=operators_of(config.kernels, request.device.platform),
         distributed_optimizer=parallel.distributed_optimizer,

@@ -18,8 +18,9 @@ from megatron_rb.models.language.blocks import HeadOutput
 from megatron_rb.models.stage import RoboBrainStage
 from megatron_rb.parallel.session import Session
 from megatron_rb.planner.calibration import Calibration, Curve
-from megatron_rb.planner.cost import Frozen, Pricing, compute_seconds, optimizer_seconds
+from megatron_rb.planner.cost import Pricing, compute_seconds, optimizer_seconds
 from megatron_rb.planner.device import Device
+from megatron_rb.planner.trained import Frozen
 from megatron_rb.planner.work import Part, Shards, forward_work, parameters
 from megatron_rb.planner.workload import MicroBatches
 from megatron_rb.platform import Platform

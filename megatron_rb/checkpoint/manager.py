@@ -112,6 +112,7 @@ class CheckpointManager:
             "model": dict(state.model),
             "layout": _layout(state),
             "platform": state.platform.info(),
+            **state.notes,
         }
         with _children_ignore_stop_signals(), _failures_as_errors(writing):
             request = save_sharded(state, writing, self.asynchronous)

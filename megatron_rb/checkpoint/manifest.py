@@ -35,8 +35,26 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def holds_adapters(manifest: dict[str, Any]) -> bool:
+    """Whether a checkpoint is one of adapters, whose base weights lie elsewhere."""
+    return bool(manifest["model"].get("adapters"))
+
+
 def check_same_model(manifest: dict[str, Any], model: Any, folder: str | Path) -> None:
-    """Raise ValueError that names what differs when a checkpoint is of another model."""
+    """Raise ValueError that names what differs when a checkpoint is of another model, or of other adapters."""
+    if holds_adapters(manifest) != bool(model.get("adapters")):
+        kinds = ("adapters alone", "whole weights")
+        there, here = kinds if holds_adapters(manifest) else reversed(kinds)
+        raise ValueError(
+            f"{folder} is a checkpoint of {there}, and what is to be loaded is {here}; leave model.adapters as the run "
+            "that saved it had it, or choose another run_dir"
+        )
+    if holds_adapters(manifest) and manifest["model"]["base"] != model["base"]:
+        raise ValueError(
+            f"{folder} holds adapters of other base weights ({manifest.get('base_folder')}, digest "
+            f"{manifest['model']['base']}) than these (digest {model['base']}); name that folder in checkpoint.init or "
+            "model.hf_path"
+        )
     theirs, ours = _flat(manifest["model"]), _flat(as_json(dict(model)))
     different = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
     if different:

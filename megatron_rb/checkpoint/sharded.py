@@ -12,7 +12,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -77,6 +77,8 @@ class TrainingState:
     platform: Platform
     reseed: Callable[[int], None]
     """Seeds all generators for the step given, when a checkpoint comes from another layout."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Further words of the manifest, which a checkpoint is not judged by: JSON-able."""
 
 
 def save_sharded(state: TrainingState, folder: Path, asynchronous: bool) -> AsyncRequest | None:

@@ -29,10 +29,45 @@ def follow_parent() -> Callable[[], None] | None:
 
 
 @contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does, by a KeyboardInterrupt, so that what was begun is cleared away."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def stopped_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop what is begun, by a KeyboardInterrupt, so that it is cleared away.
+
+    Python swallows one that comes while it runs a callback of its own, after a fork or at the end of an object: whoever
+    waits in a loop calls `check_stopped`.
+    """
+    _stops.clear()
+    previous = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """A signal that comes in here stops at the end: what runs around a fork would swallow it, and say so."""
+    _held.append(None)
+    try:
+        yield
+    finally:
+        _held.pop()
+    check_stopped()
+
+
+def check_stopped() -> None:
+    """Raises KeyboardInterrupt when a signal has come that was swallowed."""
+    if _stops:
+        raise KeyboardInterrupt
+
+
+_stops: list[int] = []
+"""Signals that have come."""
+_held: list[None] = []
+"""One for every `held_back` at work."""
+
+
+def _stop(number: int, frame: object) -> None:
+    _stops.append(number)
+    if not _held:
+        raise KeyboardInterrupt

@@ -204,7 +204,15 @@ def _check_choice(group: str, name: Any) -> None:
 
 def _check_key(key: str) -> None:
     if _type_of(key) is None:
-        raise ValueError(f"there is no setting '{key}'{_did_you_mean(key, list(setting_types()))}")
+        outer = key.rpartition(".")[0]
+        section = _type_of(outer)
+        near = [f"{outer}.{item.name}" for item in dataclasses.fields(section)] if _is_named(outer, section) else []
+        raise ValueError(f"there is no setting '{key}'{_did_you_mean(key, near or list(setting_types()))}")
+
+
+def _is_named(key: str, declared: Any) -> bool:
+    """Whether a key is that of a section that users name."""
+    return key not in setting_types() and dataclasses.is_dataclass(declared)
 
 
 def _did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -250,14 +258,14 @@ def _known_leaves(tree: Mapping[Any, Any], origin: str) -> Iterator[tuple[str, A
 def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         key = RENAMED.get(f"{prefix}{name}", f"{prefix}{name}")
-        if dataclasses.is_dataclass(_type_of(key)) and isinstance(value, Mapping):
+        if _is_section(_type_of(key)) and isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{key}.")
         else:
             yield key, value
 
 
 def _apply(config: DictConfig, item: Setting) -> None:
-    if dataclasses.is_dataclass(_type_of(item.key)) and isinstance(item.value, Mapping):
+    if _is_section(_type_of(item.key)) and isinstance(item.value, Mapping) and item.value:
         for key, leaf in _leaves(item.value, f"{item.key}."):
             _check_key(key)
             _set(config, key, leaf)
@@ -266,6 +274,10 @@ def _apply(config: DictConfig, item: Setting) -> None:
 
 
 def _set(config: DictConfig, key: str, value: Any) -> None:
+    _open_sections(config, key)
+    if value == {} and _names_sections(_type_of(key)):
+        OmegaConf.update(config, key, {}, merge=False)
+        return
     try:
         OmegaConf.update(config, key, value, merge=isinstance(value, Mapping))
     except ValidationError as error:
@@ -274,13 +286,35 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
         raise ValueError(f"{key}: {_one_line(error)}") from error
 
 
+def _open_sections(config: DictConfig, key: str) -> None:
+    """Make the named section that a key lies in, where it is not there yet."""
+    words = key.split(".")
+    for count in range(1, len(words)):
+        outer, name = ".".join(words[:count]), words[count]
+        if _names_sections(_type_of(outer)) and name not in (sections := OmegaConf.select(config, outer)):
+            sections[name] = typing.get_args(_type_of(outer))[1]()
+
+
+def _names_sections(declared: Any) -> bool:
+    """Whether a setting is a mapping of names to sections."""
+    return typing.get_origin(declared) is dict and dataclasses.is_dataclass(typing.get_args(declared)[1])
+
+
 def _type_of(key: str) -> Any:
-    """Declared type of a key, also of one inside a free-form mapping; None = there is no such setting."""
+    """Declared type of a key, also of one inside a mapping; None = there is no such setting."""
     types = setting_types()
     if key in types or "." not in key:
         return types.get(key)
-    parent = _type_of(key.rpartition(".")[0])
+    outer, _, name = key.rpartition(".")
+    parent = _type_of(outer)
+    if dataclasses.is_dataclass(parent):
+        return typing.get_type_hints(parent).get(name)
     return typing.get_args(parent)[1] if typing.get_origin(parent) is dict else None
+
+
+def _is_section(declared: Any) -> bool:
+    """Whether there are settings within: a section, or a mapping of names to sections."""
+    return dataclasses.is_dataclass(declared) or _names_sections(declared)
 
 
 def _kind(declared: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from megatron_rb.config.adapters import check_adapters
 from megatron_rb.config.optimizers import check_optimizer
 from megatron_rb.config.rules import either
 from megatron_rb.config.schema import (
@@ -108,6 +109,7 @@ def derive(config: Config, shape: DivisibleModel, world_size: int = 0) -> Derive
     _check_capture(config.metrics.capture.every, parallel.cp_size)
     _check_profile(config.metrics.profile, world_size, config.schedule.train_steps)
     _check_layers(config.model)
+    check_adapters(config)
     run_dir = Path(config.run_dir)
     return Derived(
         world_size=world_size,

@@ -28,6 +28,24 @@ class RecomputeConfig:
 
 
 @dataclass
+class AdapterConfig:
+    """Low-rank factors (LoRA) beside frozen linears."""
+
+    patterns: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Linears by transformers' names: last words (`q_proj`), patterns (`model.visual.*.mlp.*`), or `all-linear`."""
+    rank: int = 16
+    """Columns between the two factors of a linear."""
+    alpha: float = 32.0
+    """The product of the factors counts `alpha / rank` times."""
+    dropout: float = 0.0
+    """Share of the inputs of the factors that is dropped in training."""
+    rslora: bool = False
+    """Count the product `alpha / sqrt(rank)` times."""
+    init: str = ""
+    """Folder of peft to continue from, which says modules, rank, alpha and rslora too; empty = fresh factors."""
+
+
+@dataclass
 class ModelConfig:
     hf_path: str = ""
     """Hugging Face folder with `config.json`; tokenizer and processor files are read from here too."""
@@ -37,6 +55,10 @@ class ModelConfig:
     """Layer implementation: `local` (torch SDPA), `transformer_engine`, or `auto` (what the platform offers)."""
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    adapters: dict[str, AdapterConfig] = field(default_factory=dict)
+    """Adapters by name, e.g. `{lora: {patterns: [q_proj], rank: 16}}`; with any, all other weights are frozen."""
+    train_in_full: list[str] = field(default_factory=list)
+    """Modules that are trained in full beside adapters, by transformers' names, e.g. `[embed_tokens, lm_head]`."""
     published: str = ""
     """Published model whose sizes these are, e.g. `RoboBrain2.0-7B`; read for plans, dry runs and rehearsals while the
     folder of `hf_path` is not there yet, as that of a stage that has not been trained."""

@@ -80,6 +80,10 @@ def _sections(section: type, prefix: str) -> Iterator[SettingsSection]:
         yield SettingsSection(prefix.rstrip("."), tuple(lines))
     for item in inner:
         yield from _sections(types[item.name], f"{prefix}{item.name}.")
+    for item in own:
+        named = (typing.get_args(types[item.name]) or (None,))[-1]
+        if dataclasses.is_dataclass(named):
+            yield from _sections(typing.cast(type, named), f"{prefix}{item.name}.NAME.")
 
 
 def documentation(section: type) -> dict[str, str]:
@@ -123,7 +127,10 @@ def _row(line: SettingLine) -> str:
 
 
 def _type_name(declared: Any) -> str:
-    return declared.__name__ if isinstance(declared, type) and not typing.get_args(declared) else str(declared)
+    if isinstance(declared, type) and not typing.get_args(declared):
+        return "section" if dataclasses.is_dataclass(declared) else declared.__name__
+    origin, inner = typing.get_origin(declared), typing.get_args(declared)
+    return f"{origin.__name__}[{', '.join(map(_type_name, inner))}]" if inner and origin else str(declared)
 
 
 def _written(default: Any) -> str:

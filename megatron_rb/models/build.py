@@ -137,13 +137,18 @@ def weight_key(name: str, shape: RoboBrainShape) -> str:
     return EMBEDDING_WEIGHT if tied_head else name
 
 
-def fill_weights(stages: list[RoboBrainStage], mesh: Mesh, read_full: Callable[[str], torch.Tensor]) -> None:
-    """Set every parameter from its full (global) value, asked for by the name it is stored under.
+def fill_weights(
+    stages: list[RoboBrainStage],
+    mesh: Mesh,
+    read_full: Callable[[str], torch.Tensor],
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> None:
+    """Set every wanted parameter from its full (global) value, asked for by the name it is stored under.
 
     Of the ranks that hold the same weights each reads a share, and sends its slices to the others; a mesh without
     groups reads all. An error of one rank is raised on all of them.
     """
-    holders = _parameters_by_key(stages)
+    holders = {key: parameters for key, parameters in _parameters_by_key(stages).items() if wanted(key)}
     if not mesh.groups:
         _read_weights(holders, mesh, read_full)
         return

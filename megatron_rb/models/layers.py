@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -168,7 +168,7 @@ def column_linear(
         is_expert=False,
         **extra,
     )
-    return _place(layer, spec, with_shape(spec, (output_size,)))
+    return _place(layer, spec, with_shape(spec, (output_size,)), ctx.sequence_parallel)
 
 
 def row_linear(
@@ -193,14 +193,20 @@ def row_linear(
         skip_bias_add=False,
         is_expert=False,
     )
-    return _place(layer, spec, ShardSpec((output_size,)))
+    return _place(layer, spec, ShardSpec((output_size,)), config.sequence_parallel)
 
 
-def _place(layer: torch.nn.Module, weight: ShardSpec, bias: ShardSpec) -> torch.nn.Module:
+def _place(layer: torch.nn.Module, weight: ShardSpec, bias: ShardSpec, rows_split: bool) -> torch.nn.Module:
+    layer.rows_split = rows_split  # type: ignore[assignment]
     specs = {"weight": weight, "bias": bias}
     for name, parameter in layer.named_parameters(recurse=False):
         mark_shard(parameter, specs[name])
     return layer
+
+
+def has_split_rows(layer: torch.nn.Module) -> bool:
+    """Whether a linear takes the rows of its rank alone (cut by outputs), or gives those alone (cut by inputs)."""
+    return cast(bool, layer.rows_split)
 
 
 def mark_shard(parameter: torch.nn.Parameter, spec: ShardSpec) -> None:

@@ -97,6 +97,8 @@ class RoboBrainStage(MegatronModule):
         self.language = LanguagePart(ctx, shape, part)
         self.rows = ctx.kernels.dynamic_padding
         self.received: torch.Tensor | None = None
+        self.stores_frozen = True
+        """False where the weights that are not trained are those of a folder, and adapters alone are stored."""
 
     def set_input_tensor(self, input_tensor) -> None:
         """Called by the schedule with what the stage before sent (None on the first stage)."""
@@ -107,6 +109,8 @@ class RoboBrainStage(MegatronModule):
         tp_rank, tp_size = self.mesh.tp_rank, self.mesh.tp_size
         state = {}
         for name, parameter in self.named_parameters():
+            if not (parameter.requires_grad or self.stores_frozen):
+                continue
             tied_copy = self.shape.text.tied_embeddings and name == HEAD_WEIGHT
             state[name] = sharded_tensor(
                 EMBEDDING_WEIGHT if tied_copy else name,

@@ -125,6 +125,8 @@ def _record_loss(runner: Runner, batches: list[MicroBatch], grads: bool) -> dict
 def _full_gradients(stages: Sequence[RoboBrainStage], mesh: Mesh) -> dict[str, torch.Tensor]:
     gradients = {}
     for name, parameter in named_parameters(list(stages)):
+        if not parameter.requires_grad:
+            continue
         shards = gather_over(main_grad(parameter), mesh.tp_group)
         if mesh.tp_rank == mesh.dp_rank == mesh.cp_rank == 0:
             full = local_to_full([shard.cpu() for shard in shards], shard_of(parameter))

@@ -10,10 +10,9 @@ from megatron_rb.planner.calibration import Calibration
 from megatron_rb.planner.communication import Grid, context_parallel_seconds, tensor_parallel_seconds
 from megatron_rb.planner.device import Device
 from megatron_rb.planner.sizes import ModelSizes
+from megatron_rb.planner.trained import Frozen
 from megatron_rb.planner.work import (
-    MERGER_PARTS,
     PARTS,
-    VISION_PARTS,
     BlockWork,
     Part,
     Shards,
@@ -25,37 +24,6 @@ from megatron_rb.planner.workload import MicroBatches
 
 ATTENTION_BACKWARD = 2.5
 """Matrix products of attention's backward pass over those of its forward pass: five for two."""
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """Parts of the model that are not trained."""
-
-    vision: bool = False
-    merger: bool = False
-    language: bool = False
-
-    def __post_init__(self) -> None:
-        if self.vision and self.merger and self.language:
-            raise ValueError(
-                "every part of the model is frozen, there is nothing to plan; unfreeze one in model.freeze"
-            )
-
-    def trains(self, part: Part) -> bool:
-        """Whether the weights of a part are updated."""
-        if part in VISION_PARTS:
-            return not self.vision
-        return not (self.merger if part in MERGER_PARTS else self.language)
-
-    def passes_gradient(self, part: Part) -> bool:
-        """Whether a part has to hand a gradient on: something in front of its last product is trained, its own norms
-        and the earlier layers of its kind included.
-        """
-        if part is Part.PATCH_EMBED:
-            return False
-        if part in VISION_PARTS:
-            return not self.vision
-        return not (self.vision and self.merger) or (part not in MERGER_PARTS and not self.language)
 
 
 @dataclass(frozen=True)

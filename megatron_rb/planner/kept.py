@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from megatron_rb.config.schema import KernelsConfig
 from megatron_rb.planner.sizes import ModelSizes, TextSizes, VisionSizes, padded_ffn
-from megatron_rb.planner.work import PARTS, Part, Shards, gathered_values
+from megatron_rb.planner.trained import Frozen, PartFactors
+from megatron_rb.planner.work import MERGER_PARTS, PARTS, Part, Shards, gathered_values
 from megatron_rb.planner.workload import MicroBatchLimits
 
 LOGITS_BYTES = 512 * 2**20
@@ -121,6 +122,38 @@ def _whole_keys(text: TextSizes, shards: Shards, tokens: float) -> float:
     """Keys and values that the tokens of a context-parallel rank attend to: those of all tokens at most, and for the
     earlier one of its two chunks once more those before it."""
     return gathered_values(text, shards) * tokens * (shards.cp_size + 0.5) * shards.itemsize
+
+
+def changed_by_freezing(
+    model: ModelSizes, shards: Shards, largest: MicroBatchLimits, part: Part, frozen: Frozen
+) -> float:
+    """Bytes that a part keeps more, or less, because its own weights are frozen and factors lie beside some of them.
+
+    A frozen linear keeps no input, but where it is adapted the first factor does; between the factors lie a few
+    columns. The loss has no gradient of a frozen head.
+    """
+    factors = frozen.factors(part)
+    if part is Part.HEAD and not frozen.trains(part):
+        return -4.0 * model.text.vocab_size / shards.tp_size * model.text.hidden_size
+    if factors is None or frozen.trains(part):
+        return 0.0 if factors is None else _between(model, shards, largest, part, factors)
+    item, tp, over = shards.itemsize, shards.tp_size, shards.rows_over
+    if part is Part.DECODER:
+        rows, h, ffn = largest.tokens, model.text.hidden_size, padded_ffn(model.text.ffn_hidden_size, tp)
+    else:
+        rows, h, ffn = largest.patches, model.vision.hidden_size, padded_ffn(model.vision.ffn_hidden_size, tp)
+    inputs = {"linear_qkv": rows * h / over, "linear_fc1": rows * h / over, "linear_fc2": float(rows * ffn)}
+    if part in MERGER_PARTS:
+        inputs = {"linear_fc1": rows * h / over, "linear_fc2": rows * h / tp}
+    gone = sum(values * (1 - factors.linears.get(name, 0.0)) for name, values in inputs.items())
+    return _between(model, shards, largest, part, factors) - gone * item
+
+
+def _between(model: ModelSizes, shards: Shards, largest: MicroBatchLimits, part: Part, factors: PartFactors) -> float:
+    """Bytes of the columns between the factors."""
+    rows = largest.tokens if part is Part.DECODER else largest.patches
+    rows = rows // model.vision.merge_unit if part in MERGER_PARTS else rows
+    return rows * factors.columns * shards.itemsize
 
 
 def working_bytes(model: ModelSizes, shards: Shards, largest: MicroBatchLimits, kept: dict[Part, float]) -> list[float]:

@@ -14,10 +14,10 @@ import numpy as np
 
 from megatron_rb.config.optimizers import FP32_BYTES, OptimizerTraits
 from megatron_rb.layout import PipelineLayout
-from megatron_rb.planner.cost import Frozen
-from megatron_rb.planner.kept import TORCH, Operators, kept_bytes, working_bytes
+from megatron_rb.planner.kept import TORCH, Operators, changed_by_freezing, kept_bytes, working_bytes
 from megatron_rb.planner.schedule import most_in_flight
 from megatron_rb.planner.sizes import ModelSizes
+from megatron_rb.planner.trained import Frozen
 from megatron_rb.planner.work import PARTS, VISION_LAYERS, Part, Shards, parameters, part_counts
 from megatron_rb.planner.workload import MicroBatchLimits
 
@@ -93,7 +93,8 @@ class MemoryModel:
             shared: parameters that are counted twice, because head and embedding of the slice are one.
         """
         held = counts @ self.parameters - shared
-        trained = counts @ self.trained - shared
+        embedding = PARTS.index(Part.EMBEDDING)
+        trained = counts @ self.trained - shared * (self.trained[embedding] / self.parameters[embedding])
         return held * self.state.weight, trained * self.state.gradient, trained * self.state.optimizer
 
 
@@ -128,12 +129,14 @@ def memory_model(
         Part.DECODER: rows[1] * model.text.hidden_size * item,
     }
     idle = [not (frozen.trains(part) or frozen.passes_gradient(part)) for part in PARTS]
-    numbers = np.array([sizes[part] for part in PARTS], dtype=np.float64)
+    factors = {part: frozen.factors(part) for part in PARTS}
+    kept = {part: kept[part] + changed_by_freezing(model, shards, largest, part, frozen) for part in PARTS}
+    held = [sizes[part] + (each.on_rank(shards.tp_size) if (each := factors[part]) else 0.0) for part in PARTS]
     return MemoryModel(
         model,
         shards,
-        numbers,
-        numbers * [frozen.trains(part) for part in PARTS],
+        np.array(held, dtype=np.float64),
+        np.array([frozen.trained(part, sizes[part], shards.tp_size) for part in PARTS], dtype=np.float64),
         np.array([0.0 if off else kept[part] for part, off in zip(PARTS, idle, strict=True)]),
         np.array([0.0 if off else inputs.get(part, kept[part]) for part, off in zip(PARTS, idle, strict=True)]),
         np.array(working_bytes(model, shards, largest, kept)),

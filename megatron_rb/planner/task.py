@@ -8,10 +8,11 @@ import numpy as np
 
 from megatron_rb.config.optimizers import OPTIMIZERS, OptimizerTraits
 from megatron_rb.planner.communication import Grid
-from megatron_rb.planner.cost import Frozen, Pricing, model_flops
+from megatron_rb.planner.cost import Pricing, model_flops
 from megatron_rb.planner.kept import TORCH, Operators
 from megatron_rb.planner.memory import MemoryModel, memory_model, state_bytes
 from megatron_rb.planner.sizes import ModelSizes
+from megatron_rb.planner.trained import Frozen
 from megatron_rb.planner.work import Shards
 from megatron_rb.planner.workload import Drawn, MicroBatches, MicroBatchLimits, MicroBatchSampler
 

@@ -188,7 +188,10 @@ def _as_rehearsed(config: Config, request: RehearsalRequest, folder: Path, mix: 
         platform=dataclasses.replace(config.platform, name=platform, threads_per_rank=1),
         data=data,
         metrics=quiet,
-        checkpoint=dataclasses.replace(config.checkpoint, init="random", dir="", resume=True),
+        # Base weights of adapters are never random; where they lie does not matter here.
+        checkpoint=dataclasses.replace(
+            config.checkpoint, init="" if config.model.adapters else "random", dir="", resume=True
+        ),
         # One more than are taken, so that no step is the last one.
         schedule=dataclasses.replace(config.schedule, train_steps=request.steps + 1),
         model=dataclasses.replace(config.model, hf_path=_model(config, folder)),

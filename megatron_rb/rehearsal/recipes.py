@@ -11,7 +11,7 @@ from megatron_rb.rehearsal.prepare import Rehearsal, RehearsalRequest, prepare
 from megatron_rb.rehearsal.run import rehearse
 from megatron_rb.rehearsal.summary import RehearsalSummary, summarise
 
-PUBLISHED = "robobrain"
+OF_PUBLISHED = ("robobrain", "finetune_")
 """What the names of recipes of published models begin with."""
 GIB = 2**30
 HEADER = (
@@ -23,7 +23,7 @@ HEADER = (
 
 def recipes() -> list[str]:
     """Names of the recipes of published models."""
-    return [name for name in group_choices("experiment") if name.startswith(PUBLISHED)]
+    return [name for name in group_choices("experiment") if name.startswith(OF_PUBLISHED)]
 
 
 def rehearse_recipes(

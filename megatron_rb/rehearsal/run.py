@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megatron_rb.config.child_processes import follow_parent
+from megatron_rb.config.child_processes import check_stopped, follow_parent, held_back
 from megatron_rb.platform.guard import guard_library, preloading
 from megatron_rb.rehearsal.job import JOB_FILE, RUN_FOLDER, RehearsalJob
 from megatron_rb.rehearsal.prepare import Rehearsal
@@ -67,6 +67,7 @@ def rehearse(
         while any(worker.poll() is None for worker in workers):
             progress(sum(1 for _ in folder.glob("*/*/rank_*.pickle")), wanted)
             _check(folders, workers)
+            check_stopped()
             time.sleep(POLL_SECONDS)
         _check(folders, workers)
     progress(wanted, wanted)
@@ -121,10 +122,11 @@ def _workers(folders: Sequence[Path], target: str, python: str) -> Iterator[list
     libraries = {device: _library(python, device) for device in devices}
     workers = []
     try:
-        for folder, device in zip(folders, devices, strict=True):
-            with (folder / LOG_FILE).open("wb") as log:
-                words = ["-m", WORKER, target, str(folder)]
-                workers.append(start_worker([python, *words], _environment(libraries[device]), log))
+        with held_back():
+            for folder, device in zip(folders, devices, strict=True):
+                with (folder / LOG_FILE).open("wb") as log:
+                    words = ["-m", WORKER, target, str(folder)]
+                    workers.append(start_worker([python, *words], _environment(libraries[device]), log))
         yield workers
     finally:
         for worker in workers:

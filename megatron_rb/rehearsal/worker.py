@@ -55,7 +55,7 @@ def rehearse_job(job: RehearsalJob, folder: Path) -> None:
         from megatron_rb.rehearsal.weights import stand_in_for_weights
 
         waits, messages, launches = process.waits, process.messages, process.launches
-        stand_in_for_parameter_groups(stand_ins, config.model.freeze)
+        stand_in_for_parameter_groups(stand_ins, config.model)
         started: set[Launch] = set()
         for rank in job.ranks:
             memory = DeviceMemory()

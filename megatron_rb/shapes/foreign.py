@@ -98,7 +98,7 @@ def _adapter_words(folder: Path) -> str:
     of = f" of {base}" if base else ""
     return (
         f"holds a {settings.get('peft_type') or 'LoRA'} adapter{of} and not the model's own weights; merge it into its "
-        "base model (PEFT: merge_and_unload, then save_pretrained) and name the merged folder"
+        f"base model with: rb convert merge --base DIR --adapter {folder} --out DIR, and name the merged folder"
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -13,7 +14,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_rb.checkpoint.hf.reader import HFReader
 from megatron_rb.checkpoint.manager import load_weights
-from megatron_rb.checkpoint.manifest import is_checkpoint
+from megatron_rb.checkpoint.manifest import holds_adapters, is_checkpoint, read_manifest
 from megatron_rb.config.schema import Config, FreezeConfig
 from megatron_rb.models.build import (
     ModelOptions,
@@ -30,6 +31,7 @@ from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
 from megatron_rb.shapes.foreign import check_init, no_first_weights
 from megatron_rb.shapes.shape import RoboBrainShape, model_fingerprint
+from megatron_rb.train.adapters import add_adapters, fill_base, identity, load_adapted, train_adapters_only
 from megatron_rb.train.gradients import gradient_finalizer, tie_embeddings
 from megatron_rb.train.optimizers import build_optimizer, ddp_config
 
@@ -40,16 +42,40 @@ class Trainable:
 
     chunks: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What identifies its checkpoints beside the sizes of the model: see `adapters.identity`."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Where its frozen weights lie, for those who look for them later."""
 
 
 def build_trainable(session: Session, config: Config, init: str) -> Trainable:
     """Model, weights, data parallelism, optimizer: in this order, so that fp32 main weights start from the weights."""
-    stages = build_model(session, ModelOptions.of(config), init, config.seed)
-    freeze(stages, config.model.freeze)
+    own: dict[str, Any] = {}
+    notes = {"base_folder": str(Path(init).resolve())} if config.model.adapters else {}
+    if config.model.adapters:
+        check_first_weights(init, session.mesh)
+        if is_checkpoint(init):
+            raise ValueError(
+                f"model.adapters belong to the weights of a Hugging Face folder, and checkpoint.init {init} is a "
+                f"checkpoint; make one of it with: rb convert export --ckpt {init} --out DIR"
+            )
+        stages = build_stages(session, ModelOptions.of(config))
+        base = fill_base(stages, session, init)
+        add_adapters(stages, session, config.model, config.seed)
+        train_adapters_only(stages, config.model.train_in_full)
+        own = identity(config.model, session.shape, base)
+    else:
+        if is_checkpoint(init) and holds_adapters(read_manifest(init)):
+            raise ValueError(
+                f"checkpoint.init {init} holds adapters alone; make whole weights of it with: "
+                f"rb convert export --ckpt {init} --out DIR"
+            )
+        stages = build_model(session, ModelOptions.of(config), init, config.seed)
+        freeze(stages, config.model.freeze)
     tied = tie_embeddings(stages, session)
     chunks = wrap_for_data_parallelism(config, stages)
     connect_schedule(stages, chunks, gradient_finalizer(tied, session.mesh))
-    return Trainable(chunks, build_optimizer(config, chunks))
+    return Trainable(chunks, build_optimizer(config, chunks), own, notes)
 
 
 def build_model(
@@ -70,14 +96,16 @@ def initialise(stages: list[RoboBrainStage], session: Session, init: str, seed: 
     if init == "random":
         fill_weights(stages, session.mesh, random_weights(stages, seed))
         return
-    _check_folder(init, session.mesh)
-    if is_checkpoint(init):
+    check_first_weights(init, session.mesh)
+    if is_checkpoint(init) and holds_adapters(read_manifest(init)):
+        load_adapted(stages, session, init)
+    elif is_checkpoint(init):
         load_weights(list(stages), model_fingerprint(session.shape), init)
     else:
         fill_weights(stages, session.mesh, _opened_when_read(init, session.shape))
 
 
-def _check_folder(init: str, mesh: Mesh) -> None:
+def check_first_weights(init: str, mesh: Mesh) -> None:
     """Refuse, on all ranks, a folder that one of them does not see as weights: the others would wait for it."""
     failure = None
     try:

@@ -6,8 +6,9 @@ import logging
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,11 +25,12 @@ from megatron_rb.metrics.heartbeat import Heartbeat
 from megatron_rb.metrics.record import EvalRecord, StepRecord
 from megatron_rb.metrics.writers import Writer
 from megatron_rb.models.inputs import MicroBatch
-from megatron_rb.models.work import training_flops
+from megatron_rb.models.work import Work
 from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
 from megatron_rb.planner.device import Peak
 from megatron_rb.platform import Platform
+from megatron_rb.train.adapters import flops_of
 from megatron_rb.train.guard import Finding, UpdateGuard, check_state, find_not_finite
 from megatron_rb.train.profiler import StepProfiler
 from megatron_rb.train.schedule import LearningRateSchedule
@@ -83,6 +85,10 @@ class Run:
     def mesh(self) -> Mesh:
         return self.session.mesh
 
+    @cached_property
+    def _count_flops(self) -> Callable[[Work], float]:
+        return flops_of(self.config.model, self.session.shape)
+
     @property
     def finished(self) -> bool:
         return self.step >= self.train_steps
@@ -135,7 +141,7 @@ class Run:
                 seconds=time.perf_counter() - start,
                 data_wait_seconds=data.wait_seconds,
                 memory_bytes=memory.peak_allocated or memory.allocated,
-                flops=training_flops(self.session.shape, totals.work, self.config.model.freeze).total,
+                flops=self._count_flops(totals.work),
                 devices=self.mesh.world_size,
                 peak_flops=self.peak.flops if self.peak is not None else None,
                 skipped_updates=self.guard.skipped + (not totals.sound),

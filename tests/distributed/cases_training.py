@@ -22,13 +22,14 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
 
     `migrate`: `[checkpoint, out, platform]` conversions that rank 0 does before the case starts; `load`: folder of
     checkpoints to continue from; `save`: folder a checkpoint goes into after the last step; `last`: that step;
-    `padded`: tokens and patches that every micro-batch is padded to; `packed`: all samples of a step in one of them.
+    `padded`: tokens and patches that every micro-batch is padded to; `packed`: all samples of a step in one of them;
+    `adapters`: folders of peft by name; `train_in_full`.
     """
     adapted_cpu()
     from megatron_rb.checkpoint.conversion.migrate import migrate_checkpoint
     from megatron_rb.checkpoint.manager import CheckpointManager
     from megatron_rb.checkpoint.sharded import TrainingState
-    from megatron_rb.config.schema import Config
+    from megatron_rb.config.schema import AdapterConfig, Config
     from megatron_rb.data.padding import Size
     from megatron_rb.parity.samples import draw_samples
     from megatron_rb.shapes.shape import model_fingerprint
@@ -46,6 +47,8 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
         config.model.recompute.language_per_slice = case.get("recompute_per_slice", [])
         config.model.freeze.vision = case.get("freeze_vision", False)
         config.model.freeze.language = case.get("freeze_language", False)
+        config.model.adapters = {name: AdapterConfig(init=each) for name, each in case.get("adapters", {}).items()}
+        config.model.train_in_full = case.get("train_in_full", [])
         config.parallel.sequence_parallel = case.get("sp", False)
         config.parallel.distributed_optimizer = case.get("distributed_optimizer", True)
         config.parallel.overlap_grad_reduce = config.parallel.overlap_param_gather = case.get("overlap", True)
@@ -60,7 +63,7 @@ def losses(cases: list[dict], steps: int) -> list[list[float]]:
             trainable.chunks,
             trainable.optimizer,
             {"schedule": schedule, "data": Position()},
-            model_fingerprint(session.shape),
+            model_fingerprint(session.shape) | trainable.identity,
             {"layout": str(session.layout), "tp": case["tp"], "cp": session.mesh.cp_size},
             session.platform,
             lambda step: None,

@@ -34,6 +34,9 @@ RUN = (
     "rb data stats experiment=robobrain20_32b_stage1 data.train=[my.jsonl] --out stats.json",
     "rb launch experiment=robobrain20_7b_stage2 cluster=slurm data.train=[my.jsonl] action=dryrun",
     "rb launch experiment=robobrain20_7b_stage2 data.train=[my.jsonl] optimizer.lr=1e-5 action=dryrun",
+    "rb launch experiment=finetune_20_7b_lora data.train=[my.jsonl] action=dryrun",
+    "rb launch experiment=finetune_25_8b_lora data.train=[my.jsonl] model.adapters.lora.rank=8 "
+    "model.adapters.lora.patterns=[q_proj,v_proj] action=dryrun",
     "rb launch experiment=demo cluster=slurm action=dryrun",
     "rb launch experiment=demo cluster=slurm cluster.slurm.partition=gpu action=dryrun",
     "rb launch experiment=demo kernels.mrope=torch action=dryrun",
@@ -56,6 +59,7 @@ RUN = (
 NOT_RUN = {
     "trains until it ends, or submits a job; the same line is tried as a dry run": (
         "rb launch experiment=robobrain20_7b_stage2 data.train=[my.jsonl]",
+        "rb launch experiment=finetune_20_7b_lora data.train=[my.jsonl]",
         "rb launch model=robobrain20_7b data.train=[my.jsonl]",
         "rb launch experiment=robobrain20_32b_stage1 settings=plan.yaml data.train=[my.jsonl]",
         "rb launch model=robobrain20_3b task=value data.train=[samples.jsonl]",
@@ -85,6 +89,11 @@ NOT_RUN = {
         "rb convert export --ckpt runs/robobrain20_7b_stage1 --out runs/robobrain20_7b_stage1/hf",
         "rb eval --data my_benchmark --hf models/RoboBrain2.0-7B --out runs/hf_eval",
         "rb parity --hf models/RoboBrain2.0-3B --layout 'P v*20 | v*12 M E t*36 L' --tp 2 --grads",
+    ),
+    "needs a run with adapters; tests/unit/checkpoint/conversion/test_merge.py makes one": (
+        "rb convert export --adapters --ckpt runs/my_adapter --out my_lora",
+        "rb convert export --ckpt runs/my_adapter --out my_merged",
+        "rb convert merge --base models/RoboBrain2.0-7B --adapter my_lora --out my_merged_too",
     ),
     "starts processes that other tests start with other words": (
         "rb eval --ckpt runs/my_run --data my_questions.jsonl --out runs/my_eval",

@@ -11,6 +11,7 @@ from megatron_rb.shapes.families import FAMILIES
 from megatron_rb.shapes.shape import load_shape
 from tests.distributed.world import run_world
 from tests.parity.layouts import context_layouts, layouts
+from tests.parity.peft_models import run_adapted, write_adapter
 from tests.parity.tiny_models import write_model
 
 SAMPLE_SEED = 7
@@ -54,6 +55,10 @@ def test_transformer_engine_layers_equal_transformers(tmp_path):
             {"hf": str(folder), "sample_seed": SAMPLE_SEED, **case}
             for case in (every[1], every[2], every[6], context[1])
         ]
+    adapter = write_adapter(folder, tmp_path / "adapter", 0, r=3, target_modules="all-linear")
+    trace = run_adapted(folder, adapter, draw_samples(shape, SAMPLE_SEED), "lora")
+    (tmp_path / "adapted.pickle").write_bytes(pickle.dumps(trace))
+    cases += [case | {"adapters": {"lora": str(adapter)}, "reference": "adapted"} for case in cases[-3:-1]]
     case = "tests.distributed.cases_parity:transformer_engine_parity"
     # megatron-core looks for Transformer Engine when it is imported.
     *results, calls = run_world(case, 4, timeout=400, fresh=True, cases=cases, folder=str(tmp_path))[0]

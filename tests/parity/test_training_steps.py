@@ -21,10 +21,15 @@ SGD_LR = 0.05
 
 def transformers_losses(folder, frozen=(), build=ADAMW):
     """Losses of plain transformers with an optimizer of torch on the same batches."""
-    torch.set_num_threads(1)
-    shape, model = load_shape(folder), load_transformers(folder)
+    model = load_transformers(folder)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(part in name for part in frozen))
+    return losses_of(model, load_shape(folder), build)
+
+
+def losses_of(model, shape, build=ADAMW):
+    """The same of a model whose parameters say whether they are trained."""
+    torch.set_num_threads(1)
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for n, p in trained if p.dim() > 1], "weight_decay": 0.1},
@@ -123,5 +128,5 @@ def test_bf16_with_fp32_main_weights_stays_near_fp32(tmp_path):
         assert curve != pytest.approx(expected, rel=1e-4)  # it really ran in bf16
 
 
-def run_losses(cases):
-    return run_world("tests.distributed.cases_training:losses", 4, timeout=500, cases=cases, steps=STEPS)[0]
+def run_losses(cases, timeout=500):
+    return run_world("tests.distributed.cases_training:losses", 4, timeout=timeout, cases=cases, steps=STEPS)[0]

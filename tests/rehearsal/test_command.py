@@ -49,7 +49,7 @@ def test_stages_of_which_no_rank_was_asked_for_are_named(words, tmp_path, capsys
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_a_rehearsal_that_is_ended_half_way(how, words, tmp_path):
-    places = {"TMPDIR": str(tmp_path / "a b"), "OMP_NUM_THREADS": "1"}
+    places = {"TMPDIR": str(tmp_path / "a b"), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     (tmp_path / "a b").mkdir()
     command = [sys.executable, "-m", "megatron_rb.cli", "rehearse", *words, "--steps", "500", "--no-compile"]
     report = tmp_path / "out.json"
@@ -60,7 +60,11 @@ def test_no_process_outlives_a_rehearsal_that_is_ended_half_way(how, words, tmp_
         time.sleep(0.1)
         workers = _children(started.pid)
     started.send_signal(how)
-    _, said = started.communicate()
+    try:
+        _, said = started.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        started.send_signal(signal.SIGABRT)  # it tells where it is
+        pytest.fail(started.communicate()[1].decode())
     while any(_runs(worker) for worker in workers):
         time.sleep(0.1)
     assert not report.exists()

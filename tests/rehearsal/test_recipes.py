@@ -26,6 +26,8 @@ def different() -> list[str]:
             config.parallel.layout,
             config.data.seq_length,
             str(config.model.recompute),
+            str(config.model.adapters),
+            str(config.model.freeze),
         )
         if key not in seen:
             seen.add(key)
@@ -48,7 +50,7 @@ def summaries(tmp_path_factory):
 
 def test_recipes_that_are_rehearsed_once_for_another_differ_in_nothing_that_counts():
     assert {name.rpartition("_")[0] for name in different()} == {name.rpartition("_")[0] for name in recipes()}
-    assert len(different()) >= 8
+    assert len(different()) >= 16
 
 
 @pytest.mark.timeout(600)
@@ -75,6 +77,6 @@ def test_the_forecast_is_what_the_rehearsal_counts(name, device, summaries):
 
 def test_the_table_has_a_line_for_every_stage_and_names_no_defect(summaries):
     text = page(list(summaries.values()))
-    rows = [line for line in text.splitlines() if line.startswith("| robobrain")]
+    rows = [line for line in text.splitlines() if line.startswith(("| robobrain", "| finetune_"))]
     assert len(rows) == sum(len(summary.stages) for summary in summaries.values())
     assert "No defect was found." in text and "NVIDIA H100 SXM" in text and "MTT S5000" in text

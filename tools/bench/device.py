@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_rb.config.child_processes import STOPPED, stopped_by_sigterm
+from megatron_rb.config.child_processes import STOPPED, stopped_by_signals
 from megatron_rb.config.result_files import writable_file, writable_folder
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     """0 when every part is done or has nothing to do here, 1 when one failed or was not reached."""
     options = _parser().parse_args(argv)
     try:
-        with stopped_by_sigterm():
+        with stopped_by_signals():
             return _run(options)
     except KeyboardInterrupt:
         print("rb: stopped; the parts that were done are kept", file=sys.stderr)

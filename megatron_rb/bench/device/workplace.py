@@ -10,8 +10,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from megatron_rb.config.child_processes import follow_parent
+from megatron_rb.config.child_processes import follow_parent, held_back
 
 LAST_LINES = 3
 """Of the log of a command that failed."""
@@ -76,21 +77,25 @@ class Workplace:
         with log.open("ab") as out:
             out.write(f"$ {shlex.join(command)}\n".encode())
             out.flush()
-            code = self._wait(
-                subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, preexec_fn=follow_parent())
-            )
+            code = self._wait(command, out)
         said = log.read_bytes()[before:].decode(errors="replace")
         if code:
             words_of = [line for line in said.splitlines()[1:] if line.strip()]
             raise PartFailed(f"ended with {code}: {' / '.join(words_of[-LAST_LINES:])}")
         return said
 
-    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+    def _wait(self, command: list[str], out: BinaryIO) -> int:
+        """The exit code of a command, which does not outlive the part."""
+        process: subprocess.Popen[bytes] | None = None
         try:
+            with held_back():
+                process = subprocess.Popen(
+                    command, stdout=out, stderr=out, start_new_session=True, preexec_fn=follow_parent()
+                )
             return process.wait(max(self.deadline - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
             raise OutOfTime from None
         finally:
-            if process.poll() is None:
+            if process is not None and process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

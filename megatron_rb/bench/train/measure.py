@@ -22,11 +22,12 @@ from megatron_rb.config.schema import Config
 from megatron_rb.data.loader import SampleSource
 from megatron_rb.metrics.balance import balance_of
 from megatron_rb.metrics.timeline import StageTimeline, bubble_ratios
-from megatron_rb.models.work import Work, training_flops
+from megatron_rb.models.work import Work
 from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
 from megatron_rb.shapes.shape import model_fingerprint
 from megatron_rb.tasks.build import build_loader
+from megatron_rb.train.adapters import flops_of
 from megatron_rb.train.peak import peak_of
 
 
@@ -82,11 +83,12 @@ def _gather_steps(bench: Bench, timed: list[TimedStep]) -> tuple[tuple[StepFigur
     own = [(speaks_for, step.seconds, step.wait_seconds, [astuple(work) for work in step.works]) for step in timed]
     everyone = _gather(own, mesh)
     steps, loads = [], []
+    count_flops = flops_of(bench.config.model, bench.shape)
     for number in range(len(timed)):
         entries = [ranks[number] for ranks in everyone]
         batches = works_of_replicas(entries, mesh.dp_size)
         total = sum((work for rank in batches for work in rank), Work())
-        flops = training_flops(bench.shape, total, bench.config.model.freeze).total
+        flops = count_flops(total)
         steps.append(
             StepFigures(
                 seconds=max(entry[1] for entry in entries),

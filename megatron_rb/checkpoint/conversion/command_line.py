@@ -11,7 +11,7 @@ def options(argv: list[str], description: str | None) -> argparse.Namespace:
     """The parsed command line; `way` is the subcommand."""
     parser = argparse.ArgumentParser(prog="rb convert", description=description)
     ways = parser.add_subparsers(
-        dest="way", required=True, metavar="import|export|from-megatron|migrate|inspect|verify"
+        dest="way", required=True, metavar="import|export|merge|from-megatron|migrate|inspect|verify"
     )
     way = ways.add_parser("import", help="Hugging Face folder to training checkpoint")
     way.add_argument("--hf", required=True, metavar="DIR", help="Hugging Face folder")
@@ -20,7 +20,17 @@ def options(argv: list[str], description: str | None) -> argparse.Namespace:
     way = ways.add_parser("export", help="training checkpoint to Hugging Face folder")
     way.add_argument("--ckpt", required=True, metavar="DIR", help="a checkpoint, or a run folder: its newest one")
     way.add_argument("--hf", default="", metavar="DIR", help="config and tokenizer; default: kept with the run")
-    way.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
+    way.add_argument("--adapters", action="store_true", help="adapters alone, as peft writes them; default: merged")
+    way.add_argument("--adapter", default="", metavar="NAME", help="with --adapters: which of several")
+    way.add_argument("--base", default="", metavar="DIR", help="base weights of adapters; default: those of the run")
+    _shards(way)
+    _common(way)
+    way = ways.add_parser("merge", help="Hugging Face folder and adapters of peft to a Hugging Face folder")
+    way.add_argument("--base", required=True, metavar="DIR", help="Hugging Face folder that the adapters belong to")
+    way.add_argument(
+        "--adapter", required=True, action="append", metavar="DIR", help="folder of peft; may be repeated: they add up"
+    )
+    _shards(way)
     _common(way)
     way = ways.add_parser("from-megatron", help="Megatron checkpoint (mp_rank_* or torch_dist) to training checkpoint")
     way.add_argument("--ckpt", required=True, metavar="DIR", help="its root, or the folder of one iteration")
@@ -42,6 +52,10 @@ def options(argv: list[str], description: str | None) -> argparse.Namespace:
     way.add_argument("--forward", action="store_true", help="compare logits of drawn samples too")
     way.add_argument("--json", action="store_true")
     return parser.parse_args(argv)
+
+
+def _shards(way: argparse.ArgumentParser) -> None:
+    way.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="default 5GB")
 
 
 def _common(way: argparse.ArgumentParser) -> None:

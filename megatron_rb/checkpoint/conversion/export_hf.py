@@ -83,7 +83,7 @@ def export_checkpoint(
         outcome.records = workspace.write_files(writers, job)
         folder = workspace.folder
         copy_side_files(side_files, folder)
-        _write_index(folder, outcome)
+        write_index(folder, outcome)
         write_config(side_files / "config.json", folder / "config.json", {target.dtype for target in targets})
         with workspace.discarded_when_wrong():
             check_written(find_tensors(folder), outcome, job)
@@ -130,7 +130,7 @@ def export_targets(
     return targets
 
 
-def _write_index(folder: Path, outcome: Outcome) -> None:
+def write_index(folder: Path, outcome: Outcome) -> None:
     """The index of several shards; a single file needs none."""
     if len(outcome.records) == 1:
         return

@@ -13,11 +13,12 @@ from pathlib import Path
 from megatron_rb.checkpoint.hf.names import canonical_name
 from megatron_rb.checkpoint.hf.non_parameters import ASKED_FOR, check_patterns, is_allowed, non_parameter
 from megatron_rb.checkpoint.hf.quantised import with_values
-from megatron_rb.checkpoint.hf.table import TEXT, stored_rules
+from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.checkpoint.storage.restricted import read_torch_file
 from megatron_rb.checkpoint.storage.safetensors_files import read_safetensors
 from megatron_rb.checkpoint.storage.tensors import StoredTensor
 from megatron_rb.shapes.foreign import foreign_kind, is_adapter
+from megatron_rb.shapes.linears import TEXT
 from megatron_rb.shapes.shape import RoboBrainShape
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from megatron_rb.checkpoint.hf.table import TEXT, VISUAL
 from megatron_rb.shapes.families import FAMILIES
+from megatron_rb.shapes.linears import TEXT, VISUAL
 
 
 def canonical_name(name: str) -> str:

@@ -66,7 +66,11 @@ def count_labels(samples: Sequence[EncodedSample]) -> int:
 
 def run_transformers(folder: str | Path, shape: RoboBrainShape, samples: Sequence[EncodedSample], grads: bool) -> Trace:
     """Run every sample on its own and collect what `rb parity` compares."""
-    model = load_transformers(folder)
+    return trace_of(load_transformers(folder), shape, samples, grads)
+
+
+def trace_of(model: Any, shape: RoboBrainShape, samples: Sequence[EncodedSample], grads: bool) -> Trace:
+    """The same with a model of transformers that is loaded already."""
     recorder = _BlockHooks(model, shape)
     total = max(count_labels(samples), 1)
     logits, loss = [], 0.0

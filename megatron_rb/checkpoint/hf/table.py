@@ -7,14 +7,14 @@ and copying from file to file all read the same blocks, so import and export can
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from megatron_rb.shapes.linears import TEXT, VISUAL, ModelLinear, RowOrder, linears, mergers
 from megatron_rb.shapes.shape import RoboBrainShape
 
-VISUAL, TEXT = "model.visual", "model.language_model"
 EMBEDDING, HEAD = "language.embedding.tokens.weight", "language.head.output.weight"
 
 
@@ -79,16 +79,13 @@ class WeightRule:
 
 def weight_table(shape: RoboBrainShape) -> dict[str, WeightRule]:
     """All rules by native parameter name."""
-    vision, text = shape.vision, shape.text
+    text = shape.text
     table: dict[str, WeightRule] = {}
     _add_patch_embed(table, shape)
-    for index in range(vision.num_layers):
-        _add_vision_layer(table, shape, f"vision.layers.{index}", f"{VISUAL}.blocks.{index}")
-    _add_mergers(table, shape)
+    _add_layers(table, shape, "vision.")
     vocabulary = (text.vocab_size, text.hidden_size)
     _copy(table, EMBEDDING, f"{TEXT}.embed_tokens.weight", vocabulary)
-    for index in range(text.num_layers):
-        _add_decoder_layer(table, shape, f"language.layers.{index}", f"{TEXT}.layers.{index}")
+    _add_layers(table, shape, "language.")
     _copy(table, "language.head.norm.weight", f"{TEXT}.norm.weight", (text.hidden_size,))
     _copy(table, HEAD, f"{TEXT}.embed_tokens.weight" if text.tied_embeddings else "lm_head.weight", vocabulary)
     return table
@@ -110,22 +107,9 @@ def _copy(table: Table, native: str, hf_name: str, hf_shape: Shape, shape: Shape
     table[native] = WeightRule(shape or hf_shape, (hf_name,), (hf_shape,), (RowBlock(0, 0, hf_shape[0]),))
 
 
-def _linear(table: Table, native: str, hf: str, outputs: int, inputs: int, bias: bool) -> None:
-    _copy(table, f"{native}.weight", f"{hf}.weight", (outputs, inputs))
-    if bias:
-        _copy(table, f"{native}.bias", f"{hf}.bias", (outputs,))
-
-
 def _norm(table: Table, native: str, hf: str, size: int, bias: bool) -> None:
     for field in ("weight", "bias") if bias else ("weight",):
         _copy(table, f"{native}.{field}", f"{hf}.{field}", (size,))
-
-
-def _gate_up(table: Table, native: str, hf: str, outputs: int, inputs: int, bias: bool) -> None:
-    for field, tail in (("weight", (inputs,)), ("bias", ())) if bias else (("weight", (inputs,)),):
-        names = (f"{hf}.gate_proj.{field}", f"{hf}.up_proj.{field}")
-        runs = (RowBlock(0, 0, outputs), RowBlock(1, 0, outputs))
-        table[f"{native}.{field}"] = WeightRule((2 * outputs, *tail), names, ((outputs, *tail),) * 2, runs, parts=2)
 
 
 def _add_patch_embed(table: Table, shape: RoboBrainShape) -> None:
@@ -140,64 +124,55 @@ def _add_patch_embed(table: Table, shape: RoboBrainShape) -> None:
         _copy(table, "vision.patch_embed.position", f"{VISUAL}.pos_embed.weight", (grid, size))
 
 
-def _add_vision_layer(table: Table, shape: RoboBrainShape, native: str, hf: str) -> None:
-    vision, names = shape.vision, shape.traits.names
-    size, ffn = vision.hidden_size, vision.ffn_hidden_size
-    for norm in ("norm1", "norm2"):
-        _norm(table, f"{native}.{norm}", f"{hf}.{norm}", size, vision.norm == "layernorm")
-    # Hugging Face: all queries, all keys, all values; here head by head, so that tensor parallelism cuts heads.
-    heads, width = vision.num_heads, vision.head_dim
-    runs = tuple(RowBlock(0, (part * heads + head) * width, width) for head in range(heads) for part in range(3))
-    for field, tail in (("weight", (size,)), ("bias", ())):
-        whole = (3 * size, *tail)
-        name = f"{native}.attention.linear_qkv.{field}"
-        table[name] = WeightRule(whole, (f"{hf}.attn.qkv.{field}",), (whole,), runs)
-    _linear(table, f"{native}.attention.linear_proj", f"{hf}.attn.proj", size, size, True)
-    if vision.gated_mlp:
-        _gate_up(table, f"{native}.mlp.linear_fc1", f"{hf}.mlp", ffn, size, True)
-        _linear(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.down_proj", size, ffn, True)
+def _add_layers(table: Table, shape: RoboBrainShape, tower: str) -> None:
+    """Norms and linears, layer by layer."""
+    own: dict[str, list[ModelLinear]] = {}
+    for linear in (linear for linear in linears(shape) if linear.name.startswith(tower)):
+        own.setdefault(linear.layer, []).append(linear)
+    for layer, members in own.items():
+        for native, hf, size, bias in _norms(shape, layer):
+            _norm(table, native, hf, size, bias)
+        for linear in members:
+            _add_linear(table, linear, shape)
+
+
+def _norms(shape: RoboBrainShape, layer: str) -> Iterator[tuple[str, str, int, bool]]:
+    """Name here and in Hugging Face files, size and whether there is a bias, of every norm of a layer."""
+    vision, text = shape.vision, shape.text
+    index, layer_norm = layer.rpartition(".")[2], vision.norm == "layernorm"
+    if layer.startswith("vision.layers."):
+        for norm in ("norm1", "norm2"):
+            yield f"{layer}.{norm}", f"{VISUAL}.blocks.{index}.{norm}", vision.hidden_size, layer_norm
+    elif layer.startswith("vision."):
+        size = vision.hidden_size * (1 if layer == "vision.merger" else vision.merge_unit)
+        yield f"{layer}.norm", f"{dict(mergers(shape))[layer]}.{shape.traits.names.merger_norm}", size, layer_norm
     else:
-        _linear(table, f"{native}.mlp.linear_fc1", f"{hf}.mlp.{names.mlp_fc1}", ffn, size, True)
-        _linear(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.{names.mlp_fc2}", size, ffn, True)
+        hf = f"{TEXT}.layers.{index}"
+        yield f"{layer}.input_norm", f"{hf}.input_layernorm", text.hidden_size, False
+        yield f"{layer}.post_attention_norm", f"{hf}.post_attention_layernorm", text.hidden_size, False
+        for part in "qk" if text.qk_norm else "":
+            yield f"{layer}.attention.{part}_layernorm", f"{hf}.self_attn.{part}_norm", text.head_dim, False
 
 
-def _add_mergers(table: Table, shape: RoboBrainShape) -> None:
-    vision = shape.vision
-    names = shape.traits.names
-    merged = vision.hidden_size * vision.merge_unit
-    places = [("vision.merger", f"{VISUAL}.merger", vision.hidden_size)]
-    for number in range(len(vision.deepstack_layers)):
-        places.append((f"vision.deepstack.{number}", f"{VISUAL}.deepstack_merger_list.{number}", merged))
-    for native, hf, norm_size in places:
-        _norm(table, f"{native}.norm", f"{hf}.{names.merger_norm}", norm_size, vision.norm == "layernorm")
-        _linear(table, f"{native}.linear_fc1", f"{hf}.{names.merger_fc1}", merged, merged, True)
-        _linear(table, f"{native}.linear_fc2", f"{hf}.{names.merger_fc2}", vision.out_hidden_size, merged, True)
+def _add_linear(table: Table, linear: ModelLinear, shape: RoboBrainShape) -> None:
+    runs, parts = rows_of_linear(linear, shape), len(linear.modules) if linear.order is RowOrder.STACKED else 1
+    for field, tail in (("weight", (linear.inputs,)), ("bias", ())) if linear.bias else (("weight", (linear.inputs,)),):
+        names = tuple(f"{module.name}.{field}" for module in linear.modules)
+        shapes = tuple((module.outputs, *tail) for module in linear.modules)
+        table[f"{linear.name}.{field}"] = WeightRule((linear.outputs, *tail), names, shapes, runs, parts)
 
 
-def _add_decoder_layer(table: Table, shape: RoboBrainShape, native: str, hf: str) -> None:
-    text = shape.text
-    size, width, groups = text.hidden_size, text.head_dim, text.num_query_groups
-    _norm(table, f"{native}.input_norm", f"{hf}.input_layernorm", size, False)
-    _norm(table, f"{native}.post_attention_norm", f"{hf}.post_attention_layernorm", size, False)
-    # megatron-core's order: group by group its queries, its key, its value.
-    queries = text.num_heads // groups * width
-    runs = []
-    for group in range(groups):
-        runs += [
-            RowBlock(0, group * queries, queries),
-            RowBlock(1, group * width, width),
-            RowBlock(2, group * width, width),
-        ]
-    rows = (text.num_heads * width, groups * width, groups * width)
-    for field, tail in (("weight", (size,)), ("bias", ())) if text.qkv_bias else (("weight", (size,)),):
-        names = tuple(f"{hf}.self_attn.{part}_proj.{field}" for part in "qkv")
-        shapes = tuple((count, *tail) for count in rows)
-        table[f"{native}.attention.linear_qkv.{field}"] = WeightRule((sum(rows), *tail), names, shapes, tuple(runs))
-    if text.qk_norm:
-        for part in "qk":
-            _norm(table, f"{native}.attention.{part}_layernorm", f"{hf}.self_attn.{part}_norm", width, False)
-    _linear(
-        table, f"{native}.attention.linear_proj", f"{hf}.self_attn.o_proj", size, text.num_heads * width, text.proj_bias
-    )
-    _gate_up(table, f"{native}.mlp.linear_fc1", f"{hf}.mlp", text.ffn_hidden_size, size, False)
-    _linear(table, f"{native}.mlp.linear_fc2", f"{hf}.mlp.down_proj", size, text.ffn_hidden_size, False)
+def rows_of_linear(linear: ModelLinear, shape: RoboBrainShape) -> tuple[RowBlock, ...]:
+    """Blocks of rows of its Hugging Face tensors in the order of its own rows."""
+    if linear.order is RowOrder.HEADS:
+        # Hugging Face: all queries, all keys, all values; here head by head, so that tensor parallelism cuts heads.
+        heads, width = shape.vision.num_heads, shape.vision.head_dim
+        return tuple(RowBlock(0, (part * heads + head) * width, width) for head in range(heads) for part in range(3))
+    if linear.order is RowOrder.GROUPS:
+        # megatron-core's order: group by group its queries, its key, its value.
+        groups = shape.text.num_query_groups
+        widths = [module.outputs // groups for module in linear.modules]
+        return tuple(
+            RowBlock(source, group * width, width) for group in range(groups) for source, width in enumerate(widths)
+        )
+    return tuple(RowBlock(source, 0, module.outputs) for source, module in enumerate(linear.modules))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 
-from megatron_rb.checkpoint.hf.table import VISUAL
 from megatron_rb.checkpoint.legacy.names import TEXT, legacy_parameter
+from megatron_rb.shapes.linears import VISUAL
 
 GATE, UP = "_w", "_v"
 """Endings under which `singleton_local_shards` keeps the two halves of a gated layer apart."""

@@ -58,6 +58,17 @@ def test_every_model_and_stage_has_a_recipe():
     assert set(group_choices("model")) == set(MODELS)
 
 
+@pytest.mark.parametrize("model", ["20_3b", "20_7b", "25_4b", "25_8b"])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_every_smaller_model_has_recipes_for_own_rows(model: str, kind: str):
+    config = load_config([f"experiment=finetune_{model}_{kind}"])
+    derived = derive(config, MODELS[f"robobrain{model}"], world_size=8)
+    assert config.name == f"finetune_{model}_{kind}" and config.data.train == []
+    assert bool(config.model.adapters) == (kind == "lora") and derived.init == config.model.hf_path
+    assert config.recipe.devices == (["rtx4090"] if kind == "lora" else ["h100"])
+    assert config.data.seq_length >= 4096 and config.data.max_patches >= 8192
+
+
 def test_second_stage_starts_from_the_first():
     for recipe in RECIPES:
         if recipe.endswith("stage2"):

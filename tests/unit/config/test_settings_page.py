@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_rb.config.compose import setting_types
+from megatron_rb.config.schema import AdapterConfig
 from megatron_rb.config.settings_page import main, page, sections, values
 
 PAGE = Path(__file__).parents[3] / "docs/settings.md"
@@ -17,6 +18,7 @@ def test_the_page_is_up_to_date():
 
 def test_every_setting_has_one_row():
     settings = [key for key, declared in setting_types().items() if not dataclasses.is_dataclass(declared)]
+    settings += [f"model.adapters.NAME.{item.name}" for item in dataclasses.fields(AdapterConfig)]
     rows = [line.key for section in sections() for line in section.lines]
     assert sorted(rows) == sorted(settings)
 

@@ -1,5 +1,6 @@
 """A text setting keeps its text as it was written, wherever it is written."""
 
+import dataclasses
 import inspect
 import re
 import shutil
@@ -197,7 +198,8 @@ def _examples() -> list[tuple[str, str]]:
     found = []
     for key, declared in setting_types().items():
         text = documented.get(key.rpartition(".")[2], "")
-        if declared is str or typing.get_args(declared) and str in typing.get_args(declared):
+        inner = typing.get_args(declared)
+        if declared is str or str in inner and not dataclasses.is_dataclass(inner[-1]):
             found += [(key, example) for example in re.findall(r"e\.g\. `([^`]+)`", text)]
     return found
 

@@ -14,7 +14,8 @@ from megatron_rb.data.padding import Size
 from megatron_rb.models.inputs import build_micro_batch
 from megatron_rb.models.work import Work, training_flops, work_of
 from megatron_rb.parity.samples import draw_samples
-from megatron_rb.planner.cost import Frozen, model_flops
+from megatron_rb.planner.cost import model_flops
+from megatron_rb.planner.trained import Frozen
 from megatron_rb.planner.workload import MicroBatches
 from megatron_rb.shapes.published import published_shape
 from megatron_rb.shapes.shape import load_shape, shape_from_dict

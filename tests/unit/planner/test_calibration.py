@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from megatron_rb.planner.calibration import Calibration, Curve, load_calibration
-from megatron_rb.planner.cost import Frozen, Pricing, compute_seconds
+from megatron_rb.planner.cost import Pricing, compute_seconds
 from megatron_rb.planner.device import load_device
 from megatron_rb.planner.report import mode_line
 from megatron_rb.planner.search import plan
+from megatron_rb.planner.trained import Frozen
 from megatron_rb.planner.work import Part, Shards, forward_work, parameters
 from tests.unit.planner.cases import task, tiny
 from tests.unit.planner.test_work import one

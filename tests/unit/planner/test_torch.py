@@ -25,9 +25,10 @@ from megatron_rb.models.inputs import to_device  # noqa: E402
 from megatron_rb.models.layers import LocalAttention  # noqa: E402
 from megatron_rb.models.work import training_flops, work_of  # noqa: E402
 from megatron_rb.parallel import context  # noqa: E402
-from megatron_rb.planner.cost import Frozen, model_flops  # noqa: E402
+from megatron_rb.planner.cost import model_flops  # noqa: E402
 from megatron_rb.planner.kept import TORCH  # noqa: E402
 from megatron_rb.planner.memory import memory_model, state_bytes  # noqa: E402
+from megatron_rb.planner.trained import Frozen  # noqa: E402
 from megatron_rb.planner.work import PARTS, Part, Shards, forward_work, parameters  # noqa: E402
 from megatron_rb.planner.workload import MicroBatchLimits  # noqa: E402
 from megatron_rb.platform.dtypes import DTYPES  # noqa: E402

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from megatron_rb.layout import Kind, block_list
-from megatron_rb.planner.cost import Frozen, model_flops
+from megatron_rb.planner.cost import model_flops
+from megatron_rb.planner.trained import Frozen
 from megatron_rb.planner.work import PARTS, Part, Shards, forward_work, parameters, part_counts
 from megatron_rb.planner.workload import MicroBatches
 from megatron_rb.shapes.published import PARAMETERS

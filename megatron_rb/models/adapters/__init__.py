@@ -1,0 +1,1 @@
+"""Low-rank adapters (LoRA) beside the frozen linears of a model."""
