@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from megatron_rb.checkpoint.hf.in_full import trained_in_full
+from megatron_rb.checkpoint.hf.run_adapters import adapters_of_run
 from megatron_rb.checkpoint.hf.table import weight_table
 from megatron_rb.config.schema import ModelConfig
 from megatron_rb.models.adapters.plan import adapted
@@ -15,7 +16,6 @@ from megatron_rb.models.build import MODEL_PARTS, ModelPart, part_of
 from megatron_rb.rehearsal.stand_ins import StandIns
 from megatron_rb.shapes.linears import linears
 from megatron_rb.shapes.shape import load_shape
-from megatron_rb.train.adapters import adapters_of_run
 
 PREFIXES: dict[ModelPart, str] = {"vision": "vision.", "merger": "vision.merger.", "language": ""}
 """Of the names of a part's parameters."""

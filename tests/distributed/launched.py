@@ -74,7 +74,7 @@ def fork_rank(command: RankCommand, output: int, log_start: int) -> RankProcess:
     assert command.argv[1] == "-m" and threading.active_count() == 1, command.argv
     environment = {**without_ranks(os.environ), **command.env}
     request = Request(command.argv[2], list(command.argv[3:]), os.getcwd(), environment)
-    follow = local._follow_parent()
+    follow = local.follow_parent()
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()

@@ -6,6 +6,7 @@ from megatron.core import tensor_parallel
 
 from megatron_rb.app.forecast import stage_forecast
 from megatron_rb.checkpoint.hf.digest import folder_digest
+from megatron_rb.checkpoint.hf.run_adapters import adapters_of_run
 from megatron_rb.config.derive import derive
 from megatron_rb.config.schema import AdapterConfig, ModelConfig
 from megatron_rb.models.adapters.attach import is_factor
@@ -15,7 +16,7 @@ from megatron_rb.parallel.session import Session
 from megatron_rb.parity.samples import draw_samples
 from megatron_rb.shapes.balance import default_layout
 from megatron_rb.shapes.shape import load_shape
-from megatron_rb.train.adapters import adapters_of_run, add_adapters, fill_base, identity, train_adapters_only
+from megatron_rb.train.adapters import add_adapters, fill_base, identity, train_adapters_only
 from megatron_rb.train.build import build_trainable
 from megatron_rb.train.step import Runner, train_pass
 from tests.parity.peft_models import write_adapter
