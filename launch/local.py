@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import random
 import signal
 import socket
 import subprocess
@@ -25,6 +26,11 @@ from megatron_rb.launch.outer_job import without_ranks
 
 NODE = "localhost"
 """The name of this machine in records and tables."""
+FIRST_PORT = 20000
+"""The ports below belong to services."""
+PORT_DRAWS = 32
+"""Tries before a port is taken that outgoing connections may have."""
+PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @dataclass
@@ -92,13 +98,24 @@ def start_ranks(commands: Sequence[RankCommand]) -> list[RankProcess]:
 
 
 def free_port(address: str) -> int:
-    """A TCP port that is free on `address` now."""
+    """A TCP port that is free on `address` now, and that the system gives to no outgoing connection meanwhile."""
+    draw = random.SystemRandom()
+    for port in (*(draw.randrange(FIRST_PORT, _first_outgoing_port()) for _ in range(PORT_DRAWS)), 0):
+        try:
+            with socket.socket() as probe:
+                probe.bind((address, port))
+                return int(probe.getsockname()[1])
+        except OSError as error:
+            failure = error
+    raise ValueError(f"cluster.master_addr {address} is not an address of this machine: {failure}") from failure
+
+
+def _first_outgoing_port() -> int:
+    """Of those that the system takes for connections of its own choice."""
     try:
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        raise ValueError(f"cluster.master_addr {address} is not an address of this machine: {error}") from error
+        return max(int(PORT_RANGE.read_text().split()[0]), FIRST_PORT + 1)
+    except (OSError, ValueError, IndexError):  # no Linux
+        return FIRST_PORT + 1000
 
 
 def check_port(address: str, port: int) -> None:
