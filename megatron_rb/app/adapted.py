@@ -10,7 +10,7 @@ from megatron_rb.checkpoint.hf.in_full import trained_in_full
 from megatron_rb.checkpoint.hf.run_adapters import adapters_of_run
 from megatron_rb.checkpoint.hf.table import EMBEDDING, HEAD, weight_table
 from megatron_rb.config.schema import ModelConfig
-from megatron_rb.models.adapters.plan import Adapter, adapted
+from megatron_rb.models.adapters.plan import Adapter, adapted, factor_elements
 from megatron_rb.planner.trained import Adapted, PartFactors
 from megatron_rb.planner.work import PARTS, Part, part_counts
 from megatron_rb.shapes.linears import LinearCut, ModelLinear, linears
@@ -63,11 +63,9 @@ def _factors(adapters: Sequence[Adapter], shape: RoboBrainShape) -> dict[Part, P
 def factor_sizes(adapter: Adapter, linear: ModelLinear) -> Mapping[str, int]:
     """Parameters of an adapter beside a linear, those that all tensor-parallel ranks hold and those that they share,
     and the columns between its factors."""
-    modules = [linear.modules[number] for number in adapted(adapter, linear)]
-    first = adapter.rank * linear.inputs * len(modules)
-    second = adapter.rank * sum(module.outputs for module in modules)
+    first, second = factor_elements(adapter, linear)
     whole, cut = (first, second) if linear.cut is LinearCut.OUTPUTS else (second, first)
-    return {"whole": whole, "cut": cut, "columns": adapter.rank * len(modules)}
+    return {"whole": whole, "cut": cut, "columns": adapter.rank * len(adapted(adapter, linear))}
 
 
 def _in_full(patterns: Sequence[str], shape: RoboBrainShape) -> dict[Part, float]:

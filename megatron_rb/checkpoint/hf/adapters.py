@@ -75,8 +75,6 @@ class PeftFolder:
     full."""
     in_full: tuple[str, ...]
     """Tensors of transformers that were trained in full beside it."""
-    base: str
-    """What the folder says that it belongs to; empty = it does not."""
     digest: str
     """Of the weights that it belongs to, where this stack has written it; else empty."""
 
@@ -131,8 +129,7 @@ def open_adapter(folder: str | Path, name: str, shape: RoboBrainShape) -> PeftFo
     )
     in_full = tuple(sorted(set(names) - set(factors)))
     _check_shapes(path, adapter, shape, names, shapes, in_full)
-    base = str(settings.get("base_model_name_or_path") or "")
-    return PeftFolder(path, adapter, names, in_full, base, _digest(path))
+    return PeftFolder(path, adapter, names, in_full, _digest(path))
 
 
 def _digest(path: Path) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from megatron_rb.checkpoint.hf.reader import HFReader
-from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.checkpoint.storage.checksum import Checksum, checksum
 from megatron_rb.checkpoint.storage.tensors import as_bytes
 from megatron_rb.shapes.shape import RoboBrainShape
@@ -25,20 +24,6 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 def combined_digest(digests: Mapping[str, str]) -> str:
     """Of the digests of all tensors, by their canonical names."""
     return checksum("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode())
-
-
-def folder_digest(
-    folder: str | Path, shape: RoboBrainShape, progress: Callable[[int], None] = lambda num_bytes: None
-) -> str:
-    """Of all tensors of a folder; reads all of them once.
-
-    Args:
-        progress: called with the bytes of every tensor.
-    """
-    reader = DigestingReader(folder, shape)
-    for name in stored_rules(shape):
-        progress(reader.read(name).nbytes)
-    return combined_digest(reader.digests)
 
 
 class DigestingReader(HFReader):

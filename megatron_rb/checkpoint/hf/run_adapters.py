@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from megatron_rb.checkpoint.hf.adapters import open_adapter
 from megatron_rb.checkpoint.hf.in_full import trained_in_full
-from megatron_rb.config.schema import ModelConfig
+from megatron_rb.checkpoint.hf.table import stored_rules
+from megatron_rb.config.schema import AdapterConfig, ModelConfig
 from megatron_rb.models.adapters.plan import Adapter, adapted, adapters_of
 from megatron_rb.shapes.linears import linears
 from megatron_rb.shapes.shape import RoboBrainShape
@@ -21,14 +22,26 @@ def adapters_of_run(settings: ModelConfig, shape: RoboBrainShape) -> tuple[Adapt
     """
     begun = {name: each for name, each in settings.adapters.items() if each.init}
     fresh = {name: each for name, each in settings.adapters.items() if not each.init}
-    read = {
-        name: replace(open_adapter(each.init, name, shape).adapter, dropout=each.dropout)
-        for name, each in begun.items()
-    }
+    read = {name: _begun(name, each, settings, shape) for name, each in begun.items()}
     made = {adapter.name: adapter for adapter in adapters_of(fresh, shape)}
     adapters = tuple({**read, **made}[name] for name in settings.adapters)
     _check_apart(adapters, settings.train_in_full, shape)
     return adapters
+
+
+def _begun(name: str, each: AdapterConfig, settings: ModelConfig, shape: RoboBrainShape) -> Adapter:
+    """The adapter of a folder. What was trained in full beside it is no part of the base: left frozen, it would be in
+    no checkpoint."""
+    opened, whole = open_adapter(each.init, name, shape), trained_in_full(settings.train_in_full, shape)
+    table = stored_rules(shape)
+    stored = {hf_name for key in whole for hf_name in table[key].hf_names}
+    lost = [hf_name for hf_name in opened.in_full if hf_name not in stored]
+    if lost:
+        raise ValueError(
+            f"model.adapters.{name}.init: {each.init} holds {lost[0]}, which was trained in full; name its module in "
+            "model.train_in_full too"
+        )
+    return replace(opened.adapter, dropout=each.dropout)
 
 
 def _check_apart(adapters: Sequence[Adapter], in_full: Sequence[str], shape: RoboBrainShape) -> None:

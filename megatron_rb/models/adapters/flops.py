@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_rb.layout import Kind
-from megatron_rb.models.adapters.plan import Adapter, adapted
+from megatron_rb.models.adapters.plan import Adapter, adapted, factor_elements
+from megatron_rb.models.stage import EMBEDDING_WEIGHT, HEAD_WEIGHT
 from megatron_rb.models.work import Flops, Work
 from megatron_rb.shapes.balance import matrix_weights
 from megatron_rb.shapes.linears import ModelLinear, linears
 from megatron_rb.shapes.shape import RoboBrainShape
 
-PATCH_EMBED, EMBEDDING, HEAD = (
-    "vision.patch_embed.weight",
-    "language.embedding.tokens.weight",
-    "language.head.output.weight",
-)
+PATCH_EMBED = "vision.patch_embed.weight"
 
 
 @dataclass
@@ -34,11 +31,9 @@ class _Path:
         self.matrix(rows, linear.inputs * linear.outputs, trained)
         before = self.reached
         for adapter in self.adapters:
-            modules = [linear.modules[number] for number in adapted(adapter, linear)]
-            first = adapter.rank * linear.inputs * len(modules)
-            second = adapter.rank * sum(module.outputs for module in modules)
+            first, second = factor_elements(adapter, linear)
             self.flops += 2.0 * rows * (first * (2 + before) + second * 3)
-            self.reached |= bool(modules)
+            self.reached |= first > 0
         self.reached |= trained
 
     def matrix(self, rows: float, weights: int, trained: bool) -> None:
@@ -89,15 +84,15 @@ def adapted_flops(
             features[number] = _merger(vision.branch(), f"vision.deepstack.{number}", own, rows)
             mergers += features[number].flops
     merged = _merger(vision.branch(), "vision.merger", own, rows)
-    language = _Path(adapters, in_full, merged.reached or EMBEDDING in in_full)
+    language = _Path(adapters, in_full, merged.reached or EMBEDDING_WEIGHT in in_full)
     text = shape.text
     for index in range(text.num_layers):
         attention = 2.0 * text.num_heads * text.head_dim * work.token_squares
         _layer(language, f"language.layers.{index}", own, work.tokens, attention)
         language.reached |= index in features and features[index].reached
     language.norms("language.head")
-    tied = text.tied_embeddings and EMBEDDING in in_full
-    language.matrix(work.labels, weights[Kind.HEAD], HEAD in in_full or tied)
+    tied = text.tied_embeddings and EMBEDDING_WEIGHT in in_full
+    language.matrix(work.labels, weights[Kind.HEAD], HEAD_WEIGHT in in_full or tied)
     return Flops(vision.flops, mergers + merged.flops, language.flops)
 
 

@@ -71,3 +71,9 @@ def _chosen(setting: str, patterns: Sequence[str], names: Sequence[str]) -> set[
 def adapted(adapter: Adapter, linear: ModelLinear) -> list[int]:
     """Which of the modules that a linear is made of an adapter changes."""
     return [number for number, module in enumerate(linear.modules) if module.name in adapter.modules]
+
+
+def factor_elements(adapter: Adapter, linear: ModelLinear) -> tuple[int, int]:
+    """Elements of all first and of all second factors beside a linear."""
+    modules = [linear.modules[number] for number in adapted(adapter, linear)]
+    return adapter.rank * linear.inputs * len(modules), adapter.rank * sum(module.outputs for module in modules)

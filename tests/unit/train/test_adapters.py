@@ -5,8 +5,9 @@ import torch
 from megatron.core import tensor_parallel
 
 from megatron_rb.app.forecast import stage_forecast
-from megatron_rb.checkpoint.hf.digest import folder_digest
+from megatron_rb.checkpoint.hf.digest import DigestingReader, combined_digest
 from megatron_rb.checkpoint.hf.run_adapters import adapters_of_run
+from megatron_rb.checkpoint.hf.table import stored_rules
 from megatron_rb.config.derive import derive
 from megatron_rb.config.schema import AdapterConfig, ModelConfig
 from megatron_rb.models.adapters.attach import is_factor
@@ -33,6 +34,14 @@ def there(session, folder):
     """A session of that model."""
     shape = load_shape(folder)
     return Session(session.platform, session.mesh, shape, default_layout(shape, 1), session.device)
+
+
+def folder_digest(folder, shape) -> str:
+    """Of all tensors of a folder, read one by one."""
+    reader = DigestingReader(folder, shape)
+    for name in stored_rules(shape):
+        reader.read(name)
+    return combined_digest(reader.digests)
 
 
 def settings_of(*in_full: str, **adapter) -> ModelConfig:
@@ -107,6 +116,15 @@ def test_a_folder_of_peft_says_modules_rank_and_scale(there, folder, tmp_path):
 def test_what_cannot_be_trained_in_full_is_refused(settings, sentence, there):
     with pytest.raises(ValueError, match=sentence):
         adapters_of_run(settings, there.shape)
+
+
+def test_what_a_folder_has_in_full_is_named_or_refused(there, folder, tmp_path):
+    settings = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    init = str(write_adapter(folder, tmp_path / "peft", 0, **settings))
+    with pytest.raises(ValueError, match="holds lm_head.weight, which was trained in full; name its module in"):
+        adapters_of_run(settings_of(init=init), there.shape)
+    (adapter,) = adapters_of_run(settings_of("lm_head", init=init), there.shape)
+    assert adapter.rank == 2
 
 
 def test_weights_of_a_checkpoint_are_no_base(there, config, tmp_path):
