@@ -27,4 +27,5 @@ def stand_in_for_weights(stand_ins: StandIns, watch: Watch) -> None:
 
     stand_ins.set(build, "random_weights", random_weights)
     stand_ins.set(build, "fill_base", fill_base)
+    stand_ins.set(build, "check_base", lambda settings, shape, base: None)
     stand_ins.set(build, "check_first_weights", lambda init, mesh: None)

@@ -55,6 +55,21 @@ def flops_of(settings: ModelConfig, shape: RoboBrainShape) -> Callable[[Work], f
     return lambda work: adapted_flops(shape, work, adapters, in_full).total
 
 
+def check_base(settings: ModelConfig, shape: RoboBrainShape, base: str) -> None:
+    """Raise ValueError where a folder of peft says that it belongs to other base weights; those of other tools do not.
+
+    Args:
+        base: digest of the weights of this run.
+    """
+    for name, each in settings.adapters.items():
+        digest = open_adapter(each.init, name, shape).digest if each.init else ""
+        if digest and digest != base:
+            raise ValueError(
+                f"model.adapters.{name}.init: {each.init} belongs to other base weights ({digest}) than this run has "
+                f"({base}); name the folder that it was trained on in checkpoint.init or model.hf_path"
+            )
+
+
 def add_adapters(stages: list[RoboBrainStage], session: Session, settings: ModelConfig, seed: int) -> None:
     """Attach the adapters of a run to stages that have their weights, and give them their first values."""
     adapters = adapters_of_run(settings, session.shape)

@@ -31,7 +31,7 @@ from megatron_rb.parallel.mesh import Mesh
 from megatron_rb.parallel.session import Session
 from megatron_rb.shapes.foreign import check_init, no_first_weights
 from megatron_rb.shapes.shape import RoboBrainShape, model_fingerprint
-from megatron_rb.train.adapters import add_adapters, fill_base, identity, load_adapted, train_adapters_only
+from megatron_rb.train.adapters import add_adapters, check_base, fill_base, identity, load_adapted, train_adapters_only
 from megatron_rb.train.gradients import gradient_finalizer, tie_embeddings
 from megatron_rb.train.optimizers import build_optimizer, ddp_config
 
@@ -61,6 +61,7 @@ def build_trainable(session: Session, config: Config, init: str) -> Trainable:
             )
         stages = build_stages(session, ModelOptions.of(config))
         base = fill_base(stages, session, init)
+        check_base(config.model, session.shape, base)
         add_adapters(stages, session, config.model, config.seed)
         train_adapters_only(stages, config.model.train_in_full)
         own = identity(config.model, session.shape, base)

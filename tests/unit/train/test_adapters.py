@@ -127,6 +127,16 @@ def test_what_a_folder_has_in_full_is_named_or_refused(there, folder, tmp_path):
     assert adapter.rank == 2
 
 
+def test_an_adapter_of_another_base_is_refused(there, folder, config, tmp_path):
+    adapter = write_adapter(folder, tmp_path / "peft", 0, r=2, target_modules=["q_proj"])
+    config.model.adapters = settings_of(init=str(adapter)).adapters
+    (adapter / "manifest.json").write_text(f'{{"base": "{folder_digest(folder, there.shape)}"}}')
+    build_trainable(there, config, str(folder))
+    (adapter / "manifest.json").write_text('{"base": "another"}')
+    with pytest.raises(ValueError, match=r"belongs to other base weights \(another\) than this run has"):
+        build_trainable(there, config, str(folder))
+
+
 def test_weights_of_a_checkpoint_are_no_base(there, config, tmp_path):
     config.model.adapters = settings_of().adapters
     (tmp_path / "checkpoint.json").write_text('{"format": 1, "model": {}}')
